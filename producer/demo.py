@@ -1,0 +1,171 @@
+"""`demo`: a Redis, a worker and a folder of posters, from nothing to neighbours, leaving nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from producer.catalogue import read_catalogue
+from producer.client import Producer
+from producer.indexing import index, say
+from producer.search import nearest
+from worker.announcement import FAILED, READY
+from worker.errors import ConfigurationError, NoWorker, RedisUnreachable
+from worker.progress import Progress
+from worker.settings import Settings, load_settings
+
+REDIS_START_S: Final = 10.0
+WORKER_START_S: Final = 600.0  # a first start may download the weights
+STOP_S: Final = 30.0
+SHOWN: Final = 3
+
+
+def run_demo() -> Progress:
+    """Start Redis and a worker on a free port, index posters/, show neighbours, stop both.
+
+    Raises:
+        ConfigurationError: redis-server is not installed.
+        NoWorker: no worker could be started; says why.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, _redis(Path(folder)) as url:
+        base = {"redis_url": url, "store": f"sqlite:{Path(folder, 'demo.db')}"}
+        settings = load_settings(**base)
+        say(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
+        with _worker(settings, Path(folder)) as name:
+            producer = Producer(settings)
+            try:
+                _job, progress = index(producer, [], force=False, detach=False, quiet=False)
+                _show_neighbours(producer, name)
+            finally:
+                producer.close()
+    say(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
+    return progress
+
+
+@contextmanager
+def _redis(folder: Path) -> Iterator[str]:
+    """A redis-server of our own: free port, loopback only, nothing on disk."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ConfigurationError("redis-server is not installed: run `make setup`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with (folder / "redis.log").open("wb") as log:
+        process = subprocess.Popen([program, *options, "--dir", str(folder)], stdout=log, stderr=log)
+    try:
+        url = f"redis://127.0.0.1:{port}/0"
+        probe = Producer(load_settings(redis_url=url))
+        ends = time.monotonic() + REDIS_START_S
+        while True:
+            try:
+                probe.workers()
+                break
+            except RedisUnreachable:
+                if time.monotonic() > ends or process.poll() is not None:
+                    text = (folder / "redis.log").read_text(errors="replace")[-800:]
+                    raise ConfigurationError(f"redis-server did not start: {text}") from None
+                time.sleep(0.05)
+        probe.close()
+        yield url
+    finally:
+        _stop(process)
+
+
+@contextmanager
+def _worker(settings: Settings, folder: Path) -> Iterator[str]:
+    """A worker with trained weights if they can be had, else with untrained ones, said loudly."""
+    process, name, reason = _start_worker(settings, folder, settings.pretrained)
+    try:
+        if reason is not None and reason[0] == "WeightsUnavailable":
+            say(f"demo: {reason[1]}")
+            say(
+                "demo: going on with UNTRAINED weights: the way of the data is real, "
+                "near copies are found, but the vectors mean nothing"
+            )
+            _stop(process)
+            process, name, reason = _start_worker(settings, folder, "untrained")
+        if reason is not None:
+            raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
+        yield name
+    finally:
+        _stop(process)
+
+
+def _start_worker(
+    settings: Settings, folder: Path, pretrained: str
+) -> tuple[subprocess.Popen[bytes], str, tuple[str, str] | None]:
+    """Start a worker and wait until it is ready; the third part says why it is not."""
+    environment = os.environ | {
+        "POSTERS_REDIS_URL": settings.redis_url,
+        "POSTERS_STORE": settings.store,
+        "POSTERS_PRETRAINED": pretrained,
+    }
+    name = f"demo-{pretrained}@localhost".replace("/", "-")
+    command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", name]
+    log_path = folder / "worker.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    producer = Producer(settings)
+    say(f"demo: the worker loads {settings.model_name} with {pretrained!r} weights …")
+    ends = time.monotonic() + WORKER_START_S
+    try:
+        while time.monotonic() < ends:
+            heard = producer.announcements.hear(name)
+            if heard is not None and heard.state == READY:
+                say(f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}")
+                return process, name, None
+            if heard is not None and heard.state == FAILED:
+                return process, name, (heard.get("error"), heard.get("reason"))
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+    finally:
+        producer.close()
+    text = log_path.read_text(errors="replace")[-2000:]
+    return process, name, ("", f"it ended with status {process.poll()}:\n{text}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _show_neighbours(producer: Producer, worker: str) -> None:
+    """For some posters, copies first, print the poster that looks most like it."""
+    heard = producer.announcements.hear(worker)
+    store = producer.store()
+    try:
+        space_id = (heard.get("space") if heard else "") or store.current() or ""
+        catalogue = read_catalogue(producer.settings.catalogue)
+        ids = [entry.id for entry in catalogue.entries.values()]
+        ids.sort(key=lambda name: "copy_of" not in catalogue.by_id[name].about)
+        known = store.get(space_id, ids)
+        chosen = [name for name in ids if name in known][:SHOWN]
+        if not chosen:
+            return
+        queries = np.stack([known[name] for name in chosen])
+        for name, matches in zip(chosen, nearest(store, space_id, queries, k=2), strict=True):
+            other = next(match for match in matches if match.id != name)
+            titles = f"  ({catalogue.title(name)} ~ {catalogue.title(other.id)})"
+            print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}{titles}")
+    finally:
+        store.close()

@@ -1,0 +1,105 @@
+"""`doctor`: look at each thing that can be wrong, in the order in which it would stop the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from producer.client import Producer
+from worker.announcement import FAILED, LOADING, READY, Announcement
+from worker.errors import PosterError
+from worker.settings import without_password
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `advice` says what to do where it is not as it should be."""
+
+    name: str
+    ok: bool
+    seen: str
+    advice: str = ""
+
+
+def examine(producer: Producer) -> Iterator[Finding]:
+    """Yield a finding for Redis, worker, model, posters root, store and quarantine; stops without Redis."""
+    settings = producer.settings
+    url = without_password(settings.redis_url)
+    try:
+        workers = producer.workers()
+    except PosterError as error:
+        yield Finding("redis", False, str(error), "start it: `redis-server`, or `docker compose up -d redis`")
+        return
+    yield Finding("redis", True, f"answers at {url}")
+    yield _alive(workers)
+    ready = [worker for worker in workers if worker.state == READY]
+    yield _model(workers, ready)
+    yield _root(settings.root, ready)
+    yield _attempt("store", lambda: _store(producer, ready), "check the path, its owner, and the free space")
+    aside = producer.ledger.quarantined()
+    advice = "look at them with `redis-cli lrange posters:quarantine 0 9`; something else writes to the queue"
+    yield Finding("quarantine", not aside, f"{aside} message(s) put aside", advice if aside else "")
+
+
+def _alive(workers: list[Announcement]) -> Finding:
+    if not workers:
+        return Finding("worker", False, "none is alive", "start one: `celery -A worker worker`")
+    names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
+    return Finding("worker", True, names)
+
+
+def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
+    for worker in workers:
+        if worker.state == FAILED:
+            return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "mend that, then start it again")
+    if not ready:
+        if any(worker.state == LOADING for worker in workers):
+            return Finding("model", False, "being loaded", "wait; a first start downloads the weights")
+        return Finding("model", False, "no worker, no model", "start a worker")
+    if len({worker.get("space") for worker in ready}) > 1:
+        spaces = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in ready)
+        return Finding("model", False, f"workers make different vectors ({spaces})", "give all one configuration")
+    worker = ready[0]
+    seen = f"{worker.get('model')} on {worker.get('device')} in {worker.get('precision')}, space {worker.get('space')}"
+    if '"untrained-' in worker.get("space_json"):
+        return Finding("model", True, seen + "; UNTRAINED weights, for demonstrations and tests only")
+    return Finding("model", True, seen)
+
+
+def _root(root: Path, ready: list[Announcement]) -> Finding:
+    here = root.resolve()
+    if not root.is_dir():
+        return Finding("posters root", False, f"{here} is not a folder", "set POSTERS_ROOT")
+    other = [worker for worker in ready if worker.get("root") != str(here)]
+    seen = f"{here} is readable"
+    if not os.access(root, os.R_OK | os.X_OK):
+        return Finding("posters root", False, f"{here} cannot be read", "check its owner and mode")
+    if other:
+        seen += f"; {other[0].name} uses {other[0].get('root')} (right if both are the same folder, as in containers)"
+    return Finding("posters root", True, seen)
+
+
+def _store(producer: Producer, ready: list[Announcement]) -> Finding:
+    store = producer.store()
+    try:
+        store.check()
+        current = store.current()
+        held = f"{store.count(current)} vectors in {current}" if current else "no vectors yet"
+    finally:
+        store.close()
+    mine = without_password(producer.settings.store)
+    seen = f"{mine} is writable, {held}"
+    other = [worker for worker in ready if worker.get("store") != mine]
+    if other:
+        advice = "set POSTERS_STORE to the same for both"
+        return Finding("store", False, f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
+    return Finding("store", True, seen)
+
+
+def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:
+    try:
+        return look()
+    except PosterError as error:
+        return Finding(name, False, str(error), advice)

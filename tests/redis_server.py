@@ -1,0 +1,79 @@
+"""A redis-server of the tests' own: free port, loopback only, nothing on disk unless asked for."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import redis
+
+START_S = 10.0
+
+
+class RedisServer:
+    """Starts on construction; `stop` or `kill` it, `start` it again on the same port and folder."""
+
+    def __init__(self, options: Sequence[str] = (), folder: Path | None = None) -> None:
+        """`options` are added to the command line, for example ``["--appendonly", "yes"]``."""
+        program = shutil.which("redis-server")
+        if program is None:
+            raise FileNotFoundError("redis-server is not installed: make setup")
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="posters-redis-")
+        self.folder = folder or Path(self._temporary.name)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        base = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        self._command = [program, *base, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url, decode_responses=True)
+
+    def start(self) -> None:
+        with (self.folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        ends = time.monotonic() + START_S
+        while True:
+            try:
+                with self.client as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                if time.monotonic() > ends or self._process.poll() is not None:
+                    raise RuntimeError((self.folder / "redis.log").read_text(errors="replace")[-1000:]) from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(START_S)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(START_S)
+
+    def close(self) -> None:
+        self.kill()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The worker: turns batches of posters into CLIP vectors. Started with ``celery -A worker worker``."""

@@ -1,0 +1,82 @@
+"""How a worker shows that it lives: one hash in Redis that expires when it falls silent.
+
+posters:worker:NAME   hash   state, host, pid, device, model, space, …   ANNOUNCEMENT_S, renewed
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from worker.redis_client import answers, connect
+
+PREFIX: Final = "posters:worker:"
+NAMES: Final = "posters:workers"
+ANNOUNCEMENT_S: Final = 15  # three renewals may be missed before a worker counts as dead
+RENEWAL_S: Final = 5
+
+LOADING: Final = "loading"  # the model is being loaded and warmed up
+READY: Final = "ready"
+FAILED: Final = "failed"  # it will leave; `reason` says why
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a worker says of itself; everything but name and state may be empty while it loads."""
+
+    name: str
+    state: str
+    fields: Mapping[str, str]
+
+    def get(self, field: str) -> str:
+        """A field's text; empty where the worker has not said it (yet)."""
+        return self.fields.get(field, "")
+
+
+class Announcements:
+    """Write and read announcements; RedisUnreachable when Redis does not answer."""
+
+    def __init__(self, url: str) -> None:
+        """`url` as settings.redis_url."""
+        self.url = url
+        self._redis = connect(url)
+
+    def say(self, name: str, state: str, fields: Mapping[str, object]) -> None:
+        """Announce, replacing what was said before."""
+        entry: dict[Any, Any] = {"state": state, "at": repr(time.time())}
+        entry |= {field: str(value) for field, value in fields.items()}
+        with answers(self.url):
+            pipe = self._redis.pipeline()
+            pipe.delete(PREFIX + name)
+            pipe.hset(PREFIX + name, mapping=entry)
+            pipe.expire(PREFIX + name, ANNOUNCEMENT_S)
+            pipe.sadd(NAMES, name)
+            pipe.execute()
+
+    def hear(self, name: str) -> Announcement | None:
+        """What one worker says; None when it is silent."""
+        with answers(self.url):
+            entry = cast(dict[str, str], self._redis.hgetall(PREFIX + name))
+        return Announcement(name, entry.pop("state"), entry) if entry else None
+
+    def everybody(self) -> list[Announcement]:
+        """All workers that are alive, by name."""
+        with answers(self.url):
+            names = sorted(cast(set[str], self._redis.smembers(NAMES)))
+        heard = {name: self.hear(name) for name in names}
+        silent = [name for name in names if heard[name] is None]
+        if silent:
+            with answers(self.url):
+                self._redis.srem(NAMES, *silent)  # one that only paused adds itself again
+        return [worker for worker in heard.values() if worker is not None]
+
+    def withdraw(self, name: str) -> None:
+        """Say goodbye."""
+        with answers(self.url):
+            self._redis.delete(PREFIX + name)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._redis.close()

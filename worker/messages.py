@@ -1,0 +1,159 @@
+"""What travels through the queue: lanes, task names, and the EmbedBatch that checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from worker.errors import BadMessage
+
+INTERACTIVE: Final = "interactive"  # somebody waits for the answer; drained first
+BULK: Final = "bulk"
+LANES: Final = (INTERACTIVE, BULK)
+QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
+
+EMBED_TASK: Final = "posters.embed"
+VERSION: Final = 1
+
+MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows
+MAX_ID_CHARACTERS: Final = 128  # job and batch ids
+MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
+
+
+class Poster(NamedTuple):
+    """One poster of a batch, as the producer saw it.
+
+    Attributes:
+        id: under which its vector is stored.
+        path: relative to the posters root, POSIX separators. Bytes that are not UTF-8 travel as
+            lone surrogates, as os.fsdecode makes them.
+        size: bytes; -1 when the producer did not look.
+        mtime_ns: nanoseconds since 1970; -1 when the producer did not look.
+    """
+
+    id: str
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+
+
+@dataclass(frozen=True)
+class EmbedBatch:
+    """One message: up to MAX_POSTERS posters of one job.
+
+    Attributes:
+        job: id of the job.
+        batch: id of the batch, unique over all jobs; also the Celery task id.
+        posters: what to embed.
+        lane: INTERACTIVE or BULK.
+        space: id of the only space that these vectors may land in; None: the worker's own.
+        force: embed even what the store already holds.
+        reply: put the vectors into the ledger too, for a caller that waits.
+    """
+
+    job: str
+    batch: str
+    posters: tuple[Poster, ...]
+    lane: str = BULK
+    space: str | None = None
+    force: bool = False
+    reply: bool = False
+
+    def encode(self) -> dict[str, Any]:
+        """The message as JSON types."""
+        return {
+            "version": VERSION,
+            "job": self.job,
+            "batch": self.batch,
+            "lane": self.lane,
+            "space": self.space,
+            "force": self.force,
+            "reply": self.reply,
+            "posters": [list(poster) for poster in self.posters],
+        }
+
+    @classmethod
+    def decode(cls, message: object) -> EmbedBatch:
+        """The inverse of encode, trusting nothing.
+
+        Raises:
+            BadMessage: names the field, what it must be, and what it was.
+        """
+        if not isinstance(message, Mapping):
+            raise BadMessage(f"a batch must be an object, not {type(message).__name__}")
+        version = message.get("version")
+        if type(version) is not int or version < 1:
+            raise BadMessage(f"version must be a positive whole number, not {version!r}")
+        if version > VERSION:
+            raise BadMessage(f"version {version} is newer than this program reads ({VERSION}): update the worker")
+        unknown = set(message) - set(cls.__dataclass_fields__) - {"version"}
+        if unknown:
+            raise BadMessage(f"unknown fields {', '.join(sorted(map(repr, unknown)))}")
+        lane, space = message.get("lane"), message.get("space")
+        if lane not in LANES:
+            raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r}")
+        if space is not None:
+            space = _text(space, "space", MAX_ID_CHARACTERS)
+        return cls(
+            job=_text(message.get("job"), "job", MAX_ID_CHARACTERS),
+            batch=_text(message.get("batch"), "batch", MAX_ID_CHARACTERS),
+            posters=_posters(message.get("posters")),
+            lane=lane,
+            space=space,
+            force=_flag(message.get("force"), "force"),
+            reply=_flag(message.get("reply"), "reply"),
+        )
+
+    def halves(self) -> tuple[EmbedBatch, EmbedBatch]:
+        """Two batches with half the posters each, for finding the one that kills its worker."""
+        if len(self.posters) < 2:
+            raise ValueError(f"batch {self.batch} holds one poster and cannot be cut")
+        middle = len(self.posters) // 2
+        return self._part(".0", self.posters[:middle]), self._part(".1", self.posters[middle:])
+
+    def _part(self, suffix: str, posters: tuple[Poster, ...]) -> EmbedBatch:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return EmbedBatch(**{**fields, "batch": self.batch + suffix, "posters": posters})
+
+
+def _text(value: object, name: str, limit: int) -> str:
+    if not isinstance(value, str) or not value or len(value) > limit or "\0" in value:
+        shown = (
+            f"{value[:40]!r}… of {len(value)} characters" if isinstance(value, str) and len(value) > 40 else repr(value)
+        )
+        raise BadMessage(f"{name} must be 1 to {limit} characters, none of them NUL, not {shown}")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadMessage(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or not -1 <= value < 2**63:
+        raise BadMessage(f"{name} must be a whole number from -1 to 2**63-1, not {value!r}")
+    return value
+
+
+def _posters(value: object) -> tuple[Poster, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 1 <= len(value) <= MAX_POSTERS:
+        count = len(value) if isinstance(value, Sequence) else type(value).__name__
+        raise BadMessage(f"posters must be a list of 1 to {MAX_POSTERS}, not {count}")
+    posters = []
+    for number, entry in enumerate(value):
+        if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != len(Poster._fields):
+            raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
+        posters.append(
+            Poster(
+                _text(entry[0], f"posters[{number}].id", MAX_PATH_CHARACTERS),
+                _text(entry[1], f"posters[{number}].path", MAX_PATH_CHARACTERS),
+                _whole(entry[2], f"posters[{number}].size"),
+                _whole(entry[3], f"posters[{number}].mtime_ns"),
+            )
+        )
+    if len({poster.id for poster in posters}) != len(posters):
+        raise BadMessage("posters holds an id twice")
+    return tuple(posters)

@@ -1,0 +1,288 @@
+"""From a batch of paths to rows in the store: decode ahead in threads, embed in chunks, store behind.
+
+    decode threads            this thread              store thread
+    read → digest → decode →  chunk → embed_pixels  →  put
+
+The embedder, the store and the clock are arguments, so that the pipeline runs without GPU and Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from worker.errors import UnreadablePoster
+from worker.files import FileContent, read_file
+from worker.images import Geometry, Limits, decode
+from worker.messages import EmbedBatch, Poster
+from worker.progress import Failure, Outcome
+from worker.space import Space
+from worker.vectors import Row, Vectors, VectorStore
+
+CHUNKS_AHEAD = 3  # one on the device, one decoded, one being decoded
+FIRST_CHUNK_SHARE = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
+PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
+
+
+class EmbeddedChunk(Protocol):
+    """What the embedder returns: vectors (n, dimension), and a reason for each row that has none."""
+
+    @property
+    def vectors(self) -> Vectors: ...
+    @property
+    def failures(self) -> Mapping[int, str]: ...
+
+
+class Embedder(Protocol):
+    """What the pipeline needs of CLIPEmbedder."""
+
+    @property
+    def space(self) -> Space: ...
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def provenance(self) -> Mapping[str, str]: ...
+
+    def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk: ...
+
+
+class _Read(NamedTuple):
+    """A poster that was read: its row, and its vector if the store knew the content already."""
+
+    row: Row
+    known: Vectors | None
+
+
+@dataclass
+class _Chunk:
+    posters: Sequence[Poster]
+    pixels: torch.Tensor  # uint8 (n, 3, H, W); row i belongs to posters[i]
+    reads: list[Future[_Read]]
+
+
+@dataclass
+class Timings:
+    """Where the seconds of a batch went, as seen by the thread that drives the device."""
+
+    waiting_for_decode: float = 0.0
+    on_device: float = 0.0
+    waiting_for_store: float = 0.0
+
+
+@dataclass
+class _Tally:
+    embedded: int = 0
+    reused: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    vectors: dict[str, bytes] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Runs batches, one at a time; keeps its threads between them."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        *,
+        root: Path,
+        threads: int = 0,
+        look_ahead_images: int = 0,
+        max_file_bytes: int = 100_000_000,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`threads` 0: one per core that this process may use; `look_ahead_images` 0: three chunks."""
+        self.embedder, self.store, self.root = embedder, store, root
+        self.timings = Timings()
+        self._max_file_bytes, self._limits, self._clock = max_file_bytes, limits or Limits(), clock
+        self._look_ahead = look_ahead_images
+        self._readers = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="decode")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    def run(
+        self,
+        batch: EmbedBatch,
+        progress: Callable[[int], None] = lambda done: None,
+        *,
+        begun_before: bool = False,
+    ) -> Outcome:
+        """Embed what is not in the store yet, store it, and say what became of each poster.
+
+        Args:
+            batch: whose posters to embed; each ends in exactly one part of the outcome.
+            progress: called with the number of posters done after every chunk.
+            begun_before: an earlier attempt may have stored a part; that part counts as embedded.
+
+        Raises:
+            StoreError, OSError: the store or the posters root is out of reach. Chunks that were
+                stored stay stored; running the batch again does only the rest.
+            DeviceLost: the accelerator needs a fresh process.
+        """
+        self.timings = Timings()
+        space = self.embedder.space
+        if batch.space not in (None, space.id):
+            return Outcome(failures=tuple(_of_another_space(batch, space.id)))
+        todo = list(batch.posters)
+        if not batch.force:
+            rows = self.store.rows(space.id, [poster.id for poster in todo])
+            todo = [poster for poster in todo if not _is_current(poster, rows.get(poster.id))]
+        unchanged = len(batch.posters) - len(todo)
+        tally = _Tally()
+        if batch.reply and unchanged:
+            ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
+            stored = self.store.get(space.id, sorted(ids))
+            tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
+        self._run_chunks(todo, batch, tally, lambda done: progress(unchanged + done))
+        if begun_before:
+            tally.embedded, unchanged = tally.embedded + unchanged, 0
+        return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
+
+    def close(self) -> None:
+        """End the threads; the store stays open, it belongs to the caller."""
+        self._readers.shutdown(cancel_futures=True)
+        self._writer.shutdown()
+
+    def _run_chunks(
+        self, todo: Sequence[Poster], batch: EmbedBatch, tally: _Tally, progress: Callable[[int], None]
+    ) -> None:
+        puts: deque[Future[int]] = deque()
+        done = 0
+        chunks = self._decode_ahead(todo, batch.force)
+        try:
+            for chunk in chunks:
+                rows, vectors = self._embed(chunk, tally)
+                if batch.reply:
+                    raw = vectors.astype("<f4")
+                    tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
+                puts.append(self._writer.submit(self._put, rows, vectors, len(chunk.posters)))
+                while puts and (puts[0].done() or len(puts) > PUTS_BEHIND):
+                    done += self._wait_for_store(puts.popleft())
+                progress(done)
+            while puts:
+                done += self._wait_for_store(puts.popleft())
+            progress(done)
+        finally:
+            chunks.close()
+            for put in puts:
+                put.exception()  # nothing of this batch may be written after run has returned
+
+    def _decode_ahead(self, todo: Sequence[Poster], force: bool) -> Generator[_Chunk, None, None]:
+        """Yield chunks in order, every read done, while the next ones are being decoded."""
+        waiting: deque[_Chunk] = deque()
+        position, size = 0, max(1, self.embedder.chunk // FIRST_CHUNK_SHARE)
+        try:
+            while position < len(todo) or waiting:
+                ahead = sum(len(chunk.posters) for chunk in waiting)
+                limit = self._look_ahead or CHUNKS_AHEAD * self.embedder.chunk
+                if position < len(todo) and (not waiting or ahead < limit):
+                    chunk = self._submit(todo[position : position + size], force)
+                    position += len(chunk.posters)
+                    size = min(2 * size, self.embedder.chunk)
+                    waiting.append(chunk)
+                    continue
+                chunk = waiting.popleft()
+                began = self._clock()
+                for read in chunk.reads:
+                    read.exception()
+                self.timings.waiting_for_decode += self._clock() - began
+                yield chunk
+        finally:
+            for chunk in waiting:
+                for read in chunk.reads:
+                    read.cancel()
+
+    def _submit(self, posters: Sequence[Poster], force: bool) -> _Chunk:
+        geometry, pinned = self.embedder.geometry, self.embedder.device.type == "cuda"
+        shape = (len(posters), 3, geometry.height, geometry.width)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        reads = [self._readers.submit(self._read, poster, pixels[row], force) for row, poster in enumerate(posters)]
+        return _Chunk(posters, pixels, reads)
+
+    def _read(self, poster: Poster, target: torch.Tensor, force: bool) -> _Read:
+        content: FileContent = read_file(poster.path, root=self.root, max_bytes=self._max_file_bytes)
+        row = Row(poster.id, content.digest, content.size, content.mtime_ns)
+        if not force:
+            known = self.store.by_content(self.embedder.space.id, [content.digest])
+            if known:
+                return _Read(row, known[content.digest])
+        target.copy_(decode(content.data, self.embedder.geometry, name=poster.path, limits=self._limits))
+        return _Read(row, None)
+
+    def _embed(self, chunk: _Chunk, tally: _Tally) -> tuple[list[Row], Vectors]:
+        """Rows and vectors of the chunk, aligned; posters that failed are tallied and left out."""
+        fresh: list[tuple[int, Row]] = []
+        rows: list[Row] = []
+        vectors: list[Vectors] = []
+        for index, (poster, read) in enumerate(zip(chunk.posters, chunk.reads, strict=True)):
+            try:
+                row, known = read.result()
+            except UnreadablePoster as error:
+                tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
+                continue
+            if known is None:
+                fresh.append((index, row))
+            else:
+                rows.append(row)
+                vectors.append(known)
+                tally.reused += 1
+        if fresh:
+            indices = [index for index, _ in fresh]
+            whole = len(fresh) == len(chunk.posters)
+            began = self._clock()
+            result = self.embedder.embed_pixels(chunk.pixels if whole else chunk.pixels[indices])
+            self.timings.on_device += self._clock() - began
+            for position, (index, row) in enumerate(fresh):
+                reason = result.failures.get(position)
+                if reason is None:
+                    rows.append(row)
+                    vectors.append(result.vectors[position])
+                    tally.embedded += 1
+                else:
+                    tally.failures.append(Failure(row.id, chunk.posters[index].path, "internal", reason))
+        if not rows:
+            return [], np.zeros((0, self.embedder.space.dimension), np.float32)
+        return rows, np.stack(vectors)
+
+    def _put(self, rows: Sequence[Row], vectors: Vectors, posters: int) -> int:
+        if rows:
+            self.store.put(self.embedder.space, rows, vectors, self.embedder.provenance)
+        return posters
+
+    def _wait_for_store(self, put: Future[int]) -> int:
+        began = self._clock()
+        try:
+            return put.result()
+        finally:
+            self.timings.waiting_for_store += self._clock() - began
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; containers and taskset often allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _is_current(poster: Poster, row: Row | None) -> bool:
+    """True when the stored row describes the file as the producer saw it."""
+    return row is not None and poster.size >= 0 and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)
+
+
+def _of_another_space(batch: EmbedBatch, mine: str) -> Iterator[Failure]:
+    for poster in batch.posters:
+        reason = f"queued for the space {batch.space}, and this worker makes {mine}: run `index` again"
+        yield Failure(poster.id, poster.path, "internal", reason)

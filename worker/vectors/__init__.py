@@ -1,0 +1,125 @@
+"""The store: where vectors live. One protocol; sqlite, redis and memory keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from worker.errors import ConfigurationError
+from worker.space import Space
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Row(NamedTuple):
+    """What is known of a poster beside its vector.
+
+    Attributes:
+        id: the poster's id.
+        digest: hex digest of the file's bytes.
+        size: bytes of the file that was embedded.
+        mtime_ns: its modification time when it was read, nanoseconds since 1970.
+    """
+
+    id: str
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class SpaceInfo:
+    """A space in the store: how many vectors, how many bytes of numbers, since when, made with what."""
+
+    space: Space
+    count: int
+    bytes: int
+    created: float
+    provenance: Mapping[str, str]
+
+
+class VectorStore(Protocol):
+    """The contract that tests/test_vectors.py holds every store to.
+
+    Space ids that the store does not know read as empty: no rows, no vectors. Every method may
+    raise StoreError; what it was doing then did not happen at all.
+    """
+
+    def put(
+        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+    ) -> None:
+        """Insert or replace a whole chunk, all or nothing.
+
+        Args:
+            space: where the vectors belong; made known to the store on first use.
+            rows: N rows. When an id stands there twice, the last one wins.
+            vectors: (N, space.dimension) float32, unit length, finite.
+            provenance: library versions, precision and device; kept with the space.
+
+        Raises:
+            SpaceMismatch: the vectors' width is not the space's dimension.
+            StoreError: a vector is not finite or not of unit length, or writing failed.
+        """
+
+    def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors, (dimension,) float32 each, of those ids that are there."""
+
+    def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
+        """The rows of those ids that are there."""
+
+    def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
+        """For each content digest that is there, a vector (dimension,) of that content."""
+
+    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
+        """Yield ``(ids, (n, dimension) float32)`` over all rows: ids in code point order, constant memory."""
+
+    def count(self, space_id: str) -> int:
+        """How many vectors the space holds."""
+
+    def delete(self, space_id: str, ids: Sequence[str]) -> int:
+        """Remove rows; how many were there."""
+
+    def spaces(self) -> list[SpaceInfo]:
+        """Every space, oldest first."""
+
+    def current(self) -> str | None:
+        """Id of the space that readers use; the first space ever put until `use` says otherwise."""
+
+    def use(self, space_id: str) -> None:
+        """Make a space the current one; StoreError when the store does not know it."""
+
+    def drop(self, space_id: str) -> int:
+        """Remove a space with its rows; how many there were."""
+
+    def check(self) -> None:
+        """Write and remove a probe; StoreError says why the store cannot be written."""
+
+    def close(self) -> None:
+        """Let go of files and connections; the store must not be used afterwards."""
+
+
+def open_store(url: str) -> VectorStore:
+    """Open ``sqlite:PATH``, ``redis://…`` or ``memory:``; creates what is not there.
+
+    Raises:
+        ConfigurationError: the URL is none of these.
+        StoreError: it cannot be opened; the text says why and what to do.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest:
+        from worker.vectors.sqlite import SQLiteStore
+
+        return SQLiteStore(rest)
+    if scheme in ("redis", "rediss"):
+        from worker.vectors.redis import RedisStore
+
+        return RedisStore(url)
+    if scheme == "memory":
+        from worker.vectors.memory import MemoryStore
+
+        return MemoryStore()
+    raise ConfigurationError(f"POSTERS_STORE must be sqlite:PATH or redis://…, not {url!r}")
