@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.concurrency.solo import TaskPool
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from worker.errors import ConfigurationError, RedisUnreachable
 from worker.messages import BULK, EMBED_TASK, LANES, QUEUES, EmbedBatch
@@ -52,7 +52,8 @@ def create_app(settings: Settings, *, consumer: bool = False) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,  # results live in the ledger; a backend would block publishing for 19 s
-        task_queues=[Queue(QUEUES[lane]) for lane in LANES],
+        # each with a key of its own: sharing one, every message would land on both
+        task_queues=[Queue(QUEUES[lane], Exchange("posters"), routing_key=QUEUES[lane]) for lane in LANES],
         task_default_queue=QUEUES[BULK],
         task_create_missing_queues=False,
         task_acks_late=True,

@@ -1,0 +1,162 @@
+"""Open a poster's file safely: inside the posters root, a regular file, of a bounded size, never blocking."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from worker.errors import UnreadablePoster
+
+READ_BYTES: Final = 1 << 20
+WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
+
+# What a file itself can be guilty of. Every other OSError (EIO, ESTALE, EMFILE, a network path that
+# went away …) says nothing about the poster and reaches the caller, who tries the batch again.
+_REASONS: Final = {
+    errno.ENOENT: ("missing", "there is no such file"),
+    errno.ENOTDIR: ("missing", "a part of its path is not a folder"),
+    errno.ENAMETOOLONG: ("missing", "no file system here allows a name of that length"),
+    errno.EACCES: ("unreadable", "this program may not read it: check its owner and mode"),
+    errno.EPERM: ("unreadable", "this program may not read it: check its owner and mode"),
+    errno.ELOOP: ("unreadable", "its symbolic links lead in a circle"),
+    errno.EISDIR: ("unsupported", "it is a folder"),
+    errno.ENXIO: ("unsupported", "it is no regular file"),
+    errno.EINVAL: ("missing", "its name cannot exist on this system"),
+}
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A file as it was read through one descriptor.
+
+    Attributes:
+        data: all of its bytes.
+        digest: SHA-256 of the bytes in hex; faster than BLAKE2b on processors with SHA instructions.
+        size: bytes.
+        mtime_ns: modification time, nanoseconds since 1970.
+    """
+
+    data: bytes
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
+    """Read a whole file.
+
+    Args:
+        path: with `root`, relative to it with ``/`` between its parts; without, any local path.
+        root: the folder that the file must lie in, symbolic links resolved; already resolved itself.
+        max_bytes: a larger file is refused before it is read.
+
+    Raises:
+        UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable.
+        OSError: the trouble is not the poster's (the disk, the network, too many open files, the
+            posters root is gone): try again later.
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UnreadablePoster(name, "missing", "its name holds a NUL, which no file's does")
+    if root is None:
+        target = Path(name)
+    else:
+        _check_parts(name)
+        target = root / PurePosixPath(name)
+    try:
+        descriptor = _open(_long(target), name)
+    except OSError as error:
+        raise _explained(error, name, root) from error
+    try:
+        if root is not None:
+            _check_place(descriptor, target, root, name)
+        return _read(descriptor, name, max_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _check_parts(name: str) -> None:
+    """Refuse by its text what cannot be a path inside the root, before anything is opened."""
+    if name.startswith(("/", "\\")) or os.path.isabs(name) or ".." in PurePosixPath(name).parts:
+        raise UnreadablePoster(name, "outside-root", "its path must be relative to the posters root, without ..")
+    if sys.platform == "win32":
+        parts = re.split(r"[/\\]", name)
+        if ":" in name or ".." in parts:
+            raise UnreadablePoster(name, "outside-root", "drive letters, streams and .. are not allowed in its path")
+        if any(WINDOWS_DEVICE.match(part.rstrip(" .")) for part in parts):
+            raise UnreadablePoster(name, "unsupported", "its path names a device of Windows")
+
+
+def _open(target: Path, name: str) -> int:
+    """Open a regular file, looking before and after: a FIFO must not block, a device must not be touched."""
+    _require_regular(os.stat(target), name)
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(target, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    try:
+        _require_regular(os.fstat(descriptor), name)  # it may have been replaced between the two calls
+    except UnreadablePoster:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
+        raise UnreadablePoster(name, "unsupported", f"it is {kind}, not a file")
+
+
+def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
+    """Check where the opened file really lies; the name may have been changed since it was opened."""
+    link = f"/proc/self/fd/{descriptor}"
+    if sys.platform == "linux" and os.path.islink(link):
+        real = Path(os.readlink(link))
+    else:
+        real = Path(os.path.realpath(target))
+        if not os.path.samestat(os.stat(real), os.fstat(descriptor)):
+            raise UnreadablePoster(name, "outside-root", "it was replaced while it was being opened")
+    if not real.is_relative_to(root):
+        raise UnreadablePoster(name, "outside-root", "a link leads out of the posters root")
+
+
+def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
+    status = os.fstat(descriptor)
+    if status.st_size > max_bytes:
+        raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
+    with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
+        parts = []
+        left = max_bytes + 1  # a file that grows while it is read stays within the limit
+        while left and (part := file.read(min(left, max(READ_BYTES, status.st_size)))):
+            parts.append(part)
+            left -= len(part)
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    if not left:
+        raise UnreadablePoster(name, "too-large", f"it grew past the limit of {max_bytes:,} bytes")
+    digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
+    return FileContent(data, digest, len(data), status.st_mtime_ns)
+
+
+def _explained(error: OSError, name: str, root: Path | None) -> OSError | UnreadablePoster:
+    if root is not None and not root.is_dir():
+        return OSError(errno.ENODEV, f"the posters root {root} is gone: is its disk mounted?")
+    known = _REASONS.get(error.errno or 0)
+    return UnreadablePoster(name, *known) if known else error
+
+
+def _long(path: Path) -> Path:
+    r"""Windows opens paths past 260 characters only in their ``\\?\`` form."""
+    if sys.platform == "win32":
+        absolute = str(path.absolute())
+        if absolute.startswith("\\\\?\\"):
+            return path
+        if absolute.startswith("\\\\"):
+            return Path("\\\\?\\UNC\\" + absolute[2:])
+        return Path("\\\\?\\" + absolute)
+    return path
