@@ -20,7 +20,7 @@ from worker.colour import IntoSRGB, to_rgb
 from worker.errors import UnreadablePoster
 
 # Only these decoders are ever reached; their order is the order in which Pillow tries them.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "MPO", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # MPO comes with JPEG
 
 # Draft decoding (a JPEG at 1/2, 1/4 or 1/8) stops at this multiple of the size that is needed: at 2 the
 # cosine to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
@@ -69,6 +69,7 @@ DECODER_ERRORS: Final = (
     MemoryError,
     struct.error,
     zlib.error,
+    Warning,  # where the program that imports us turns warnings into errors
 )
 
 
@@ -229,6 +230,11 @@ def _explained(name: str, data: bytes) -> Iterator[None]:
         raise UnreadablePoster(name, "unreadable", "its content is no image that this program reads") from error
     except DECODER_ERRORS as error:
         text = str(error) or type(error).__name__
-        if "truncated" in text.lower() or isinstance(error, EOFError):
+        if "truncated" in text.lower() or isinstance(error, EOFError) or _is_short_riff(data):
             raise UnreadablePoster(name, "truncated", f"the file ends too early ({text})") from error
         raise UnreadablePoster(name, "unreadable", f"it is damaged ({text})") from error
+
+
+def _is_short_riff(data: bytes) -> bool:
+    """True for a WebP that ends before the length that its first bytes promise."""
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8

@@ -1,0 +1,267 @@
+"""Images: every format means what a careful person sees, bad files are named, and neighbours never notice."""
+
+import io
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from image_samples import Sample, encoded, picture, samples, translucent
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image, ImageCms
+
+from worker.errors import UnreadablePoster
+from worker.images import Geometry, Limits, decode, fit
+
+CLIP = Geometry(224, 224)
+SAMPLES = samples()
+
+
+def reference(image: Image.Image, **changes: object) -> torch.Tensor:
+    """open_clip's own preprocessing of the RGB picture, without mean and standard deviation: 0 to 255."""
+    config = PreprocessCfg(**{"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1), **changes})
+    return image_transform_v2(config, is_train=False)(image) * 255
+
+
+def closeness(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Cosine of the two pictures around mid-grey, so that it does not flatter bright ones."""
+    a, b = (pixels.double().flatten() - 127.5 for pixels in (ours, theirs))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_each_format_and_mode_is_seen_as_it_is_meant(sample: Sample):
+    """Pixels after our decode and open_clip's on the fully decoded picture: cosine at least 0.9995."""
+    pixels = decode(sample.data, CLIP, name=sample.name)
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    assert closeness(pixels, reference(sample.meant)) >= 0.9995
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """ViT-B/32 with seeded numbers, image tower only."""
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-B-32", pretrained=None).visual.eval()
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_models_vectors_agree_with_the_reference(vit):
+    """The vector of each sample and the reference's: cosine at least 0.9995, also after the common part is removed."""
+    config = PreprocessCfg()
+    transform = image_transform_v2(config, is_train=False)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    ours = torch.stack([(decode(s.data, CLIP, name=s.name) / 255 - mean) / std for s in SAMPLES])
+    theirs = torch.stack([transform(s.meant) for s in SAMPLES])
+    a, b = vit(ours), vit(theirs)
+    plain = torch.nn.functional.cosine_similarity(a, b)
+    assert float(plain.min()) >= 0.9995, SAMPLES[int(plain.argmin())].name
+    # All vectors of an untrained model point the same way; what tells images apart is the rest.
+    centre = b.mean(dim=0)
+    rest = torch.nn.functional.cosine_similarity(a - centre, b - centre)
+    assert float(rest.min()) >= 0.99, SAMPLES[int(rest.argmin())].name
+
+
+@pytest.mark.parametrize(
+    ("geometry", "changes"),
+    [
+        (Geometry(224, 224, "squash"), {"resize_mode": "squash"}),
+        (Geometry(224, 224, "longest", fill=0), {"resize_mode": "longest"}),
+        (Geometry(224, 224, "longest", fill=128), {"resize_mode": "longest", "fill_color": 128}),
+        (Geometry(224, 224, "shortest", "bilinear"), {"interpolation": "bilinear"}),
+        (Geometry(336, 336), {"size": 336}),
+        (Geometry(240, 120), {"size": (240, 120)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(300, 450), (451, 300), (100, 100), (150, 2000)])
+def test_each_way_to_resize_agrees_with_open_clip(geometry, changes, size):
+    """Squash, longest with padding, bilinear, other sizes and shapes."""
+    image = picture(*size)
+    ours = decode(encoded(image, "PNG"), geometry, name="x")
+    assert ours.shape == (3, geometry.height, geometry.width)
+    assert closeness(ours, reference(image, **changes)) >= 0.9995
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_an_image_in_memory_gives_the_same_pixels_as_its_file(sample: Sample):
+    """`fit`, for callers who hold an image, differs from `decode` only by the JPEG's reduced decoding."""
+    with Image.open(io.BytesIO(sample.data)) as image:
+        assert closeness(fit(image, CLIP), decode(sample.data, CLIP, name="x")) >= 0.9995
+
+
+def test_transparent_pixels_show_white_and_not_what_they_hide():
+    """Fully transparent red is white."""
+    hidden = Image.new("RGBA", (50, 50), (255, 0, 0, 0))
+    for data in (encoded(hidden, "PNG"), encoded(hidden, "WEBP", lossless=True, exact=True)):
+        assert decode(data, CLIP, name="x").min() == 255
+
+
+def test_16_bits_are_scaled_not_clipped():
+    """Half of the 16-bit range is half of the 8-bit range, not white."""
+    half = Image.fromarray(np.full((40, 40), 32896, np.uint16))
+    assert decode(encoded(half, "PNG"), CLIP, name="x").unique().tolist() == [128]
+
+
+def test_an_embedded_profile_changes_the_picture_into_srgb():
+    """Linear XYZ numbers are shown as what they mean, as Little CMS says on the whole picture."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    srgb = encoded(picture(), "PNG", icc_profile=profile.tobytes())
+    assert torch.equal(decode(srgb, CLIP, name="x"), decode(encoded(picture(), "PNG"), CLIP, name="x"))
+    swapped = swapped_profile()
+    data = encoded(picture(), "PNG", icc_profile=swapped)
+    meant = ImageCms.profileToProfile(
+        picture(), ImageCms.ImageCmsProfile(io.BytesIO(swapped)), profile, renderingIntent=1, outputMode="RGB"
+    )
+    ours = decode(data, CLIP, name="x")
+    assert closeness(ours, reference(meant)) >= 0.9995
+    assert closeness(ours, reference(picture())) < 0.9
+
+
+def swapped_profile() -> bytes:
+    """sRGB's profile with red and blue exchanged: valid, and visibly different."""
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", raw[128:132])[0]
+    places = {bytes(raw[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    raw[red + 4 : red + 12], raw[blue + 4 : blue + 12] = raw[blue + 4 : blue + 12], raw[red + 4 : red + 12]
+    text = struct.unpack(">II", raw[places[b"desc"] + 4 : places[b"desc"] + 12])
+    raw[text[0] : text[0] + text[1]] = raw[text[0] : text[0] + text[1]].replace(b"\0s\0R\0G\0B", b"\0x\0R\0G\0B")
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("profile", [b"x" * 200, b"", b"short"])
+def test_a_damaged_profile_is_ignored(profile):
+    """A picture with a broken profile is still that picture."""
+    data = encoded(picture(), "PNG", icc_profile=profile)
+    assert torch.equal(decode(data, CLIP, name="x"), decode(encoded(picture(), "PNG"), CLIP, name="x"))
+
+
+def failure(data: bytes, limits: Limits | None = None) -> UnreadablePoster:
+    with pytest.raises(UnreadablePoster) as caught:
+        decode(data, CLIP, name="deep/bad.jpg", limits=limits)
+    assert caught.value.path == "deep/bad.jpg"
+    assert len(caught.value.reason) > 10
+    return caught.value
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_a_failure_and_never_half_grey(format, share):
+    """Cut anywhere, no format yields a picture whose rest is invented."""
+    data = encoded(picture(), format)
+    assert failure(data[: int(len(data) * share)]).word in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_the_common_formats_say_that_they_are_truncated(format):
+    """The word tells a person that copying the file again will help."""
+    data = encoded(picture(), format)
+    assert failure(data[: int(len(data) * 0.6)]).word == "truncated"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, this is a text file", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF" * 9]
+)
+def test_what_is_no_image_is_unreadable(data):
+    """Empty, text under an image's name, and bare signatures."""
+    assert failure(data).word in ("unreadable", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "pillow-heif"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"8BPS\x00\x01" + bytes(20), "Photoshop"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript"),
+        (b"%PDF-1.7\n", "PDF"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head, said):
+    """`unsupported` says which format it is and what to do; its decoder is never reached."""
+    error = failure(head + bytes(64))
+    assert error.word == "unsupported"
+    assert said in error.reason
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (body, pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(10001, 10000), (20000, 30000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_from_the_header(size):
+    """A bomb is refused before a pixel is decoded: the file holds none."""
+    assert failure(png_header(*size)).word == "too-large"
+
+
+def test_the_limit_is_a_setting():
+    """One pixel more than allowed is too many; exactly as many is fine."""
+    data = encoded(picture(30, 40), "PNG")
+    assert failure(data, Limits(max_pixels=1199)).word == "too-large"
+    assert decode(data, CLIP, name="x", limits=Limits(max_pixels=1200)).shape == (3, 224, 224)
+
+
+def test_text_bombs_are_refused():
+    """A compressed text chunk of a gigabyte is not unpacked."""
+    body = b"zTXtComment\0\0" + zlib.compress(bytes(200_000_000), 9)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    data = encoded(picture(), "PNG")
+    assert failure(data[:33] + chunk + data[33:]).word in ("unreadable", "too-large")
+
+
+def test_content_decides_not_the_name():
+    """A WebP called .jpg is a WebP."""
+    assert decode(encoded(picture(), "WEBP"), CLIP, name="cover.jpg").shape == (3, 224, 224)
+
+
+def test_floating_point_pixels_are_unsupported():
+    """Numbers without a scale have no colour."""
+    assert failure(encoded(Image.new("F", (20, 20), 0.5), "TIFF")).word == "unsupported"
+
+
+def test_many_threads_give_what_one_gives():
+    """Decoding shares nothing: the same files in eight threads, each to the last bit, with bad files between."""
+    data = [sample.data for sample in SAMPLES]
+    expected = [decode(one, CLIP, name="x") for one in data]
+    bad = [sample.data[: len(sample.data) // 3] for sample in SAMPLES if sample.name in ("jpeg", "png", "webp lossy")]
+    barrier = threading.Barrier(8)
+
+    def work(turn: int) -> bool:
+        barrier.wait()
+        same = True
+        for index in range(len(data)):
+            place = (index + turn * 5) % len(data)
+            same &= torch.equal(decode(data[place], CLIP, name="x"), expected[place])
+            if index % 7 == 0:
+                assert failure(bad[index % len(bad)]).word == "truncated"
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_pixels_do_not_change_when_the_image_does():
+    """The tensor is a copy of Pillow's memory."""
+    image = picture(224, 224)
+    pixels = fit(image, CLIP)
+    before = pixels.clone()
+    image.paste((0, 0, 0), (0, 0, 224, 224))
+    assert torch.equal(pixels, before)
+
+
+def test_translucent_images_keep_their_visible_part():
+    """The opaque side of a fading picture is what it was."""
+    ours = decode(encoded(translucent(), "PNG"), CLIP, name="x").float()
+    plain = decode(encoded(translucent().convert("RGB"), "PNG"), CLIP, name="x").float()
+    assert (ours[:, 100:, -3:] - plain[:, 100:, -3:]).abs().mean() < 6
