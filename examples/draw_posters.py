@@ -525,10 +525,12 @@ def contact_sheet(root: Path, catalogue: list[dict[str, Any]], path: Path) -> No
 
 def main() -> None:
     """Draw everything."""
-    top = Path(__file__).resolve().parent.parent
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    project = Path(__file__).resolve().parent.parent
+    options.add_argument("--into", type=Path, default=project, help="folder for posters/ and data/ (the project)")
     options.add_argument("--sheet", type=Path, help="also write a contact sheet")
     chosen = options.parse_args()
+    top: Path = chosen.into
     catalogue = draw_all(top / "posters")
     (top / "data").mkdir(exist_ok=True)
     text = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in catalogue)

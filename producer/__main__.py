@@ -9,12 +9,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 import click
 
 from producer.client import Producer
-from producer.indexing import find, index, ledger_entry, ledger_line, say
+from producer.indexing import currency, find, index, ledger_entry, ledger_line, say
 from worker.errors import (
     FAILURE_WORDS,
     ConfigurationError,
@@ -83,7 +84,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a
 @click.option("--batch", type=click.IntRange(1, 4096), help="Posters per message (default 256).")
 @click.option("--force", is_flag=True, help="Embed what the store already holds, too.")
 @click.option("--detach", is_flag=True, help="Send everything and leave; follow with `status`.")
-@click.option("--dry-run", is_flag=True, help="Only list what would be sent, one path per line.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be sent, one path per line; sends nothing.")
 @as_json
 def index_command(
     paths: tuple[str, ...], batch: int | None, force: bool, detach: bool, dry_run: bool, as_json: bool
@@ -91,7 +92,7 @@ def index_command(
     """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed."""
     producer = Producer(load_settings(posters_per_batch=batch))
     if dry_run:
-        _dry_run(producer, paths)
+        _dry_run(producer, paths, force=force)
         return
     try:
         job, progress = index(producer, paths, force=force, detach=detach, quiet=as_json)
@@ -227,16 +228,22 @@ def demo(as_json: bool) -> None:
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
 
-def _dry_run(producer: Producer, paths: tuple[str, ...]) -> None:
-    count = broken = 0
-    for item in find(producer, paths):
-        if isinstance(item, Poster):
-            count += 1
-            click.echo(item.path)
-        else:
-            broken += 1
-            say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
-    say(f"{count} poster(s) found, {broken} that cannot be sent; nothing was sent")
+def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None:
+    found = find(producer, paths)
+    is_current = currency(producer)
+    todo = unchanged = broken = 0
+    while block := list(islice(found, producer.settings.posters_per_batch)):
+        posters = [item for item in block if isinstance(item, Poster)]
+        current = is_current(posters) if posters and not force else set()
+        unchanged += len(current)
+        for item in block:
+            if isinstance(item, Failure):
+                broken += 1
+                say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
+            elif item.id not in current:
+                todo += 1
+                click.echo(item.path)
+    say(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
 
 
 def _as_poster(failure: Failure) -> Poster | Failure:

@@ -212,7 +212,8 @@ class Producer:
             name = f"{job.id}.{step}"
             batch = EmbedBatch(job.id, name, todo, lane, None, force, reply) if todo else None
             write = partial(self.ledger.step, job.id, step, unchanged=len(current), failures=failures)
-            self._persist(partial(write, batch=batch), patient)
+            if not self._persist(partial(write, batch=batch), patient):
+                break  # the job was cancelled
             if batch is not None:
                 self._persist(partial(self.send, batch), patient)
             yield seen
@@ -236,7 +237,7 @@ class Producer:
         self.ledger.close()
         self._app.close()
 
-    def _persist(self, call: Callable[[], None], patient: bool) -> None:
+    def _persist(self, call: Callable[[], Item], patient: bool) -> Item:
         while True:
             try:
                 return call()

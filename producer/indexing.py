@@ -93,22 +93,23 @@ def find(producer: Producer, paths: Sequence[str]) -> Iterator[Poster | Failure]
 def currency(producer: Producer) -> Callable[[Sequence[Poster]], set[str]]:
     """A function that tells which posters' vectors are up to date, by size and modification time.
 
-    Where the store or the space cannot be known from here, it says of none that it is: the worker,
-    which knows both, looks again.
+    Where the store cannot be seen from here, or no worker is ready to tell its space, it says of none
+    that it is: the worker, which knows both, looks again. The store's current space would be a guess,
+    and wrong on the day on which the model was changed.
     """
     if producer.settings.store.startswith("sqlite:"):
         path = Path(producer.settings.store.removeprefix("sqlite:"))
         if not path.exists():
             return lambda posters: set()
     try:
-        store = producer.store()
         space = producer.space()
-        space_id = space.id if space else store.current()
+        store = producer.store()
     except (StoreError, RedisUnreachable) as error:
         say(f"cannot look into the store from here, the worker will: {error}")
         return lambda posters: set()
-    if space_id is None:
+    if space is None:
         return lambda posters: set()
+    space_id = space.id
 
     def current(posters: Sequence[Poster]) -> set[str]:
         rows = store.rows(space_id, [poster.id for poster in posters])

@@ -99,12 +99,15 @@ class Ledger:
         batch: EmbedBatch | None = None,
         unchanged: int = 0,
         failures: Sequence[Failure] = (),
-    ) -> None:
+    ) -> bool:
         """Write down one step of sending, once: a batch (before it is sent), and posters settled without one.
 
         Args:
             number: counts from 1; a step that was written before is left as it is, so that a caller
                 that heard no answer may simply ask again.
+
+        Returns:
+            False when the job was cancelled in the meantime: nothing was written, and nothing may be sent.
 
         Raises:
             JobUnknown: the job's entry is gone, for example because Redis lost its data.
@@ -114,8 +117,10 @@ class Ledger:
         sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
         arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *told, *sent]
         with answers(self.url):
-            if self._step(keys, arguments) == -1:
-                raise JobUnknown(f"job {job} is gone from the ledger: did Redis lose its data? Run it again")
+            taken = self._step(keys, arguments)
+        if taken == -1:
+            raise JobUnknown(f"job {job} is gone from the ledger: did Redis lose its data? Run it again")
+        return taken != -2
 
     def still_sending(self, job: str) -> None:
         """Say that the producer lives while it waits for room in its window."""

@@ -75,9 +75,10 @@ return 0
 """
 
 # KEYS job open failures sender active; ARGV job step sender_s unchanged n_failures (id json)*, then
-# optionally batch json n_posters → 1 if taken, 0 if this step was taken before
+# optionally batch json n_posters → 1 if taken, 0 if this step was taken before, -1 unknown, -2 cancelled
 STEP: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+if redis.call('HGET', KEYS[1], 'state') == 'cancelled' then return -2 end
 if tonumber(ARGV[2]) <= tonumber(redis.call('HGET', KEYS[1], 'step') or '0') then return 0 end
 redis.call('HSET', KEYS[1], 'step', ARGV[2])
 redis.call('SET', KEYS[4], 'alive', 'EX', ARGV[3])

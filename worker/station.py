@@ -130,9 +130,9 @@ class Station:
     def _resend(self, halves: tuple[EmbedBatch, EmbedBatch]) -> None:
         from worker.celery import create_app, send
 
-        app = create_app(self._settings)
-        for half in halves:
-            send(app, half)
+        with create_app(self._settings) as app:
+            for half in halves:
+                send(app, half)
 
     def _progress(self, done: int) -> None:
         self._done = done

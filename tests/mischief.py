@@ -1,0 +1,36 @@
+"""Loaded into a real worker by tests (``--include mischief``): makes it slow, and lets posters kill it.
+
+A poster whose bytes end in KILL ends the process that decodes it, as a decoder's crash would; one that
+ends in HANG never comes back. MISCHIEF_SLEEP_S is slept before each forward pass.
+"""
+
+import os
+import signal
+import time
+
+from celery import signals
+
+KILL, HANG = b"#kill-this-process", b"#hang-for-ever"
+
+
+@signals.worker_process_init.connect
+def _sabotage(**_: object) -> None:
+    from worker import pipeline
+    from worker.clip_embedder import CLIPEmbedder
+
+    decode, embed_pixels = pipeline.decode, CLIPEmbedder.embed_pixels
+    pause = float(os.environ.get("MISCHIEF_SLEEP_S", "0"))
+
+    def sabotaged(data: bytes, *arguments: object, **options: object) -> object:
+        if data.endswith(KILL):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if data.endswith(HANG):
+            time.sleep(1e6)
+        return decode(data, *arguments, **options)
+
+    def slow(self: CLIPEmbedder, pixels: object) -> object:
+        time.sleep(pause)
+        return embed_pixels(self, pixels)
+
+    pipeline.decode = sabotaged
+    CLIPEmbedder.embed_pixels = slow

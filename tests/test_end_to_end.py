@@ -1,0 +1,486 @@
+"""As a user does it: a real Redis, a real worker, the real command line; only the model is small."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from image_samples import encoded, picture
+from PIL import Image
+from redis_server import RedisServer
+from tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
+from world import World, adds_up
+
+from producer import Producer
+from worker.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
+from worker.messages import INTERACTIVE, EmbedBatch, Poster
+from worker.settings import load_settings
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def world(server, tmp_path_factory):
+    """One worker for all tests of this file that do not hurt it."""
+    world = World(tmp_path_factory.mktemp("world"), server)
+    world.worker("shared").wait_until_ready()
+    yield world
+    world.close()
+
+
+def folder(world: World, name: str) -> str:
+    (world.root / name).mkdir()
+    return f"{name}/"
+
+
+def test_posters_become_vectors_of_the_reference_model(world):
+    """The main job: every poster stored under its id, with the vector that open_clip gives for it."""
+    names = world.draw(20, folder(world, "main"))
+    ledger = world.index(str(world.root / "main"))
+    assert ledger.keys() == {
+        "job",
+        "submitted",
+        "embedded",
+        "reused",
+        "unchanged",
+        "failed",
+        "seconds",
+        "images_per_second",
+    }
+    assert (ledger["submitted"], ledger["embedded"]) == (20, 20)
+    transform, model = open_clip.image_transform(SIDE, is_train=False, mean=MEAN, std=STD), make_model()
+    store = world.producer.store()
+    found = store.get(store.current(), names)
+    store.close()
+    assert set(found) == set(names)
+    for name in names:
+        with Image.open(world.root / name) as image, torch.inference_mode():
+            reference = model.encode_image(transform(image).unsqueeze(0), normalize=True)[0].numpy()
+        assert found[name] @ reference > 0.9995
+
+
+def test_bad_posters_fail_by_name_and_good_ones_are_stored(world):
+    """Truncated, text, empty, missing: exit status 1, four failures, every neighbour embedded."""
+    inside = folder(world, "mixed")
+    good = world.draw(9, inside)
+    (world.root / inside / "cut.jpg").write_bytes(encoded(picture(400, 600), "JPEG")[:4000])
+    (world.root / inside / "text.png").write_text("no picture")
+    (world.root / inside / "empty.jpg").write_bytes(b"")
+    done = world.run("index", f"{world.root}/mixed", f"{world.root}/mixed-missing.jpg")
+    assert done.returncode == 1
+    ledger = dict(zip(*[iter(done.stdout.split())] * 2, strict=True))
+    assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == ("13", "9", "4")
+    for name, word in (
+        ("mixed/cut.jpg", "truncated"),
+        ("mixed/text.png", "unreadable"),
+        ("mixed/empty.jpg", "unreadable"),
+        ("mixed-missing.jpg", "missing"),
+    ):
+        assert f"failed: {name}: {word}: " in done.stderr
+    assert set(good) <= world.stored()
+    listed = json.loads(world.run("failures", ledger["job"], "--json").stdout)
+    assert {failure["path"]: failure["word"] for failure in listed} == {
+        "mixed/cut.jpg": "truncated",
+        "mixed/text.png": "unreadable",
+        "mixed/empty.jpg": "unreadable",
+        "mixed-missing.jpg": "missing",
+    }
+    (world.root / "mixed" / "cut.jpg").write_bytes(encoded(picture(400, 600), "JPEG"))
+    retried = world.run("retry", ledger["job"], "--only", "truncated", "--json")
+    assert retried.returncode == 0, retried.stderr
+    assert json.loads(retried.stdout)["embedded"] == 1
+
+
+def test_again_costs_nothing_unless_forced(world):
+    """Unchanged posters are not even sent; --force embeds them; --dry-run tells beforehand."""
+    inside = folder(world, "again")
+    names = world.draw(12, inside)
+    before = world.run("index", f"{world.root}/again", "--dry-run")
+    assert before.stdout.split() == names
+    assert "12 poster(s) to send, 0 unchanged" in before.stderr
+    assert world.index(f"{world.root}/again", "--batch", "5")["embedded"] == 12
+    assert "0 poster(s) to send, 12 unchanged" in world.run("index", f"{world.root}/again", "--dry-run").stderr
+    second = world.index(f"{world.root}/again")
+    assert (second["embedded"], second["unchanged"]) == (0, 12)
+    assert world.index(f"{world.root}/again", "--force")["embedded"] == 12
+
+
+def test_batch_sets_the_posters_per_message(world):
+    """12 posters in messages of 5 are three steps in the ledger."""
+    world.draw(12, folder(world, "batches"))
+    ledger = world.index(f"{world.root}/batches", "--batch", "5")
+    assert world.producer.ledger.about(ledger["job"])["step"] == "3"
+
+
+def test_detach_leaves_and_status_follows(world):
+    """The job's id is printed, and the job ends without anybody waiting."""
+    world.draw(10, folder(world, "detached"))
+    done = world.run("index", f"{world.root}/detached", "--detach", "--json")
+    assert done.returncode == 0
+    job = json.loads(done.stdout)["job"]
+    assert f"python -m producer status {job}" in done.stderr
+    progress = world.producer.job(job).wait(30)
+    assert progress.at_rest
+    shown = json.loads(world.run("status", job, "--json").stdout)["jobs"][0]
+    assert (shown["state"], shown["embedded"], shown["open_batches"]) == ("finished", 10, 0)
+    assert adds_up(shown)
+
+
+def test_status_shows_workers_and_jobs(world):
+    """For a person: who works, with what, and the newest jobs."""
+    world.draw(1, folder(world, "status"))
+    job = world.index(f"{world.root}/status")["job"]
+    done = world.run("status")
+    assert done.returncode == 0
+    assert "worker shared@tests: ready" in done.stderr
+    assert f"finished job {job} submitted 1 embedded 1" in done.stdout
+
+
+def test_the_worker_announces_itself(world):
+    """Host, device, model, space, batch size, speed, last progress; with a lease that expires."""
+    world.draw(3, folder(world, "announced"))
+    world.index(f"{world.root}/announced")
+    ends = time.monotonic() + 15
+    while time.monotonic() < ends:
+        heard = world.producer.announcements.hear("shared@tests")
+        if heard.get("progress_at"):
+            break
+        time.sleep(0.2)
+    for field in ("host", "pid", "device", "model", "space", "batch_size", "progress_at", "images_per_second", "store"):
+        assert heard.get(field), field
+    with world.redis.client as client:
+        assert 0 < client.ttl("posters:worker:shared@tests") <= 15
+
+
+def test_doctor_finds_everything_in_order(world):
+    """A line per thing that can be wrong; status 0 when none is."""
+    done = world.run("doctor")
+    assert done.returncode == 0, done.stdout
+    assert [line.split()[1].rstrip(":") for line in done.stdout.splitlines()] == [
+        "redis",
+        "worker",
+        "model",
+        "posters",
+        "store",
+        "quarantine",
+    ]
+    assert all(finding["ok"] for finding in json.loads(world.run("doctor", "--json").stdout))
+
+
+def test_a_backend_enqueues_and_follows(world):
+    """Producer().enqueue returns at once; progress, wait and failures tell the rest."""
+    names = world.draw(8, folder(world, "backend"))
+    job = world.producer.enqueue([*names, "backend/nothing.jpg"])
+    progress = job.wait(timeout=30)
+    assert progress.at_rest
+    assert (progress.submitted, progress.embedded, progress.failed) == (9, 8, 1)
+    assert [(failure.path, failure.word) for failure in job.failures()] == [("backend/nothing.jpg", "missing")]
+    assert world.producer.job("last").id == job.id
+
+
+def test_a_backend_gets_a_vector_while_it_waits(world):
+    """embed(): the interactive lane, float32 of unit length, the stored vector bit by bit."""
+    name = world.draw(1, folder(world, "now"))[0]
+    began = time.monotonic()
+    vector = world.producer.embed(name, timeout=20)
+    assert time.monotonic() - began < 5
+    assert vector.shape == (DIMENSION,)
+    assert vector.dtype == np.float32
+    store = world.producer.store()
+    assert np.array_equal(store.get(store.current(), [name])[name], vector)
+    store.close()
+    assert np.array_equal(world.producer.embed(world.root / name), vector)
+    with pytest.raises(UnreadablePoster, match=r"now/nothing\.jpg: missing"):
+        world.producer.embed("now/nothing.jpg")
+
+
+def test_names_in_any_script_and_bytes_that_are_no_text(world):
+    """Japanese, spaces, newlines, and on Linux bytes that are no UTF-8."""
+    inside = world.root / "names"
+    inside.mkdir()
+    data = encoded(picture(60, 90), "PNG")
+    names = ["進撃の巨人.png", "two words.png", "new\nline.png", "é.png", 'quote".png']
+    for number, name in enumerate(names):
+        (inside / name).write_bytes(data + bytes([number]))
+    with open(os.fsencode(inside) + b"/\xff\xfe.png", "wb") as file:
+        file.write(data + b"raw")
+    ledger = world.index(str(inside))
+    assert (ledger["submitted"], ledger["failed"]) == (6, 0)
+    assert "names/進撃の巨人.png" in world.stored()
+    assert "names/%FF%FE.png" in world.stored()
+
+
+def test_messages_that_are_no_batch_are_put_aside(world):
+    """The worker goes on; the quarantine keeps message and reason; doctor shows it."""
+    from worker.celery import create_app
+
+    before = world.producer.ledger.quarantined()
+    with create_app(world.settings) as app:
+        app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
+        app.send_task("posters.embed", args=[{"version": 99}], queue="posters.bulk")
+    ends = time.monotonic() + 20
+    while world.producer.ledger.quarantined() < before + 2 and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert world.producer.ledger.quarantined() == before + 2
+    world.draw(1, folder(world, "afterwards"))
+    assert world.index(f"{world.root}/afterwards")["embedded"] == 1
+    assert "2 message(s) put aside" in world.run("doctor").stdout
+    with world.redis.client as client:
+        client.delete("posters:quarantine")
+
+
+def test_the_same_batch_delivered_twice_counts_once(world):
+    """A duplicate from the broker changes no count and no vector."""
+    name = world.draw(1, folder(world, "twice"))[0]
+    job = world.producer.enqueue([name])
+    job.wait(30)
+    before = job.progress()
+    stat = (world.root / name).stat()
+    batch = EmbedBatch(job.id, f"{job.id}.1", (Poster(name, name, stat.st_size, stat.st_mtime_ns),))
+    world.producer.send(batch)
+    world.producer.embed(name)  # the lane in front; then one more behind it
+    world.producer.enqueue([name]).wait(30)
+    assert job.progress() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["index", "/etc/hostname"], {}, "outside the posters root"),
+        (["index"], {"POSTERS_BATCH_SIZ": "3"}, "did you mean POSTERS_BATCH_SIZE?"),
+        (["index"], {"POSTERS_BATCH_SIZE": "many"}, "batch_size"),
+        (["status", "no-such-job"], {}, "no-such-job"),
+        (["failures", "no-such-job"], {}, "no-such-job"),
+        (["index"], {"POSTERS_ROOT": "/nowhere"}, "/nowhere is not a folder"),
+        (["index", "--batch", "0"], {}, "--batch"),
+    ],
+)
+def test_wrong_usage_is_status_2_with_its_way_out(world, arguments, environment, said):
+    """One line that names the input; no stack trace."""
+    done = world.run(*arguments, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["index"], ["status"], ["failures", "last"], ["doctor"], ["cancel", "x"]])
+def test_a_redis_that_is_away_is_status_3_within_seconds(world, arguments):
+    """Every command says where it looked and what to do."""
+    began = time.monotonic()
+    done = world.run(*arguments, POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
+    assert done.returncode == 3
+    assert "127.0.0.1:1" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 8
+
+
+def test_a_backend_hears_of_a_redis_that_is_away_within_5_seconds(tmp_path):
+    """Neither enqueue nor embed hangs."""
+    producer = Producer(load_settings(redis_url="redis://127.0.0.1:1/0", root=tmp_path))
+    for call in (lambda: producer.enqueue(["a.jpg"]), lambda: producer.embed("a.jpg")):
+        began = time.monotonic()
+        with pytest.raises(RedisUnreachable, match=r"127\.0\.0\.1:1"):
+            call()
+        assert time.monotonic() - began < 5
+    producer.close()
+
+
+def test_every_command_has_help_with_an_example(world):
+    """And the help of the whole lists them."""
+    listed = world.run("--help").stdout
+    for command in ("index", "status", "failures", "retry", "cancel", "doctor", "demo"):
+        assert command in listed
+        done = world.run(command, "--help")
+        assert done.returncode == 0
+        assert f"Example:\n    python -m producer {command}" in done.stdout
+
+
+# ─── without a worker, and with one that goes ───
+
+
+@pytest.fixture
+def lonely(redis_url, redis_server, tmp_path):
+    """An installation with nobody at work yet."""
+    world = World(tmp_path, redis_server)
+    yield world
+    world.close()
+
+
+def test_without_a_worker_index_says_so_waits_and_can_be_left(lonely):
+    """Said at once; Ctrl-C prints the id and how to go on; a worker that comes later does the job."""
+    lonely.draw(6)
+    process = lonely.start("index", "--batch", "2")
+    line = process.stderr.readline()
+    assert "no worker is alive" in line
+    assert "celery -A worker worker" in line
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    job = lonely.producer.job("last")
+    assert f"status {job.id}" in err
+    assert f"cancel {job.id}" in err
+    with pytest.raises(NoWorker, match="celery -A worker worker"):
+        lonely.producer.embed("p0000.jpg")
+    done = lonely.run("doctor")
+    assert done.returncode == 3
+    assert "FAIL worker: none is alive" in done.stdout
+    worker = lonely.worker("late").wait_until_ready()
+    progress = job.wait(30)
+    assert (progress.at_rest, progress.submitted, progress.embedded) == (True, 6, 6)
+    assert worker.stop() == 0
+    assert lonely.producer.workers() == []
+
+
+def test_a_cancelled_job_withdraws_what_nobody_began(lonely):
+    """Its posters leave `submitted`; the ledger still adds up."""
+    lonely.draw(6)
+    job = json.loads(lonely.run("index", "--detach", "--batch", "2", "--json").stdout)["job"]
+    done = lonely.run("cancel", job)
+    assert "6 poster(s) withdrawn" in done.stderr
+    progress = lonely.producer.job(job).progress()
+    assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 6, True)
+
+
+def test_a_worker_without_weights_says_why_and_leaves(lonely):
+    """One clear reason, in its log and to those who wait; status 78 tells a supervisor not to insist."""
+    lonely.draw(1)
+    worker = lonely.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
+    process = lonely.start("index")
+    assert worker.process.wait(90) == 78
+    assert "no checkpoint file /nowhere/weights.pt" in worker.said()
+    assert "POSTERS_PRETRAINED" in worker.said()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "poor@tests cannot start" in err
+
+
+def test_a_wrong_setting_ends_the_worker_at_once(lonely):
+    """Before Redis, before torch."""
+    worker = lonely.worker("wrong", POSTERS_BATCH_SIZE="lots")
+    assert worker.process.wait(30) != 0
+    assert "batch_size" in worker.said()
+    assert "Traceback" not in worker.said()
+
+
+def test_interactive_goes_before_bulk(lonely):
+    """A waiting backend's poster is embedded before the rest of a long job."""
+    names = lonely.draw(61)
+    bulk = lonely.producer.enqueue(names[:60])
+    for start in range(0, 60, 10):
+        lonely.producer.enqueue(names[start : start + 10], force=True)
+    urgent = lonely.producer.enqueue(names[60:], lane=INTERACTIVE)
+    lonely.worker("w", "--include", "mischief", MISCHIEF_SLEEP_S="0.2").wait_until_ready()
+    progress = urgent.wait(30)
+    assert progress.embedded == 1
+    assert not bulk.progress().at_rest
+    assert lonely.producer.job("last").wait(90).at_rest
+
+
+def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(lonely):
+    """The backend gets its thread back, and the queue is not left full of old wishes."""
+    names = lonely.draw(41)
+    lonely.worker("w", "--include", "mischief", MISCHIEF_SLEEP_S="1").wait_until_ready()
+    bulk = lonely.producer.enqueue(names[:40])
+    time.sleep(1)
+    began = time.monotonic()
+    with pytest.raises(EmbedTimeout, match=r"p0040\.jpg within 1 s"):
+        lonely.producer.embed(names[40], timeout=1)
+    assert time.monotonic() - began < 3
+    assert bulk.wait(60).embedded == 40
+
+
+# ─── pulling the plug ───
+
+
+def wait_for_some(job, at_least=1, within_s=60.0):
+    ends = time.monotonic() + within_s
+    while time.monotonic() < ends:
+        progress = job.progress()
+        if progress.settled + progress.doing >= at_least:
+            return progress
+        time.sleep(0.02)
+    raise AssertionError(f"nothing happened: {job.progress()}")
+
+
+def test_a_killed_child_is_replaced_and_nothing_is_lost(lonely):
+    """kill -9 in the middle of a batch, twice: every poster embedded once in the count, and stored."""
+    names = lonely.draw(120)
+    worker = lonely.worker("w", "--include", "mischief", MISCHIEF_SLEEP_S="0.15").wait_until_ready()
+    process = lonely.start("index", "--json", "--batch", "30")
+    ends = time.monotonic() + 30
+    while not lonely.producer.ledger.jobs() and time.monotonic() < ends:
+        time.sleep(0.05)
+    job = lonely.producer.job("last")
+    for goal in (5, 70):
+        wait_for_some(job, goal)
+        os.kill(worker.child(), signal.SIGKILL)
+        time.sleep(6)  # so that the next `child()` is the new one
+        worker.wait_until_ready()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err + worker.said()
+    ledger = json.loads(out)
+    assert (ledger["submitted"], ledger["embedded"]) == (120, 120)
+    assert lonely.stored() == set(names)
+
+
+def test_a_killed_worker_is_continued_by_the_next(lonely):
+    """Parent and child at once, with reserved batches in their hands."""
+    names = lonely.draw(100)
+    first = lonely.worker("a", "--include", "mischief", MISCHIEF_SLEEP_S="0.1").wait_until_ready()
+    job = lonely.producer.enqueue(names[:50])
+    other = lonely.producer.enqueue(names[50:])
+    wait_for_some(job, 10)
+    first.kill()
+    lonely.worker("b").wait_until_ready()
+    for one in (job, other):
+        progress = one.wait(90)
+        assert (progress.at_rest, progress.submitted, progress.embedded) == (True, 50, 50)
+    assert lonely.stored() == set(names)
+
+
+def test_the_poster_that_kills_its_worker_is_found_and_buried(lonely):
+    """It fails as crashed-worker; its neighbours are embedded; the worker works on."""
+    good = lonely.draw(30)
+    bad = lonely.draw(1, prefix="k", ending=b"#kill-this-process")[0]
+    lonely.worker("w", "--include", "mischief").wait_until_ready()
+    job = lonely.producer.enqueue([*good[:15], bad, *good[15:]])
+    progress = job.wait(240)
+    assert progress.at_rest, lonely.workers[0].said()
+    assert (progress.submitted, progress.embedded, progress.failed) == (31, 30, 1)
+    assert [(failure.path, failure.word) for failure in job.failures()] == [(bad, "crashed-worker")]
+    assert lonely.stored() == set(good)
+
+
+def test_redis_killed_and_restarted_loses_nothing(tmp_path):
+    """With AOF, as the compose file has it: producer and worker wait, and the job ends whole."""
+    options = ["--appendonly", "yes", "--appendfsync", "always"]
+    with RedisServer(options, folder=tmp_path) as server:
+        world = World(tmp_path / "world", server)
+        names = world.draw(120)
+        world.worker("w", "--include", "mischief", MISCHIEF_SLEEP_S="0.1").wait_until_ready()
+        process = world.start("index", "--json", "--batch", "20")
+        ends = time.monotonic() + 30
+        while not world.producer.ledger.jobs() and time.monotonic() < ends:
+            time.sleep(0.05)
+        wait_for_some(world.producer.job("last"), 30)
+        server.kill()
+        time.sleep(4)
+        server.start()
+        out, err = process.communicate(timeout=150)
+        assert process.returncode == 0, err + world.workers[0].said()
+        ledger = json.loads(out)
+        assert adds_up(ledger)
+        assert (ledger["submitted"], ledger["embedded"]) == (120, 120)
+        assert world.stored() == set(names)
+        world.close()

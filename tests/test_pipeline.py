@@ -1,0 +1,327 @@
+"""The pipeline, with neither GPU nor Redis: every poster ends in exactly one count, and in its own row."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from image_samples import encoded, picture
+from PIL import Image
+
+from worker.errors import DeviceLost, StoreUnavailable
+from worker.images import Geometry
+from worker.messages import EmbedBatch, Poster
+from worker.pipeline import Pipeline
+from worker.space import Space
+from worker.vectors.memory import MemoryStore
+
+DIMENSION = 8
+SPACE = Space("fake", "0" * 32, "gelu", "16x16", DIMENSION)
+
+
+@dataclass
+class Chunk:
+    vectors: np.ndarray
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+class ColourEmbedder:
+    """Its vector tells the mean colour of the picture: a shifted row shows."""
+
+    space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
+
+    def __init__(self, chunk: int = 4) -> None:
+        self.chunk = chunk
+        self.sizes: list[int] = []
+        self.refuse: set[int] = set()  # red values that get no vector
+        self.error: Exception | None = None
+
+    def embed_pixels(self, pixels: torch.Tensor) -> Chunk:
+        if self.error:
+            raise self.error
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape[1:] == (3, 16, 16)
+        self.sizes.append(len(pixels))
+        colours = pixels.double().mean(dim=(2, 3)).numpy()
+        vectors = np.zeros((len(pixels), DIMENSION), np.float32)
+        vectors[:, :3] = colours + 1
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        failures = {row: "no number" for row, colour in enumerate(colours) if round(colour[0]) in self.refuse}
+        return Chunk(vectors, failures)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    return (number * 7 % 251, number * 31 % 241, number * 101 % 239)
+
+
+def expected(number: int) -> np.ndarray:
+    vector = np.zeros(DIMENSION)
+    vector[:3] = np.array(colour_of(number)) + 1
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path
+
+
+def write(root, number: int, name: str = "") -> Poster:
+    name = name or f"{number:03}.png"
+    path = root / name
+    path.write_bytes(encoded(Image.new("RGB", (20, 30), colour_of(number)), "PNG"))
+    stat = path.stat()
+    return Poster(name, name, stat.st_size, stat.st_mtime_ns)
+
+
+def batch(posters, **options) -> EmbedBatch:
+    return EmbedBatch("job", "job.1", tuple(posters), **options)
+
+
+@pytest.fixture
+def make(root):
+    made = []
+
+    def build(embedder=None, store=None, **options):
+        pipeline = Pipeline(embedder or ColourEmbedder(), store or MemoryStore(), root=root, **options)
+        made.append(pipeline)
+        return pipeline
+
+    yield build
+    for pipeline in made:
+        pipeline.close()
+
+
+def test_each_poster_gets_its_own_vector(root, make):
+    """More posters than chunks and threads: every row is that of its picture."""
+    posters = [write(root, number) for number in range(61)]
+    embedder, store = ColourEmbedder(chunk=8), MemoryStore()
+    outcome = make(embedder, store, threads=4).run(batch(posters))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (61, 0, 0, ())
+    found = store.get(SPACE.id, [poster.id for poster in posters])
+    for number, poster in enumerate(posters):
+        assert found[poster.id] @ expected(number) > 0.99999
+    assert sum(embedder.sizes) == 61
+    assert max(embedder.sizes) <= 8
+
+
+def test_bad_posters_fail_by_name_and_spoil_no_neighbour(root, make):
+    """Truncated, text, empty, missing, outside, refused by the model: each with its word, the rest embedded."""
+    good = [write(root, number) for number in range(20)]
+    (root / "cut.jpg").write_bytes(encoded(picture(400, 300), "JPEG")[:3000])
+    (root / "text.png").write_text("hello")
+    (root / "empty.gif").write_bytes(b"")
+    names = ["cut.jpg", "text.png", "empty.gif", "missing.png", "../outside.png"]
+    mixed = list(good)
+    for index, name in enumerate(names):
+        mixed.insert(3 * index + 1, Poster(name, name))
+    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder.refuse = {colour_of(5)[0]}
+    outcome = make(embedder, store).run(batch(mixed))
+    words = {failure.id: failure.word for failure in outcome.failures}
+    assert words == {
+        "cut.jpg": "truncated",
+        "text.png": "unreadable",
+        "empty.gif": "unreadable",
+        "missing.png": "missing",
+        "../outside.png": "outside-root",
+        "005.png": "internal",
+    }
+    assert outcome.embedded == 19
+    found = store.get(SPACE.id, [poster.id for poster in mixed])
+    assert set(found) == {poster.id for poster in good} - {"005.png"}
+    for number in set(range(20)) - {5}:
+        assert found[f"{number:03}.png"] @ expected(number) > 0.99999
+
+
+def test_a_second_run_finds_everything_unchanged(root, make):
+    """Size and time of the file as stored: no work at all, not even a read."""
+    posters = [write(root, number) for number in range(10)]
+    embedder, store = ColourEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    pipeline.run(batch(posters))
+    embedder.sizes.clear()
+    for path in root.iterdir():
+        path.chmod(0)  # root may read it all the same; nobody should try
+    seen = []
+    outcome = pipeline.run(batch(posters), seen.append)
+    assert (outcome.embedded, outcome.unchanged) == (0, 10)
+    assert embedder.sizes == []
+    assert seen[-1] == 10
+
+
+def test_a_touched_file_is_reused_and_a_changed_one_embedded(root, make):
+    """The content decides: a new date costs a read, a new picture an embedding."""
+    posters = [write(root, number) for number in range(6)]
+    embedder, store = ColourEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    pipeline.run(batch(posters))
+    os.utime(root / "000.png", ns=(1, 1))
+    changed = [Poster("000.png", "000.png", posters[0].size, 1), write(root, 99, "001.png"), *posters[2:]]
+    outcome = pipeline.run(batch(changed))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged) == (1, 1, 4)
+    found = store.get(SPACE.id, ["000.png", "001.png"])
+    assert found["000.png"] @ expected(0) > 0.99999
+    assert found["001.png"] @ expected(99) > 0.99999
+    assert store.rows(SPACE.id, ["000.png"])["000.png"].mtime_ns == 1
+
+
+def test_a_copy_under_another_name_is_reused(root, make):
+    """The same bytes need no second forward pass."""
+    store, pipeline = MemoryStore(), None
+    pipeline = make(store=store)
+    pipeline.run(batch([write(root, 3)]))
+    outcome = pipeline.run(batch([write(root, 3, "copy.png")]))
+    assert (outcome.embedded, outcome.reused) == (0, 1)
+    assert np.array_equal(*store.get(SPACE.id, ["003.png", "copy.png"]).values())
+
+
+def test_force_embeds_all_the_same(root, make):
+    """Nothing is trusted: not the row, not the content."""
+    posters = [write(root, number) for number in range(5)]
+    embedder, store = ColourEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    pipeline.run(batch(posters))
+    outcome = pipeline.run(batch(posters, force=True))
+    assert (outcome.embedded, outcome.unchanged) == (5, 0)
+    assert sum(embedder.sizes) == 10
+
+
+def test_what_an_interrupted_attempt_stored_counts_as_embedded(root, make):
+    """The second attempt finds rows of the first: they were embedded by this batch, not unchanged."""
+    posters = [write(root, number) for number in range(8)]
+    store = MemoryStore()
+    make(store=store).run(batch(posters[:5]))
+    outcome = make(store=store).run(batch(posters), begun_before=True)
+    assert (outcome.embedded, outcome.reused, outcome.unchanged) == (8, 0, 0)
+
+
+def test_a_batch_for_another_space_never_lands_in_this_one(root, make):
+    """Its posters fail with the way out, and nothing is stored."""
+    store = MemoryStore()
+    outcome = make(store=store).run(batch([write(root, 1), write(root, 2)], space="vit-l-14.123"))
+    assert [failure.word for failure in outcome.failures] == ["internal", "internal"]
+    assert "vit-l-14.123" in outcome.failures[0].reason
+    assert store.count(SPACE.id) == 0
+
+
+def test_a_reply_carries_every_vector_that_there_is(root, make):
+    """Embedded, reused and unchanged ones alike; as little-endian float32."""
+    first, copy, second = write(root, 1), write(root, 1, "copy.png"), write(root, 2)
+    pipeline = make()
+    pipeline.run(batch([first]))
+    outcome = pipeline.run(batch([first, copy, second, Poster("gone", "gone")], reply=True))
+    assert set(outcome.vectors) == {"001.png", "copy.png", "002.png"}
+    for name, number in (("001.png", 1), ("copy.png", 1), ("002.png", 2)):
+        assert np.frombuffer(outcome.vectors[name], "<f4") @ expected(number) > 0.99999
+
+
+class BrokenStore(MemoryStore):
+    """Fails at the n-th put, as a full disk does."""
+
+    def __init__(self, good: int) -> None:
+        super().__init__()
+        self.left = good
+
+    def put(self, *arguments):
+        self.left -= 1
+        if self.left < 0:
+            raise StoreUnavailable("the disk is full")
+        super().put(*arguments)
+
+
+def test_a_store_that_fails_ends_the_batch_and_keeps_what_it_took(root, make):
+    """No count is reported for what was not stored; running it again does only the rest."""
+    posters = [write(root, number) for number in range(30)]
+    store, embedder = BrokenStore(2), ColourEmbedder()
+    pipeline = make(embedder, store)
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        pipeline.run(batch(posters))
+    stored = store.count(SPACE.id)
+    assert 0 < stored < 30
+    store.left = 1000
+    embedder.sizes.clear()
+    outcome = pipeline.run(batch(posters), begun_before=True)
+    assert outcome.embedded == 30
+    assert sum(embedder.sizes) == 30 - stored
+
+
+def test_a_lost_device_ends_the_batch(root, make):
+    """The worker leaves; nothing is swallowed."""
+    embedder = ColourEmbedder()
+    embedder.error = DeviceLost("gone")
+    with pytest.raises(DeviceLost):
+        make(embedder).run(batch([write(root, 1)]))
+
+
+def test_trouble_that_is_not_the_posters_is_not_blamed_on_it(root, make, monkeypatch):
+    """A disk that fails is no `unreadable` poster: the batch is tried again."""
+
+    def failing(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("worker.pipeline.read_file", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        make().run(batch([write(root, 1)]))
+
+
+def test_progress_is_told_and_never_runs_backwards(root, make):
+    """The bar counts stored posters, and ends at all of them."""
+    posters = [write(root, number) for number in range(20)]
+    seen: list[int] = []
+    make().run(batch(posters), seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 20
+
+
+def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
+    """While the device is busy, the next chunks are decoded; never more than the limit."""
+    posters = [write(root, number) for number in range(60)]
+    reading, most = [0], [0]
+    lock = threading.Lock()
+
+    class Slow(ColourEmbedder):
+        def embed_pixels(self, pixels):
+            time.sleep(0.02)
+            with lock:
+                reading[0] -= len(pixels)
+            return super().embed_pixels(pixels)
+
+    pipeline = make(Slow(chunk=4), threads=4, look_ahead_images=12)
+    read = pipeline._read
+
+    def counted(*arguments):
+        with lock:
+            reading[0] += 1
+            most[0] = max(most[0], reading[0])
+        return read(*arguments)
+
+    pipeline._read = counted
+    pipeline.run(batch(posters))
+    assert 8 <= most[0] <= 12 + 4 + 4  # the limit, the chunk that tops it up, and the one on the device
+
+
+def test_device_and_decoders_work_at_the_same_time(root, make, monkeypatch):
+    """Where each takes a while, together they take little more than the slower one."""
+    posters = [write(root, number) for number in range(48)]
+
+    class Slow(ColourEmbedder):
+        def embed_pixels(self, pixels):
+            time.sleep(0.01 * len(pixels))
+            return super().embed_pixels(pixels)
+
+    pipeline = make(Slow(chunk=8), threads=2)
+    read = pipeline._read
+
+    def slow(*arguments):
+        time.sleep(0.02)  # two threads: 0.01 s per poster, as the device
+        return read(*arguments)
+
+    pipeline._read = slow
+    began = time.perf_counter()
+    pipeline.run(batch(posters))
+    seconds = time.perf_counter() - began
+    assert seconds < 0.8 * (48 * 0.01 + 48 * 0.01)
+    assert pipeline.timings.on_device >= 0.45

@@ -1,0 +1,198 @@
+"""What only a file can suffer: kills, foreign contents, damage, locks; and the documented way to read it."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worker.errors import StoreError, StoreUnavailable
+from worker.space import Space
+from worker.vectors import Row
+from worker.vectors import sqlite as sqlite_module
+from worker.vectors.sqlite import SCHEMA_VERSION, SQLiteStore
+
+PROJECT = Path(__file__).parent.parent
+SPACE = Space("tiny", "0" * 32, "gelu", "8x8", 4)
+
+
+def unit(count: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(count, SPACE.dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def rows(count: int, prefix: str = "p") -> list[Row]:
+    return [Row(f"{prefix}{index:05}", f"{prefix}{index}", 1, 1) for index in range(count)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "vectors.db"
+
+
+@pytest.fixture
+def store(path):
+    store = SQLiteStore(str(path))
+    yield store
+    store.close()
+
+
+WRITER = """
+import sys, numpy as np
+from worker.space import Space
+from worker.vectors import Row
+from worker.vectors.sqlite import SQLiteStore
+store = SQLiteStore(sys.argv[1])
+space = Space("tiny", "0" * 32, "gelu", "8x8", 4)
+vectors = np.tile(np.array([1, 0, 0, 0], np.float32), (500, 1))
+number = 0
+while True:
+    store.put(space, [Row(f"{number:06}-{i:03}", "d", 1, 1) for i in range(500)], vectors)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def test_a_kill_in_the_middle_leaves_whole_chunks(path):
+    """kill -9 while it writes, several times: every chunk is there whole or not at all; what was told is there."""
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=PROJECT, stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        told = [int(writer.stdout.readline()) for _ in range(5)]
+        writer.send_signal(signal.SIGKILL)
+        told += [int(line) for line in writer.stdout.read().split()]
+        writer.wait()
+        writer.stdout.close()
+        store = SQLiteStore(str(path))
+        ids = [name for names, _ in store.scan(SPACE.id) for name in names]
+        counts = dict.fromkeys({name[:6] for name in ids}, 0)
+        for name in ids:
+            counts[name[:6]] += 1
+        assert set(counts.values()) == {500}
+        assert {f"{number:06}" for number in told} <= set(counts)
+        assert store.count(SPACE.id) == len(ids)
+        store.close()
+
+
+def test_a_file_of_another_program_is_not_touched(path):
+    """Its tables are named, and nothing is added to it."""
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE songs (title TEXT)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"another program.*songs"):
+        SQLiteStore(str(path))
+    assert path.read_bytes() == before
+
+
+def test_a_file_of_a_newer_version_is_not_touched(store, path):
+    """An old program must not write what a new one reads."""
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+    with pytest.raises(StoreError, match="newer version"):
+        SQLiteStore(str(path))
+
+
+def test_a_file_that_is_no_database_is_named(path):
+    """And left as it is."""
+    path.parent.mkdir()
+    path.write_bytes(b"these are not the vectors you are looking for" * 100)
+    with pytest.raises(StoreError, match=r"vectors\.db is damaged or is no SQLite file"):
+        SQLiteStore(str(path))
+    assert path.read_bytes().startswith(b"these are not")
+
+
+def test_damage_inside_is_an_error_and_not_a_vector(path):
+    """A vector of the wrong length is never handed out."""
+    store = SQLiteStore(str(path))
+    store.put(SPACE, rows(3), unit(3))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE vectors SET vector = x'00' WHERE id = 'p00001'")
+    db.close()
+    with pytest.raises(StoreError, match="1 bytes, its space says 16"):
+        store.get(SPACE.id, ["p00001"])
+    with pytest.raises(StoreError, match="do not all have the 4 numbers"):
+        list(store.scan(SPACE.id))
+    store.close()
+
+
+def test_a_locked_file_is_a_passing_trouble(store, path, monkeypatch):
+    """Another program holds it: try again, nothing is lost."""
+    store.put(SPACE, rows(1), unit(1))
+    monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT_S", 0.2)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = SQLiteStore(str(path))
+    with pytest.raises(StoreUnavailable, match="locked"):
+        waiting.put(SPACE, rows(1, "q"), unit(1))
+    other.execute("ROLLBACK")
+    other.close()
+    waiting.put(SPACE, rows(1, "q"), unit(1))
+    assert waiting.count(SPACE.id) == 2
+    waiting.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    """A file stands where the folder should be."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="folder of the store"):
+        SQLiteStore(str(tmp_path / "file" / "x.db"))
+
+
+def test_a_chunk_that_fails_leaves_nothing(store, monkeypatch):
+    """All or nothing: also when the last row of a chunk is the one that fails."""
+    broken = [*rows(4), Row("p9", None, 1, 1)]  # NOT NULL stops it inside the transaction
+    with pytest.raises(StoreError):
+        store.put(SPACE, broken, unit(5))
+    assert store.count(SPACE.id) == 0
+    assert list(store.scan(SPACE.id)) == []
+
+
+def test_pages_keep_the_file_near_the_raw_size(path):
+    """The reason for 32 KiB pages: a file of at most 1.25 times the vectors."""
+    space = Space("wide", "0" * 32, "gelu", "8x8", 512)
+    store = SQLiteStore(str(path))
+    vectors = np.random.default_rng(0).normal(size=(2000, 512)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store.put(space, rows(2000), vectors)
+    store.close()
+    assert os.path.getsize(path) < 1.25 * vectors.nbytes
+
+
+def test_the_documented_reader_reads(store, path):
+    """docs/store.md promises one line of NumPy: it is run as it stands there."""
+    vectors = unit(7)
+    store.put(SPACE, rows(7), vectors)
+    text = (PROJECT / "docs" / "store.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    line = next(block for block in blocks if "np.frombuffer" in block)
+    found: dict = {}
+    before = os.getcwd()
+    os.chdir(path.parent)
+    try:
+        exec(line.replace("data/embeddings.db", "vectors.db"), found)
+    finally:
+        os.chdir(before)
+    assert found["ids"] == [row.id for row in rows(7)]
+    assert np.array_equal(found["vectors"], vectors)
+    assert found["vectors"].dtype == np.float32
+
+
+def test_many_rows_are_written_and_scanned_quickly(store):
+    """Not a benchmark: a guard against a missing index or a commit per row."""
+    count = 5000
+    began = time.perf_counter()
+    for start in range(0, count, 250):
+        store.put(SPACE, [Row(f"{n:06}", f"{n}", 1, 1) for n in range(start, start + 250)], unit(250))
+    store.rows(SPACE.id, [f"{n:06}" for n in range(count)])
+    store.by_content(SPACE.id, [f"{n}" for n in range(count)])
+    assert sum(len(ids) for ids, _ in store.scan(SPACE.id, 500)) == count
+    assert time.perf_counter() - began < 20
