@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from producer.client import Producer
-from producer.indexing import currency, find, index, ledger_entry, ledger_line, say
+from producer.indexing import currency, find, index, ledger_entry, ledger_line, look_at_catalogue, say
 from worker.errors import (
     FAILURE_WORDS,
     ConfigurationError,
@@ -230,6 +230,7 @@ def demo(as_json: bool) -> None:
 
 def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None:
     found = find(producer, paths)
+    look_at_catalogue(producer.settings)
     is_current = currency(producer)
     todo = unchanged = broken = 0
     while block := list(islice(found, producer.settings.posters_per_batch)):

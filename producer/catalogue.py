@@ -50,7 +50,7 @@ class Entry:
 class Catalogue:
     """The catalogue's entries by file, and what is wrong with the rest of it."""
 
-    path: Path
+    path: Path | None
     entries: Mapping[str, Entry] = field(default_factory=dict)
     problems: Sequence[Failure] = ()
 
@@ -59,13 +59,17 @@ class Catalogue:
         """The same entries by poster id."""
         return {entry.id: entry for entry in self.entries.values()}
 
+    def belongs_to(self, root: Path) -> bool:
+        """False when it names posters and not one of them lies under `root`: most likely another folder's."""
+        return not self.entries or any(os.path.lexists(root / file) for file in self.entries)
+
     def title(self, poster: str) -> str:
         """The title of a poster by its id; empty where the catalogue has none."""
         entry = self.by_id.get(poster)
         return str(entry.about.get("title", "")) if entry else ""
 
 
-def read_catalogue(path: Path) -> Catalogue:
+def read_catalogue(path: Path | None) -> Catalogue:
     """Read a list of objects with ``file`` (relative to the posters root), optional ``id``, any more keys.
 
     A file that is not there is an empty catalogue. An entry that cannot be used becomes a failure
@@ -74,7 +78,7 @@ def read_catalogue(path: Path) -> Catalogue:
     Raises:
         ConfigurationError: the file is no JSON, or no list of posters.
     """
-    if not path.is_file():
+    if path is None or not path.is_file():
         return Catalogue(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -39,11 +39,11 @@ def run_demo() -> Progress:
         NoWorker: no worker could be started; says why.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, _redis(Path(folder)) as url:
+    with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
         base = {"redis_url": url, "store": f"sqlite:{Path(folder, 'demo.db')}"}
         settings = load_settings(**base)
         say(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
-        with _worker(settings, Path(folder)) as name:
+        with own_worker(settings, Path(folder)) as name:
             producer = Producer(settings)
             try:
                 _job, progress = index(producer, [], force=False, detach=False, quiet=False)
@@ -55,7 +55,7 @@ def run_demo() -> Progress:
 
 
 @contextmanager
-def _redis(folder: Path) -> Iterator[str]:
+def own_redis(folder: Path) -> Iterator[str]:
     """A redis-server of our own: free port, loopback only, nothing on disk."""
     program = shutil.which("redis-server")
     if program is None:
@@ -86,7 +86,7 @@ def _redis(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _worker(settings: Settings, folder: Path) -> Iterator[str]:
+def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
     """A worker with trained weights if they can be had, else with untrained ones, said loudly."""
     process, name, reason = _start_worker(settings, folder, settings.pretrained)
     try:

@@ -18,6 +18,7 @@ from worker.announcement import FAILED, READY
 from worker.errors import RedisUnreachable, StoreError
 from worker.messages import Poster
 from worker.progress import Failure, Progress
+from worker.settings import Settings
 
 LOOK_S: Final = 0.2
 ASK_FOR_WORKERS_S: Final = 2.0
@@ -90,6 +91,18 @@ def find(producer: Producer, paths: Sequence[str]) -> Iterator[Poster | Failure]
     return find_posters(settings.root, paths, read_catalogue(settings.catalogue))
 
 
+def look_at_catalogue(settings: Settings) -> None:
+    """Say what is odd about the catalogue before its posters fail one by one."""
+    catalogue = read_catalogue(settings.catalogue)
+    if settings.catalogue and "catalogue" in settings.model_fields_set and not settings.catalogue.is_file():
+        say(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
+    elif not catalogue.belongs_to(settings.root):
+        say(
+            f"none of the {len(catalogue.entries)} posters that {catalogue.path} names lies under {settings.root}: "
+            "if it is another folder's, set POSTERS_CATALOGUE to the right one, or to `none`"
+        )
+
+
 def currency(producer: Producer) -> Callable[[Sequence[Poster]], set[str]]:
     """A function that tells which posters' vectors are up to date, by size and modification time.
 
@@ -132,6 +145,7 @@ def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool
         KeyboardInterrupt: with the job as its argument, after everything was sent.
     """
     posters = find(producer, paths)  # first, so that a wrong path leaves no empty job behind
+    look_at_catalogue(producer.settings)
     watch = _Watch(producer)
     current = currency(producer)
     job = producer.begin()

@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from producer.catalogue import find_posters, poster_id, read_catalogue
+from producer.indexing import look_at_catalogue
 from worker.errors import ConfigurationError
 from worker.messages import Poster
 from worker.progress import Failure
+from worker.settings import load_settings
 
 
 @pytest.fixture
@@ -147,3 +149,25 @@ def test_linked_folders_are_not_followed(root):
     """A link that leads in a circle does not hang the search."""
     (root / "deep" / "loop").symlink_to(root, target_is_directory=True)
     assert ids(found(root)) == ["a.png", "b.jpg", "deep/d.JPEG", "deep/er/c.webp"]
+
+
+def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
+    """The samples' catalogue with one's own posters: said before two dozen posters fail one by one."""
+    (tmp_path / "posters.json").write_text('[{"file": "a.png"}, {"file": "b.png"}]')
+    settings = load_settings(root=tmp_path, catalogue=tmp_path / "posters.json")
+    look_at_catalogue(settings)
+    assert "none of the 2 posters" in capsys.readouterr().err
+    (tmp_path / "a.png").write_bytes(b"")
+    look_at_catalogue(settings)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_catalogue_can_be_asked_for(tmp_path, capsys):
+    """`none` is silence; a name that is not there is said, and is no obstacle."""
+    settings = load_settings(root=tmp_path, catalogue="none")
+    assert settings.catalogue is None
+    assert read_catalogue(settings.catalogue).entries == {}
+    look_at_catalogue(settings)
+    assert capsys.readouterr().err == ""
+    look_at_catalogue(load_settings(root=tmp_path, catalogue=tmp_path / "typo.json"))
+    assert "there is no catalogue" in capsys.readouterr().err

@@ -7,10 +7,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from image_samples import encoded, picture, translucent
 from PIL import Image
 from tiny_model import DIMENSION, MEAN, SIDE, STD, make_model, write_tiny_model
 
+from bench.image_samples import encoded, picture, translucent
 from worker import clip_embedder
 from worker.clip_embedder import CLIPEmbedder
 from worker.errors import DeviceLost, UnreadablePoster

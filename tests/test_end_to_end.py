@@ -9,12 +9,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from image_samples import encoded, picture
 from PIL import Image
 from redis_server import RedisServer
 from tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
 from world import World, adds_up
 
+from bench.image_samples import encoded, picture
 from producer import Producer
 from worker.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
 from worker.messages import INTERACTIVE, EmbedBatch, Poster

@@ -10,10 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from image_samples import Sample, encoded, picture, samples, translucent
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
+from bench.image_samples import Sample, encoded, picture, samples, translucent
 from worker.errors import UnreadablePoster
 from worker.images import Geometry, Limits, decode, fit
 

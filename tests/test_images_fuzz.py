@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from image_samples import encoded, picture, translucent
 from PIL import Image
 
+from bench.image_samples import encoded, picture, translucent
 from worker.errors import UnreadablePoster
 from worker.images import FORMATS, Geometry, Limits, decode, fit
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
-from image_samples import encoded, picture
 from PIL import Image
 
+from bench.image_samples import encoded, picture
 from worker.errors import DeviceLost, StoreUnavailable
 from worker.images import Geometry
 from worker.messages import EmbedBatch, Poster

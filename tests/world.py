@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from image_samples import encoded, picture
 from redis_server import RedisServer
 from tiny_model import write_tiny_model
 
+from bench.image_samples import encoded, picture
 from producer import Producer
 from worker.announcement import READY
 from worker.settings import load_settings
@@ -87,7 +87,7 @@ class World:
         chosen = {
             "redis_url": redis.url,
             "root": str(self.root),
-            "catalogue": str(folder / "posters.json"),
+            "catalogue": "none",
             "store": f"sqlite:{folder / 'vectors.db'}",
             "model_name": self.model,
             "device": "cpu",

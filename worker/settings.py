@@ -42,7 +42,9 @@ class Settings(BaseSettings):
     # where things are
     redis_url: str = Field("redis://localhost:6379/0", description="queue and ledger")
     root: Path = Field(Path("posters"), description="posters root; paths in messages are relative to it")
-    catalogue: Path = Field(Path("data/posters.json"), description="list of posters; may be absent")
+    catalogue: Annotated[Path | None, BeforeValidator(lambda v: None if str(v).lower() == "none" else v)] = Field(
+        Path("data/posters.json"), description="list of posters; may be absent; `none`: there is none"
+    )
     store: str = Field("sqlite:data/embeddings.db", description="sqlite:PATH or redis://…")
 
     # the model (section `clip` of config.json)

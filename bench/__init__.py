@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench`` (end to end) and ``python -m bench.images`` (reading and decoding)."""

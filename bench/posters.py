@@ -1,0 +1,43 @@
+"""Posters to measure with: structured like printed art, each file of its own content."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+DRAWINGS = 32  # different pictures; more only cost time to draw
+
+
+def drawing(width: int, height: int, seed: int) -> Image.Image:
+    """An RGB picture of flat areas, gradients, edges and grain; about 250 kB as a JPEG of 1000×1500."""
+    random = np.random.default_rng(seed)
+    blocks = Image.fromarray(random.integers(0, 256, (12, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
+    flat = np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST)).astype(np.float32)
+    down, across = np.mgrid[0:height, 0:width].astype(np.float32)
+    inside = (np.sin(across / (20 + seed)) + np.cos(down / (30 + seed)) > 0.4)[..., None]
+    grain = random.normal(0, 6, (height, width, 1)).astype(np.float32)
+    return Image.fromarray(np.clip(np.where(inside, flat, smooth) + grain, 0, 255).astype(np.uint8))
+
+
+def write_jpegs(folder: Path, count: int, width: int = 1000, height: int = 1500) -> list[Path]:
+    """`count` JPEG files, none with the content of another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoded = [_jpeg(drawing(width, height, seed)) for seed in range(min(count, DRAWINGS))]
+    paths = []
+    for number in range(count):
+        path = folder / f"{number:05}.jpg"
+        # bytes behind the end of the picture: another content for the store, the same work for the decoder
+        path.write_bytes(encoded[number % len(encoded)] + f"poster {number}".encode())
+        paths.append(path)
+    return paths
+
+
+def _jpeg(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88, **options)
+    return buffer.getvalue()
