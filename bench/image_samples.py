@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +72,38 @@ def wide_gamut_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
 
 
+# cjpeg -arithmetic -quality 60, of picture(48, 72); Pillow reads this coding but does not write it
+ARITHMETIC_JPEG = base64.b85decode(
+    "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ&KWM"
+    "T47pHU`kO^PygEhLjevB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPf!2J"
+    "01*fPNB}Sc0U`hb5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zfHy-96_yj=Pi1MDStPKKNn2SES^homA7+h|*>ihi}Fze*-"
+    "~=vcq%I@qdr!Ti(slor&y_G~ZZJZzk$D)+<wHH~O{I91Xz{6WeLf6gtG<52nsx0a)F(4#7Oh~G~>mwxR6sEO$<)p#87=tjg9@6lT"
+    "N@OqIL8-"
+    "5=$VOD<!hl*p+7*5Z{daSXj*}jN0S@L)q)DFfeWvXKs7q+0#<Kf!R{D^#>L?D{>iQNntE&TGtA|tXPJSU8qIf!UwU+!;WDUBSMeF"
+    "7-Zlxn|_?}sO&<mC#iPC)alBo>ZUE9RQ4k8XQndzrh=&}c?%+h-p4k%rr^g-!Vq#6(eKfNN1ccMCN_wZv-"
+    "8cfcQt9LMq9x=w!TOTY#6w$!m!4+{*$7`RNXSbeGruME!i_J^SV*#"
+)
+
+
+def interlaced_png(image: Image.Image) -> bytes:
+    """An Adam7 PNG of an RGB image (PNG specification, section 8.2); Pillow reads this order but does not write it."""
+    pixels = np.asarray(image)
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    lines = [
+        b"\0" + row.tobytes()
+        for top, left, down, across in passes
+        for row in pixels[top::down, left::across]
+        if row.size
+    ]
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, 2, 0, 0, 1)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(lines))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
 def samples() -> list[Sample]:
     """All of them; built on each call, they take a second."""
     rgb, grey = picture(), picture(seed=3).convert("L").convert("RGB")
@@ -89,7 +124,9 @@ def samples() -> list[Sample]:
         exif[0x0112] = orientation
         data = encoded(picture(420, 300, seed=orientation), "JPEG", quality=92, exif=exif)
         add(f"jpeg exif {orientation}", data, turned(decoded(data), orientation))
+    add("jpeg arithmetic", ARITHMETIC_JPEG)
     add("png", encoded(rgb, "PNG"), rgb)
+    add("png interlaced", interlaced_png(rgb), rgb)
     add("png grey", encoded(grey.convert("L"), "PNG"), grey)
     add("png palette", encoded(rgb.quantize(64), "PNG"), rgb.quantize(64).convert("RGB"))
     add("png rgba", encoded(translucent(), "PNG"), on_white(translucent()))
@@ -123,6 +160,24 @@ def samples() -> list[Sample]:
     add("avif", encoded(rgb, "AVIF", quality=90))
     add("mpo", encoded(rgb, "MPO", save_all=True, append_images=[picture(seed=5)], quality=90))
     add("tiny 1x1", encoded(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG"), Image.new("RGB", (1, 1), (10, 200, 30)))
+    large = picture(2101, 3001, seed=4)
+    for mode in ("RGB", "L", "P", "1", "CMYK"):
+        converted = large.quantize(64) if mode == "P" else large.convert(mode)
+        format = "TIFF" if mode == "CMYK" else "PNG"
+        data = encoded(converted, format, compress_level=1)  # which TIFF ignores
+        add(f"{format.lower()} large {mode}", data, converted.convert("RGB"))
+    fading = large.convert("RGBA")
+    fading.putalpha(Image.linear_gradient("L").resize(large.size))
+    add("png large RGBA", encoded(fading, "PNG", compress_level=1), on_white(fading))
+    light = large.convert("L")
+    sixteen = Image.fromarray(np.asarray(light).astype(np.uint16) * 257)
+    add("png large 16 bit", encoded(sixteen, "PNG", compress_level=1), light.convert("RGB"))
+    add("webp large", encoded(large, "WEBP", lossless=True, quality=0, method=0), large)
+    for orientation in (3, 6, 7):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(large, "PNG", compress_level=1, exif=exif)
+        add(f"png large exif {orientation}", data, turned(large, orientation))
     for width, height in ((1, 5000), (5000, 1), (6000, 20), (40, 600), (223, 225), (225, 450)):
         odd = picture(width, height, seed=width)
         add(f"png {width}x{height}", encoded(odd, "PNG"), odd)

@@ -14,6 +14,8 @@ import io
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +37,12 @@ CLIP = Geometry(224, 224)
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--rounds", default=15, show_default=True, help="Times that each file is decoded each way.")
 @click.option("--fidelity/--no-fidelity", default=True, help="Compare pictures and vectors, too.")
-def main(rounds: int, fidelity: bool) -> None:
+@click.option("--memory", is_flag=True, help="Only measure the memory that images of 100 megapixels take.")
+def main(rounds: int, fidelity: bool, memory: bool) -> None:
     """Compare with open_clip's transform: the same vectors, in less time."""
+    if memory:
+        _show_memory()
+        return
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the seeded model is not trained
     if fidelity:
@@ -71,7 +77,8 @@ def _show_fidelity() -> None:
 def _files() -> dict[str, bytes]:
     large, small = drawing(1000, 1500, 0), drawing(450, 675, 1)
     return {
-        "JPEG 1000×1500": encoded(large, "JPEG", quality=88),
+        "JPEG 1000×1500": encoded(picture(1000, 1500), "JPEG", quality=88),
+        "JPEG with grain": encoded(large, "JPEG", quality=88),
         "JPEG progressive": encoded(large, "JPEG", quality=88, progressive=True),
         "JPEG 450×675": encoded(small, "JPEG", quality=88),
         "JPEG 4000×6000": encoded(picture(4000, 6000), "JPEG", quality=88),
@@ -95,7 +102,8 @@ def _fading(image: Image.Image) -> Image.Image:
 
 def _show_speed(rounds: int) -> None:
     transform = image_transform_v2(PreprocessCfg(), is_train=False)
-    click.echo(f"{'file, one core':18} {'ours':>9} {'open_clip':>10} {'decoder':>9}   open_clip/ours  ours/decoder")
+    head = f"{'file, one core':18} {'size':>8} {'ours':>9} {'open_clip':>10} {'decoder':>9}"
+    click.echo(f"{head}   open_clip/ours  ours/decoder")
     for name, data in _files().items():
         ways: list[Callable[[], object]] = [
             lambda data=data, name=name: decode(data, CLIP, name=name),  # type: ignore[misc]
@@ -111,7 +119,8 @@ def _show_speed(rounds: int) -> None:
         ours, theirs, alone = (statistics.median(taken) * 1000 for taken in times)
         faster = statistics.median(b / a for a, b in zip(times[0], times[1], strict=True))
         over = statistics.median(a / c for a, c in zip(times[0], times[2], strict=True))
-        click.echo(f"{name:18} {ours:6.1f} ms {theirs:7.1f} ms {alone:6.1f} ms   {faster:10.2f} ×    {over:10.2f} ×")
+        head = f"{name:18} {len(data) / 1000:5.0f} kB {ours:6.1f} ms {theirs:7.1f} ms {alone:6.1f} ms"
+        click.echo(f"{head}   {faster:10.2f} ×    {over:10.2f} ×")
     click.echo("")
 
 
@@ -135,6 +144,53 @@ def _show_scaling() -> None:
             f"({ratio / threads:.2f} of perfect)"
         )
     click.echo(f"cores usable here: {cores} of {os.cpu_count()}")
+
+
+def _large_files() -> dict[str, bytes]:
+    tile = picture(1000, 1250)
+    large = Image.new("RGB", (8000, 12500))
+    for left in range(0, 8000, 1000):
+        for top in range(0, 12500, 1250):
+            large.paste(tile, (left, top))
+    files = {
+        "JPEG": encoded(large, "JPEG", quality=80),
+        "JPEG progressive": encoded(large, "JPEG", quality=80, progressive=True),
+        "PNG RGB": encoded(large, "PNG", compress_level=1),
+        "PNG palette": encoded(large.quantize(64), "PNG", compress_level=1),
+        "WebP lossy": encoded(large, "WEBP", quality=50, method=0),
+        "WebP lossless": encoded(large, "WEBP", lossless=True, quality=0, method=0),
+        "AVIF": encoded(large, "AVIF", quality=40, speed=10),
+        "TIFF": encoded(large, "TIFF"),
+        "TIFF LZW": encoded(large, "TIFF", compression="tiff_lzw"),
+    }
+    large.putalpha(128)
+    files["PNG RGBA"] = encoded(large, "PNG", compress_level=1)
+    grey = large.convert("L")
+    files["PNG 16 bit"] = encoded(grey.convert("I;16"), "PNG", compress_level=1)
+    return files
+
+
+_MEASURE = """
+import re, sys, time
+from pathlib import Path
+from worker.images import Geometry, decode
+data = sys.stdin.buffer.read()
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which is that of the parent
+peak_kib = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak_kib()
+began = time.perf_counter()
+decode(data, Geometry(224, 224), name="x")
+print((peak_kib() - before) / 1024, time.perf_counter() - began)
+"""
+
+
+def _show_memory() -> None:
+    """Each file in a process of its own: the peak above what it had with the file already read (Linux)."""
+    click.echo(f"{'100 megapixels':18} {'file':>9} {'peak':>9} {'time':>8}")
+    for name, data in _large_files().items():
+        done = subprocess.run([sys.executable, "-c", _MEASURE], input=data, capture_output=True, check=True)
+        peak_mib, seconds = map(float, done.stdout.split())
+        click.echo(f"{name:18} {len(data) / 1e6:6.1f} MB {peak_mib:5.0f} MiB {seconds:6.2f} s")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 UPPER = {
     "worker.images",
+    "worker.budget",
+    "worker.resizing",
     "worker.colour",
     "worker.clip_embedder",
     "worker.weights",
@@ -27,8 +29,16 @@ HEAVY = {"torch", "PIL", "open_clip", "torchvision"}
 # library → the only modules that may import it
 HOMES = {
     "open_clip": {"worker.clip_embedder", "worker.weights"},
-    "torch": {"worker.clip_embedder", "worker.weights", "worker.device", "worker.images", "worker.pipeline"},
-    "PIL": {"worker.clip_embedder", "worker.images", "worker.colour"},
+    "torch": {
+        "worker.clip_embedder",
+        "worker.weights",
+        "worker.device",
+        "worker.images",
+        "worker.resizing",
+        "worker.pipeline",
+    },
+    "torchvision": {"worker.resizing"},
+    "PIL": {"worker.clip_embedder", "worker.images", "worker.colour", "worker.resizing"},
     "redis": {"worker.redis_client", "worker.vectors.redis"},
     "celery": {"worker.celery", "worker.tasks", "worker.attendant"},
     "kombu": {"worker.celery"},

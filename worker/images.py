@@ -7,17 +7,17 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional
 
+from worker.budget import MemoryBudget
 from worker.colour import IntoSRGB, to_rgb
 from worker.errors import UnreadablePoster
+from worker.resizing import Geometry, as_tensor, resize, scale_to, shrink, shrink_webp
 
 # Only these decoders are ever reached; their order is the order in which Pillow tries them.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # MPO comes with JPEG
@@ -26,9 +26,9 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # MPO co
 # cosine to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
 DRAFT_MARGIN: Final = 2
 
-# A resized image of more than this many times the model's area is cut to size while it is resized:
-# a 1×5000 image would otherwise pass through 224×1,120,000 pixels.
-LARGEST_DETOUR: Final = 8
+# What an image holds while it is decoded, measured (docs/images.md); others: Pillow's 4 and a fifth for bands.
+BYTES_PER_PIXEL: Final = {"WEBP": 16, "AVIF": 10}
+BYTES_PER_PIXEL_OTHERS: Final = 5
 
 ORIENTATION_TAG: Final = 0x0112  # Exif 2.32, table 4
 TRANSPOSE: Final = {
@@ -74,36 +74,21 @@ DECODER_ERRORS: Final = (
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a model wants its input, as open_clip's PreprocessCfg says.
-
-    Attributes:
-        height, width: pixels.
-        resize_mode: ``shortest`` (fill, cut the rest), ``longest`` (fit, pad) or ``squash``.
-        interpolation: ``bicubic`` or ``bilinear``, antialiased.
-        fill: value of padded pixels, 0 to 255.
-    """
-
-    height: int
-    width: int
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    fill: int = 0
-
-
-@dataclass(frozen=True)
 class Limits:
     """What is refused from the header, before anything is decoded."""
 
     max_pixels: int = 100_000_000
 
 
-def decode(data: bytes, geometry: Geometry, *, name: str, limits: Limits | None = None) -> torch.Tensor:
+def decode(
+    data: bytes, geometry: Geometry, *, name: str, limits: Limits | None = None, budget: MemoryBudget | None = None
+) -> torch.Tensor:
     """Decode an image file to the model's size.
 
     Args:
         data: the whole file; its content decides the format.
         name: the file, for the error.
+        budget: held while the image is in memory at its own size.
 
     Returns:
         uint8 (3, height, width), RGB, contiguous, on the CPU.
@@ -120,12 +105,20 @@ def decode(data: bytes, geometry: Geometry, *, name: str, limits: Limits | None 
             raise UnreadablePoster(name, "too-large", f"it has {width}×{height} pixels, the limit is {most:,} in all")
         profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
-            scale = _scale(width, height, geometry)
+            scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # turned or not
             wanted = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
             if wanted < (width, height):
                 image.draft(None, wanted)
-        image.load()
-        return _finish(image, geometry, profile, _orientation(image))
+        per_pixel = BYTES_PER_PIXEL.get(image.format or "", BYTES_PER_PIXEL_OTHERS)
+        with budget.hold(image.width * image.height * per_pixel) if budget else nullcontext():
+            small = None
+            if image.format == "WEBP":
+                small = shrink_webp(image, data, geometry, turned=_orientation(image) >= 5)
+            if small is None:
+                image.load()
+            # After the load: a PNG's Exif data may stand behind its pixels. Pillow would load them to look for
+            # it, and of a damaged file a second load would return without an error.
+            return _finish(small or image, geometry, profile, _orientation(image))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
@@ -142,67 +135,21 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
 
 def _finish(image: Image.Image, geometry: Geometry, profile: object, orientation: int) -> torch.Tensor:
     into_srgb = IntoSRGB.of(profile, image.mode)
+    first = None
     if into_srgb is not None and image.mode not in ("RGB", "RGBA"):
-        image, into_srgb = into_srgb(image), None  # CMYK and grey have no RGB to correct later
-    pixels = to_rgb(image)
+        first, into_srgb = into_srgb, None  # CMYK has no RGB to correct later
+
+    def plain(part: Image.Image) -> Image.Image:
+        return to_rgb(first(part) if first else part)
+
+    pixels = shrink(image, geometry, plain, turned=orientation >= 5) or plain(image)
     if orientation in TRANSPOSE:
         pixels = pixels.transpose(TRANSPOSE[orientation])
-    sized = _resize(pixels, geometry)
+    sized = resize(pixels, geometry)
     if into_srgb is not None:  # at the model's size it is a hundredth of the work, and no visible difference
         corrected = into_srgb(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
-        sized = _as_tensor(corrected).squeeze(0)
+        sized = as_tensor(corrected).squeeze(0)
     return sized.expand(3, -1, -1).contiguous()
-
-
-def _scale(width: int, height: int, geometry: Geometry) -> float:
-    """The factor by which the image shrinks to the model's size, the larger one where they differ."""
-    ratios = geometry.width / width, geometry.height / height
-    return min(ratios) if geometry.resize_mode == "longest" else max(ratios)
-
-
-def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
-    """Width and height before cutting or padding, rounded as torchvision and open_clip do."""
-    if geometry.resize_mode == "squash":
-        return geometry.width, geometry.height
-    if geometry.resize_mode == "shortest" and geometry.width == geometry.height:
-        side = geometry.width
-        return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    scale = _scale(width, height, geometry)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    """Resize, then cut or pad around the centre: uint8 (1 or 3, height, width)."""
-    width, height = _resized(image.width, image.height, geometry)
-    if width * height > LARGEST_DETOUR * geometry.width * geometry.height:
-        return _resize_centre(image, width, height, geometry)
-    source = _as_tensor(image)
-    if (width, height) != image.size:
-        source = functional.interpolate(source, (height, width), mode=geometry.interpolation, antialias=True)
-    pixels = source.squeeze(0)
-    pad_x, pad_y = max(0, geometry.width - width), max(0, geometry.height - height)
-    if pad_x or pad_y:
-        sides = (pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2)
-        pixels = functional.pad(pixels, sides, value=geometry.fill)
-    left = round((pixels.shape[2] - geometry.width) / 2.0)
-    top = round((pixels.shape[1] - geometry.height) / 2.0)
-    return pixels[:, top : top + geometry.height, left : left + geometry.width]
-
-
-def _resize_centre(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
-    """Resize only the part that the cut keeps; Pillow reads the neighbours of the part for its filter."""
-    left, top = round((width - geometry.width) / 2.0), round((height - geometry.height) / 2.0)
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + geometry.width) * across, (top + geometry.height) * down)
-    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(image.width), box[2]), min(float(image.height), box[3]))
-    resample = Image.Resampling.BICUBIC if geometry.interpolation == "bicubic" else Image.Resampling.BILINEAR
-    return _as_tensor(image.resize((geometry.width, geometry.height), resample, box=box)).squeeze(0)
-
-
-def _as_tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (1, channels, height, width), a view with the channels last, as the resize is fastest."""
-    array = np.array(image)  # a copy: Pillow's memory must not be written through the tensor
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
 
 
 def _orientation(image: Image.Image) -> int:

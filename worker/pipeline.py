@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from worker.budget import MemoryBudget
 from worker.errors import UnreadablePoster
 from worker.files import FileContent, read_file
 from worker.images import Geometry, Limits, decode
@@ -102,6 +103,7 @@ class Pipeline:
         threads: int = 0,
         look_ahead_images: int = 0,
         max_file_bytes: int = 100_000_000,
+        decode_memory_bytes: int = 1 << 30,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -110,6 +112,7 @@ class Pipeline:
         self.timings = Timings()
         self._max_file_bytes, self._limits, self._clock = max_file_bytes, limits or Limits(), clock
         self._look_ahead = look_ahead_images
+        self._budget = MemoryBudget(decode_memory_bytes)
         self._readers = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="decode")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
 
@@ -219,7 +222,8 @@ class Pipeline:
             known = self.store.by_content(self.embedder.space.id, [content.digest])
             if known:
                 return _Read(row, known[content.digest])
-        target.copy_(decode(content.data, self.embedder.geometry, name=poster.path, limits=self._limits))
+        geometry, limits = self.embedder.geometry, self._limits
+        target.copy_(decode(content.data, geometry, name=poster.path, limits=limits, budget=self._budget))
         return _Read(row, None)
 
     def _embed(self, chunk: _Chunk, tally: _Tally) -> tuple[list[Row], Vectors]:

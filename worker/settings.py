@@ -62,8 +62,9 @@ class Settings(BaseSettings):
 
     # reading images
     decode_threads: int = Field(0, ge=0, le=256, description="0: one per core that this process may use")
-    look_ahead_images: int = Field(0, ge=0, description="decoded posters that may wait; 0: four chunks")
+    look_ahead_images: int = Field(0, ge=0, description="decoded posters that may wait; 0: three chunks")
     max_pixels: int = Field(100_000_000, ge=1, description="larger posters fail as too-large")
+    decode_memory_bytes: int = Field(1 << 30, ge=1, description="large posters being decoded may hold, together")
     max_file_bytes: int = Field(100_000_000, ge=1, description="larger files fail as too-large")
 
     # delivery
@@ -120,7 +121,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "batch_size",
         "cache_dir",
     ),
-    "images": ("decode_threads", "look_ahead_images", "max_pixels", "max_file_bytes"),
+    "images": ("decode_threads", "look_ahead_images", "decode_memory_bytes", "max_pixels", "max_file_bytes"),
     "queue": (
         "redis_url",
         "posters_per_batch",

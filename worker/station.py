@@ -212,6 +212,7 @@ def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> S
             threads=settings.decode_threads,
             look_ahead_images=settings.look_ahead_images,
             max_file_bytes=settings.max_file_bytes,
+            decode_memory_bytes=settings.decode_memory_bytes,
             limits=Limits(settings.max_pixels),
         )
     except (PosterError, ImportError, OSError, RuntimeError) as error:
