@@ -32,7 +32,7 @@ demo: setup  ## Watch posters/ become vectors through a real Redis and a real wo
 test: setup lint  ## Lint, type-check, and run the tests
 	$(BIN)/python -m pytest
 
-lint: setup
+lint: setup  ## Lint and type-check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

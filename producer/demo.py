@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,13 +21,14 @@ from producer.catalogue import read_catalogue
 from producer.client import Producer
 from producer.indexing import index, say
 from producer.search import nearest
-from worker.announcement import FAILED, READY
+from worker.announcement import FAILED, READY, WEIGHTS
 from worker.errors import ConfigurationError, NoWorker, RedisUnreachable
 from worker.progress import Progress
 from worker.settings import Settings, load_settings
 
 REDIS_START_S: Final = 10.0
-WORKER_START_S: Final = 600.0  # a first start may download the weights
+WORKER_START_S: Final = 300.0  # a slow machine imports torch in half a minute
+WEIGHTS_S: Final = 15.0  # a demonstration is no time for a long download
 STOP_S: Final = 30.0
 SHOWN: Final = 3
 
@@ -64,8 +66,9 @@ def own_redis(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command = [program, *options, "--dir", str(folder)]
     with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen([program, *options, "--dir", str(folder)], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f"redis://127.0.0.1:{port}/0"
         probe = Producer(load_settings(redis_url=url))
@@ -96,7 +99,7 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
                 "demo: going on with UNTRAINED weights: the way of the data is real, "
                 "near copies are found, but the vectors mean nothing"
             )
-            _stop(process)
+            _stop(process, within_s=2)  # it has no work to finish
             process, name, reason = _start_worker(settings, folder, "untrained")
         if reason is not None:
             raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
@@ -121,10 +124,15 @@ def _start_worker(
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     producer = Producer(settings)
     say(f"demo: the worker loads {settings.model_name} with {pretrained!r} weights …")
-    ends = time.monotonic() + WORKER_START_S
+    ends, asked = time.monotonic() + WORKER_START_S, None
     try:
         while time.monotonic() < ends:
             heard = producer.announcements.hear(name)
+            if heard is not None and heard.get("stage") == WEIGHTS:
+                asked = asked or time.monotonic()
+                if time.monotonic() - asked > WEIGHTS_S:
+                    late = f"the weights {pretrained!r} are not here and did not come within {WEIGHTS_S:.0f} s"
+                    return process, name, ("WeightsUnavailable", f"{late}; the first worker you start fetches them")
             if heard is not None and heard.state == READY:
                 say(f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}")
                 return process, name, None
@@ -139,14 +147,17 @@ def _start_worker(
     return process, name, ("", f"it ended with status {process.poll()}:\n{text}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(STOP_S)
+            process.wait(within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # it led a session: whatever is left in it goes, too
 
 
 def _show_neighbours(producer: Producer, worker: str) -> None:

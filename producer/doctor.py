@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from producer.client import Producer
-from worker.announcement import FAILED, LOADING, READY, Announcement
+from worker.announcement import FAILED, LOADING, READY, WEIGHTS, Announcement
 from worker.errors import PosterError
 from worker.settings import without_password
 
@@ -55,8 +55,10 @@ def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
         if worker.state == FAILED:
             return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "mend that, then start it again")
     if not ready:
+        if any(worker.get("stage") == WEIGHTS for worker in workers):
+            return Finding("model", False, "its weights are being looked for or downloaded", "wait")
         if any(worker.state == LOADING for worker in workers):
-            return Finding("model", False, "being loaded", "wait; a first start downloads the weights")
+            return Finding("model", False, "being loaded", "wait a few seconds")
         return Finding("model", False, "no worker, no model", "start a worker")
     if len({worker.get("space") for worker in ready}) > 1:
         spaces = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in ready)

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -12,7 +15,7 @@ import torch
 from PIL import Image
 from redis_server import RedisServer
 from tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
-from world import World, adds_up
+from world import PROJECT, World, adds_up
 
 from bench.image_samples import encoded, picture
 from producer import Producer
@@ -304,6 +307,21 @@ def test_every_command_has_help_with_an_example(world):
         assert f"Example:\n    python -m producer {command}" in done.stdout
 
 
+def test_the_parent_answers_a_healthcheck_while_its_child_works(world):
+    """As the compose file asks: `celery inspect ping` of one worker by name."""
+    command = [sys.executable, "-m", "celery", "-A", "worker", "inspect", "ping", "--timeout", "5"]
+    for name, status in (("shared@tests", 0), ("nobody@tests", 69)):
+        done = subprocess.run(
+            [*command, "--destination", name],
+            cwd=PROJECT,
+            env=world.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+    assert "pong" in subprocess.run(command, cwd=PROJECT, env=world.environment, capture_output=True, text=True).stdout
+
+
 # ─── without a worker, and with one that goes ───
 
 
@@ -398,6 +416,33 @@ def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(lonely
         lonely.producer.embed(names[40], timeout=1)
     assert time.monotonic() - began < 3
     assert bulk.wait(60).embedded == 40
+
+
+@pytest.mark.slow
+def test_the_demo_shows_all_of_it_and_leaves_nothing_running(tmp_path):
+    """Its own Redis and worker, every sample embedded, copy and crop found, the ledger last, no process left."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTERS_")}
+    mark = f"MARK_{os.getpid()}_{time.time_ns()}"
+    command = [sys.executable, "-m", "producer", "demo"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment | {mark: "1"}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    ledger = dict(zip(*[iter(last.split())] * 2, strict=True))
+    assert ledger["submitted"] == ledger["embedded"] == "24"
+    assert lines[0].startswith("moonlit_shrine_copy.webp  looks most like  moonlit_shrine.jpg")
+    assert lines[1].startswith("iron_aurora_crop.jpg  looks most like  iron_aurora.jpg")
+    if sys.platform == "linux":
+        left = [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _readable(path)]
+        assert left == []
+
+
+def _readable(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 # ─── pulling the plug ───

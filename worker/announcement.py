@@ -19,6 +19,8 @@ RENEWAL_S: Final = 5
 
 LOADING: Final = "loading"  # the model is being loaded and warmed up
 READY: Final = "ready"
+WEIGHTS: Final = "weights"  # stages of LOADING: they are looked for, and downloaded if need be
+MODEL: Final = "model"  # they are there; the model is built and warmed up
 FAILED: Final = "failed"  # it will leave; `reason` says why
 
 

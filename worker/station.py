@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.announcement import FAILED, LOADING, READY, RENEWAL_S, Announcements
+from worker.announcement import FAILED, LOADING, MODEL, READY, RENEWAL_S, WEIGHTS, Announcements
 from worker.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable
 from worker.ledger import Ledger
 from worker.messages import EmbedBatch
@@ -197,12 +197,18 @@ def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> S
         from worker.images import Limits
         from worker.pipeline import Pipeline
         from worker.vectors import open_store
+        from worker.weights import find_weights
 
         began = time.monotonic()
         if not settings.root.is_dir():
             raise ConfigurationError(f"the posters root {settings.root.resolve()} is not a folder: set POSTERS_ROOT")
         store = open_store(settings.store)
         store.check()
+        _try_to_say(announcements, name, LOADING, about | {"stage": WEIGHTS})
+        find_weights(
+            settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir
+        )
+        _try_to_say(announcements, name, LOADING, about | {"stage": MODEL})
         embedder = CLIPEmbedder.from_settings(settings)
         embedder.warm_up()
         pipeline = Pipeline(
