@@ -1,0 +1,62 @@
+"""What all commands share: the group with its exit statuses, the option ``--json``, the example in the help.
+
+Data goes to stdout, everything said to a person to stderr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from worker.errors import ConfigurationError, JobUnknown, NoWorker, PosterError, RedisUnreachable
+
+EX_OK: Final = 0
+EX_SOME_FAILED: Final = 1
+EX_USAGE: Final = 2
+EX_OUT_OF_REACH: Final = 3
+EX_INTERRUPTED: Final = 130
+
+
+class _Group(click.Group):
+    """Gives every error of ours its line and its exit status; nobody is shown a stack trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (RedisUnreachable, NoWorker) as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(EX_OUT_OF_REACH)
+        except (ConfigurationError, JobUnknown) as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(EX_USAGE)
+        except PosterError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(EX_SOME_FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Turn posters into CLIP vectors through a queue and a GPU worker.
+
+    Settings come from config.json, then POSTERS_* variables, then options.
+
+    \b
+    Exit status: 0 all went well; 1 finished, and some posters failed;
+    2 wrong usage or configuration; 3 Redis or a worker out of reach;
+    130 interrupted (the job goes on, its id is printed).
+    """
+
+
+def example(text: str) -> Callable[[Any], Any]:
+    """Set the example that the help of a command ends with."""
+
+    def decorate(command: Any) -> Any:
+        command.epilog = f"\b\nExample:\n  {text}"
+        return command
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
