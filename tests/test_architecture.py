@@ -10,6 +10,7 @@ import pytest
 PROJECT = Path(__file__).parent.parent
 UPPER = {
     "worker.images",
+    "worker.bombs",
     "worker.budget",
     "worker.resizing",
     "worker.colour",
@@ -38,7 +39,7 @@ HOMES = {
         "worker.pipeline",
     },
     "torchvision": {"worker.resizing"},
-    "PIL": {"worker.clip_embedder", "worker.images", "worker.colour", "worker.resizing"},
+    "PIL": {"worker.bombs", "worker.clip_embedder", "worker.images", "worker.colour", "worker.resizing"},
     "redis": {"worker.redis_client", "worker.vectors.redis"},
     "celery": {"worker.celery", "worker.tasks", "worker.attendant"},
     "kombu": {"worker.celery"},

@@ -1,6 +1,7 @@
 """Images: every format means what a careful person sees, bad files are named, and neighbours never notice."""
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
 from bench.image_samples import Sample, encoded, picture, samples, translucent
+from worker.bombs import MOST_SCANS, has_too_many_scans
 from worker.errors import UnreadablePoster
 from worker.images import Geometry, Limits, decode, fit
 
@@ -250,6 +252,50 @@ def test_a_file_of_many_frames_costs_its_first_frame():
     many = decode(data, CLIP, name="x")
     assert time.perf_counter() - began < 1
     assert torch.equal(many, decode(single, CLIP, name="x"))
+
+
+def scans(count: int) -> bytes:
+    """A progressive JPEG of 600×900 whose last scan is repeated until there are `count`."""
+    data = encoded(picture(600, 900), "JPEG", progressive=True)
+    starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    return data[:-2] + data[starts[-1] : -2] * (count - len(starts)) + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    """Each scan is a walk over all pixels for a few bytes; more than any encoder writes are fine."""
+    error = failure(scans(MOST_SCANS + 1))
+    assert (error.word, error.reason) == ("too-large", "it is drawn in more than 100 scans")
+    assert decode(scans(MOST_SCANS), CLIP, name="x").shape == (3, 224, 224)
+
+
+def test_scans_are_counted_where_they_are_scans():
+    """The same bytes in a comment, in a thumbnail, or behind the picture are none of its scans."""
+    plain, noise = encoded(picture(), "JPEG"), b"\xff\xda" * (2 * MOST_SCANS)
+    comment = b"\xff\xfe" + struct.pack(">H", len(noise) + 2) + noise
+    for data in (plain + noise, plain[:2] + comment + plain[2:]):
+        assert torch.equal(decode(data, CLIP, name="x"), decode(plain, CLIP, name="x"))
+    began = time.perf_counter()
+    assert has_too_many_scans(plain[:2] + b"\xff\x01" * 10_000_000 + noise)
+    assert time.perf_counter() - began < 1
+
+
+def tiled_tiff(side: int) -> bytes:
+    """16×16 pixels in one tile of side × side, deflated."""
+    packed = zlib.compress(bytes(side * side * 3), 9)
+    behind = 8 + len(packed)
+    tags = [(256, 16), (257, 16), (258, behind), (259, 8), (262, 2), (277, 3), (284, 1), (322, side), (323, side)]
+    tags += [(324, 8), (325, len(packed))]
+    entries = [struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value) for tag, value in tags]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", behind + 6) + packed + struct.pack("<3H", 8, 8, 8) + directory
+
+
+def test_a_tiff_whose_tiles_are_larger_than_it_counts_as_its_tiles():
+    """The decoder holds a whole tile, whatever the picture's own size says."""
+    assert decode(tiled_tiff(64), CLIP, name="x").shape == (3, 224, 224)
+    error = failure(tiled_tiff(1024), Limits(max_pixels=1_000_000))
+    assert error.word == "too-large"
+    assert "16×16 pixels in tiles of 1,048,576" in error.reason
 
 
 def test_tiff_directories_that_point_at_each_other_end():

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from PIL import Image
 
+from worker.bombs import MOST_SCANS, decoded_pixels, has_too_many_scans
 from worker.budget import MemoryBudget
 from worker.colour import IntoSRGB, to_rgb
 from worker.errors import UnreadablePoster
@@ -100,17 +101,23 @@ def decode(
         raise UnreadablePoster(name, "unreadable", "the file is empty")
     with _explained(name, data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
-        most = (limits or Limits()).max_pixels
-        if width * height > most:
-            raise UnreadablePoster(name, "too-large", f"it has {width}×{height} pixels, the limit is {most:,} in all")
+        most, held = (limits or Limits()).max_pixels, decoded_pixels(image)
+        if held > most:
+            tiles = "" if width * height > most else f" in tiles of {held:,}"
+            raise UnreadablePoster(
+                name, "too-large", f"it has {width}×{height} pixels{tiles}, the limit is {most:,} in all"
+            )
         profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
+            if has_too_many_scans(data):
+                raise UnreadablePoster(name, "too-large", f"it is drawn in more than {MOST_SCANS} scans")
             scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # turned or not
             wanted = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
             if wanted < (width, height):
                 image.draft(None, wanted)
+                held = image.width * image.height
         per_pixel = BYTES_PER_PIXEL.get(image.format or "", BYTES_PER_PIXEL_OTHERS)
-        with budget.hold(image.width * image.height * per_pixel) if budget else nullcontext():
+        with budget.hold(held * per_pixel) if budget else nullcontext():
             small = None
             if image.format == "WEBP":
                 small = shrink_webp(image, data, geometry, turned=_orientation(image) >= 5)
