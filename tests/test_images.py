@@ -21,7 +21,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
 from bench.image_samples import Sample, encoded, picture, samples, translucent
-from worker.bombs import MOST_SCANS, has_too_many_scans
+from worker.bombs import MOST_SCANS
 from worker.errors import UnreadablePoster
 from worker.images import Geometry, Limits, decode, fit
 
@@ -254,9 +254,9 @@ def test_a_file_of_many_frames_costs_its_first_frame():
     assert torch.equal(many, decode(single, CLIP, name="x"))
 
 
-def scans(count: int) -> bytes:
-    """A progressive JPEG of 600×900 whose last scan is repeated until there are `count`."""
-    data = encoded(picture(600, 900), "JPEG", progressive=True)
+def scans(count: int, **options: object) -> bytes:
+    """A JPEG of 600×900 whose last scan is repeated until there are `count`."""
+    data = encoded(picture(600, 900), "JPEG", **options or {"progressive": True})
     starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
     return data[:-2] + data[starts[-1] : -2] * (count - len(starts)) + data[-2:]
 
@@ -275,7 +275,9 @@ def test_scans_are_counted_where_they_are_scans():
     for data in (plain + noise, plain[:2] + comment + plain[2:]):
         assert torch.equal(decode(data, CLIP, name="x"), decode(plain, CLIP, name="x"))
     began = time.perf_counter()
-    assert has_too_many_scans(plain[:2] + b"\xff\x01" * 10_000_000 + noise)
+    hidden = scans(MOST_SCANS + 1)
+    second = hidden.index(b"\xff\xda", hidden.index(b"\xff\xda") + 2)
+    assert "segments" in failure(hidden[:second] + b"\xff\x01" * 10_000_000 + hidden[second:]).reason
     assert time.perf_counter() - began < 1
 
 
