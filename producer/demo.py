@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,7 @@ def run_demo() -> Progress:
         NoWorker: no worker could be started; says why.
     """
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
         base = {"redis_url": url, "store": f"sqlite:{Path(folder, 'demo.db')}"}
         settings = load_settings(**base)
@@ -54,6 +56,11 @@ def run_demo() -> Progress:
                 producer.close()
     say(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
     return progress
+
+
+def _end(*_: object) -> None:
+    """Leave through every ``finally``, so that nothing is left running."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager
@@ -91,27 +98,62 @@ def own_redis(folder: Path) -> Iterator[str]:
 @contextmanager
 def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
     """A worker with trained weights if they can be had, else with untrained ones, said loudly."""
-    process, name, reason = _start_worker(settings, folder, settings.pretrained)
-    try:
-        if reason is not None and reason[0] == "WeightsUnavailable":
-            say(f"demo: {reason[1]}")
-            say(
-                "demo: going on with UNTRAINED weights: the way of the data is real, "
-                "near copies are found, but the vectors mean nothing"
-            )
-            _stop(process, within_s=2)  # it has no work to finish
-            process, name, reason = _start_worker(settings, folder, "untrained")
+    with _worker(settings, folder, settings.pretrained) as worker:
+        reason = worker.wait()
+        if reason is None:
+            yield worker.name
+            return
+        if reason[0] != "WeightsUnavailable":
+            raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
+        say(f"demo: {reason[1]}")
+        say(
+            "demo: going on with UNTRAINED weights: the way of the data is real, "
+            "near copies are found, but the vectors mean nothing"
+        )
+        _stop(worker.process, within_s=2)  # it has no work to finish
+    with _worker(settings, folder, "untrained") as worker:
+        reason = worker.wait()
         if reason is not None:
             raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
-        yield name
-    finally:
-        _stop(process)
+        yield worker.name
 
 
-def _start_worker(
-    settings: Settings, folder: Path, pretrained: str
-) -> tuple[subprocess.Popen[bytes], str, tuple[str, str] | None]:
-    """Start a worker and wait until it is ready; the third part says why it is not."""
+@dataclass(frozen=True)
+class _Worker:
+    settings: Settings
+    pretrained: str
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait(self) -> tuple[str, str] | None:
+        """Until it is ready; else the name of the error and why it is not."""
+        producer = Producer(self.settings)
+        say(f"demo: the worker loads {self.settings.model_name} with {self.pretrained!r} weights …")
+        ends, asked = time.monotonic() + WORKER_START_S, None
+        try:
+            while time.monotonic() < ends and self.process.poll() is None:
+                heard = producer.announcements.hear(self.name)
+                if heard is not None and heard.get("stage") == WEIGHTS:
+                    asked = asked or time.monotonic()
+                    if time.monotonic() - asked > WEIGHTS_S:
+                        late = f"the weights {self.pretrained!r} are not here and did not come within {WEIGHTS_S:.0f} s"
+                        return "WeightsUnavailable", f"{late}; the first worker you start fetches them"
+                if heard is not None and heard.state == READY:
+                    say(f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}")
+                    return None
+                if heard is not None and heard.state == FAILED:
+                    return heard.get("error"), heard.get("reason")
+                time.sleep(0.1)
+        finally:
+            producer.close()
+        text = self.log.read_text(errors="replace")[-2000:]
+        return "", f"it ended with status {self.process.poll()}:\n{text}"
+
+
+@contextmanager
+def _worker(settings: Settings, folder: Path, pretrained: str) -> Iterator[_Worker]:
+    """A worker process that ends with the block, however the block ends."""
     environment = os.environ | {
         "POSTERS_REDIS_URL": settings.redis_url,
         "POSTERS_STORE": settings.store,
@@ -119,32 +161,13 @@ def _start_worker(
     }
     name = f"demo-{pretrained}@localhost".replace("/", "-")
     command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", name]
-    log_path = folder / "worker.log"
-    with log_path.open("wb") as log:
+    path = folder / "worker.log"
+    with path.open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    producer = Producer(settings)
-    say(f"demo: the worker loads {settings.model_name} with {pretrained!r} weights …")
-    ends, asked = time.monotonic() + WORKER_START_S, None
     try:
-        while time.monotonic() < ends:
-            heard = producer.announcements.hear(name)
-            if heard is not None and heard.get("stage") == WEIGHTS:
-                asked = asked or time.monotonic()
-                if time.monotonic() - asked > WEIGHTS_S:
-                    late = f"the weights {pretrained!r} are not here and did not come within {WEIGHTS_S:.0f} s"
-                    return process, name, ("WeightsUnavailable", f"{late}; the first worker you start fetches them")
-            if heard is not None and heard.state == READY:
-                say(f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}")
-                return process, name, None
-            if heard is not None and heard.state == FAILED:
-                return process, name, (heard.get("error"), heard.get("reason"))
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
+        yield _Worker(settings, pretrained, name, process, path)
     finally:
-        producer.close()
-    text = log_path.read_text(errors="replace")[-2000:]
-    return process, name, ("", f"it ended with status {process.poll()}:\n{text}")
+        _stop(process)
 
 
 def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None:

@@ -433,9 +433,31 @@ def test_the_demo_shows_all_of_it_and_leaves_nothing_running(tmp_path):
     assert ledger["submitted"] == ledger["embedded"] == "24"
     assert lines[0].startswith("moonlit_shrine_copy.webp  looks most like  moonlit_shrine.jpg")
     assert lines[1].startswith("iron_aurora_crop.jpg  looks most like  iron_aurora.jpg")
-    if sys.platform == "linux":
-        left = [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _readable(path)]
-        assert left == []
+    assert processes_with(mark) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_demo_leaves_nothing_when_it_is_ended_while_its_worker_loads(tmp_path, signum, status):
+    """Neither Redis, nor the worker, nor the temporary folder."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTERS_")}
+    mark = f"MARK_{os.getpid()}_{time.time_ns()}"
+    environment |= {mark: "1", "POSTERS_PRETRAINED": "untrained", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "producer", "demo"]
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert any("the worker loads" in line for line in process.stderr)
+    time.sleep(2)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert processes_with(mark) == []
+    assert list(tmp_path.glob("posters-demo-*")) == []
+
+
+def processes_with(mark):
+    """Processes that inherited a variable of that name; none are seen where there is no /proc."""
+    return [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _readable(path)]
 
 
 def _readable(path):

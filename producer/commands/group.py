@@ -34,6 +34,9 @@ class _Group(click.Group):
         except PosterError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EX_SOME_FAILED)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(EX_INTERRUPTED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
