@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,24 @@ def test_the_image_holds_what_runs_and_not_as_root():
     assert re.search(r"^USER posters$", DOCKERFILE, re.MULTILINE)
     assert DOCKERFILE.index("USER posters") < DOCKERFILE.index("CMD [")
     assert 'CMD ["celery", "-A", "worker", "worker"]' in DOCKERFILE
+
+
+def test_the_package_and_the_requirements_agree():
+    """What pyproject.toml lists for backends and workers is, together, requirements.txt."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = [line.partition("#")[0].strip() for line in lines]
+    assert sorted(listed) == sorted(filter(None, required))
+
+
+def test_a_backend_needs_no_torch():
+    """Its list names nothing that brings the model along."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert not [name for name in project["dependencies"] if re.match("torch|open|pillow|safetensors", name)]
 
 
 def test_make_help_lists_every_target():
