@@ -18,8 +18,8 @@ RUN if [ -n "$TORCH_INDEX" ]; then pip install --index-url "$TORCH_INDEX" torch 
 
 # Not root; the ids are set so that volumes and the host's posters can be given to them.
 RUN groupadd --gid 10001 posters && useradd --uid 10001 --gid 10001 --create-home posters \
- && mkdir -p /app/data /app/posters /home/posters/.cache \
- && chown -R posters:posters /app/data /home/posters/.cache
+ && mkdir -p /app/data /app/vectors /app/posters /home/posters/.cache \
+ && chown -R posters:posters /app/data /app/vectors /home/posters/.cache
 COPY worker ./worker
 COPY producer ./producer
 COPY config.json ./

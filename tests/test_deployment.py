@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from worker.settings import PREFIX, Settings
+from worker.settings import PREFIX, Settings, load_settings
 
 PROJECT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -59,7 +59,8 @@ def test_redis_accepts_the_command(tmp_path):
 def test_the_worker_has_one_card_and_the_cpu_profile_none():
     """One NVIDIA device reserved; the other profile runs where there is none."""
     (device,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert device["device_ids"] == ["${POSTERS_GPU:-0}"]
     assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
     assert "deploy" not in SERVICES["worker-cpu"]
     assert SERVICES["worker-cpu"]["environment"]["POSTERS_DEVICE"] == "cpu"
@@ -84,6 +85,17 @@ def test_every_variable_is_a_setting(name):
     used = {variable for variable in SERVICES[name]["environment"] if variable.startswith(PREFIX)}
     assert used
     assert used <= known
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
+def test_the_variables_make_settings(name, monkeypatch):
+    """As compose fills them in where nobody has set anything; what is empty is as good as absent."""
+    for variable, text in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))
+    settings = load_settings()
+    assert settings.store == "redis://redis:6379/1"
+    assert settings.precision == "auto"
+    assert settings.device == ("cpu" if name == "worker-cpu" else "auto")
 
 
 def test_every_volume_and_network_is_declared():
