@@ -7,19 +7,30 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from producer.catalogue import inside_root, poster_id
 from worker.announcement import READY, Announcement, Announcements
 from worker.celery import create_app, send
-from worker.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
-from worker.ledger import REPLY_S, Ledger
-from worker.messages import BULK, INTERACTIVE, EmbedBatch, Poster
+from worker.custody import Custody
+from worker.errors import (
+    ConfigurationError,
+    EmbedTimeout,
+    JobUnknown,
+    LedgerSetBack,
+    NoWorker,
+    RedisUnreachable,
+    UnreadablePoster,
+)
+from worker.keys import REPLY_S
+from worker.ledger import Ledger
+from worker.messages import BULK, INTERACTIVE, EmbedBatch, Poster, fitting
 from worker.progress import Failure, Progress
+from worker.quarantine import Quarantine
 from worker.repair import Repair
 from worker.settings import Settings, load_settings, without_password
 from worker.space import Space
@@ -30,7 +41,6 @@ if TYPE_CHECKING:
 
 FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
 LATER_LOOK_S: Final = 0.2
-REPAIR_S: Final = 5.0  # how often a waiting producer looks for lost batches
 RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
 
 Item = TypeVar("Item")
@@ -42,6 +52,7 @@ class Job:
     def __init__(self, producer: Producer, job_id: str) -> None:
         """Jobs come from Producer.enqueue and Producer.job."""
         self.id = job_id
+        self.steps = 0  # that this object has written down; 0 where another process does
         self._producer = producer
 
     def progress(self) -> Progress:
@@ -49,8 +60,21 @@ class Job:
 
         Raises:
             JobUnknown: the ledger has no such job (any more).
+            LedgerSetBack: Redis came back without some of what this object has sent: send it again.
         """
-        return self._producer.ledger.progress(self.id)
+        try:
+            progress = self._producer.ledger.progress(self.id)
+            kept = progress.steps
+        except JobUnknown:
+            if not self.steps:
+                raise
+            kept = 0
+        if kept < self.steps:
+            raise LedgerSetBack(
+                f"Redis came back without {self.steps - kept} of the {self.steps} steps of job {self.id}, as from an "
+                "old copy of its data: send the same posters again, those that are stored cost nothing"
+            )
+        return progress
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> Progress:
         """Wait until nothing of the job is open; send again what was lost meanwhile.
@@ -81,7 +105,7 @@ class Job:
 
     def cancel(self) -> int:
         """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
-        return self._producer.ledger.cancel(self.id)
+        return self._producer.custody.cancel(self.id)
 
 
 class Producer:
@@ -97,9 +121,10 @@ class Producer:
         keep_s = self.settings.keep_jobs_days * 86400
         self.ledger = Ledger(self.settings.redis_url, claim_s=self.settings.claim_s, keep_s=keep_s)
         self.announcements = Announcements(self.settings.redis_url)
+        self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
+        self.on_wait: Callable[[RedisUnreachable], object] = lambda error: None  # called while `feed` waits
         self._app = create_app(self.settings)
-        self._repair = Repair(self.settings.redis_url, self.ledger, self.send)
-        self._repaired = time.monotonic()
+        self._repair = Repair(self.custody, self.ledger, self.send)
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
         """Queue posters and return at once.
@@ -109,14 +134,23 @@ class Producer:
             lane: BULK, or INTERACTIVE for what somebody waits for.
             force: embed even what the store already holds.
 
+        Paths are read lazily, a batch at a time. Redis has to hold all that is queued, about 80 kB for a batch
+        of 256: for a collection of millions use ``python -m producer index``, which keeps a window.
+
         Raises:
-            ConfigurationError: a path lies outside the posters root; nothing was queued.
-            RedisUnreachable: Redis is away; what was queued before that goes on under the job.
+            ConfigurationError: a path lies outside the posters root; what was queued before it is withdrawn.
+            RedisUnreachable: Redis is away, or full; what was queued before that goes on under the job.
         """
-        posters = list({poster.id: poster for poster in map(self._poster, paths)}.values())
+        posters = map(self._poster, paths)
+        first = list(islice(posters, self.settings.posters_per_batch))  # a wrong path here leaves no job behind
         job = self.begin()
-        for _ in self.feed(job, posters, lane=lane, force=force):
-            pass
+        try:
+            for _ in self.feed(job, chain(first, posters), lane=lane, force=force):
+                pass
+        except ConfigurationError:
+            job.cancel()
+            self.ledger.sent(job.id)
+            raise
         return job
 
     def embed(self, path: str | Path, timeout: float = 5.0) -> Vectors:
@@ -199,35 +233,39 @@ class Producer:
         Args:
             posters: read lazily; a Failure among them is counted as it is.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
-            patient: wait for a Redis that is away, instead of raising.
+            patient: wait for a Redis that is away, instead of raising; `on_wait` hears of it.
+
+        Raises:
+            LedgerSetBack: Redis came back without the job, or without some of its steps.
         """
         source = iter(posters)
-        seen = step = 0
-        while block := list(islice(source, self.settings.posters_per_batch)):
-            seen, step = seen + len(block), step + 1
+        seen, is_wanted = 0, True
+        while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
+            seen += len(block)
             failures = [item for item in block if isinstance(item, Failure)]
-            candidates = [item for item in block if isinstance(item, Poster)]
+            candidates = list({item.id: item for item in block if isinstance(item, Poster)}.values())
             current = is_current(candidates) if candidates and not force else set()
-            todo = tuple(poster for poster in candidates if poster.id not in current)
-            name = f"{job.id}.{step}"
-            batch = EmbedBatch(job.id, name, todo, lane, None, force, reply) if todo else None
-            write = partial(self.ledger.step, job.id, step, unchanged=len(current), failures=failures)
-            if not self._persist(partial(write, batch=batch), patient):
-                break  # the job was cancelled
-            if batch is not None:
-                self._persist(partial(self.send, batch), patient)
+            todo = [poster for poster in candidates if poster.id not in current]
+            settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
+            for part in list(fitting(todo)) or [()]:
+                name = f"{job.id}.{job.steps + 1}"
+                batch = EmbedBatch(job.id, name, part, lane, None, force, reply) if part else None
+                write = partial(self.ledger.step, job.id, job.steps + 1, batch=batch, **settled)
+                is_wanted = self._persist(write, patient)
+                if not is_wanted:
+                    break  # the job was cancelled
+                job.steps, settled = job.steps + 1, {}
+                if batch is not None:
+                    self._persist(partial(self.send, batch), patient)
             yield seen
-        self._persist(partial(self.ledger.sent, job.id), patient)
+        self._persist(partial(self.ledger.sent, job.id, job.steps), patient)
 
     def send(self, batch: EmbedBatch) -> None:
         """Put a batch on its lane; it must stand in the ledger already."""
         send(self._app, batch)
 
     def repair_if_due(self) -> int:
-        """Every REPAIR_S, look for lost batches and send them again; how many."""
-        if time.monotonic() - self._repaired < REPAIR_S:
-            return 0
-        self._repaired = time.monotonic()
+        """Look for lost batches, if it is time again, and send them again; how many."""
         return self._repair.run()
 
     def close(self) -> None:
@@ -241,9 +279,10 @@ class Producer:
         while True:
             try:
                 return call()
-            except RedisUnreachable:
+            except RedisUnreachable as error:
                 if not patient:
                     raise
+                self.on_wait(error)
                 time.sleep(RETRY_S)
 
     def _poster(self, path: str | Path) -> Poster:

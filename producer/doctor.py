@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from producer.client import Producer
-from worker.announcement import FAILED, LOADING, READY, WEIGHTS, Announcement
+from worker.announcement import FAILED, LOADING, READY, WAITING, WEIGHTS, Announcement
 from worker.errors import PosterError
 from worker.settings import without_password
 
@@ -32,21 +32,31 @@ def examine(producer: Producer) -> Iterator[Finding]:
     except PosterError as error:
         yield Finding("redis", False, str(error), "start it: `redis-server`, or `docker compose up -d redis`")
         return
-    yield Finding("redis", True, f"answers at {url}")
+    yield _attempt("redis", lambda: _redis(producer, url), "see docs/redis.acl")
     yield _alive(workers)
     ready = [worker for worker in workers if worker.state == READY]
     yield _model(workers, ready)
     yield _root(settings.root, ready)
     yield _attempt("store", lambda: _store(producer, ready), "check the path, its owner, and the free space")
-    aside = producer.ledger.quarantined()
-    advice = "look at them with `redis-cli lrange posters:quarantine 0 9`; something else writes to the queue"
-    yield Finding("quarantine", not aside, f"{aside} message(s) put aside", advice if aside else "")
+    yield _attempt("quarantine", lambda: _quarantine(producer), "see docs/redis.acl")
+
+
+def _redis(producer: Producer, url: str) -> Finding:
+    policy, is_kept = producer.ledger.keeping()
+    seen = f"answers at {url}" + ("" if is_kept else "; it forgets everything when it ends (appendonly no)")
+    if policy not in ("noeviction", ""):
+        advice = "set `maxmemory-policy noeviction`: any other may throw away what is queued"
+        return Finding("redis", False, f"{seen}; its policy is {policy}", advice)
+    return Finding("redis", True, seen)
 
 
 def _alive(workers: list[Announcement]) -> Finding:
     if not workers:
         return Finding("worker", False, "none is alive", "start one: `celery -A worker worker`")
     names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
+    waiting = [worker for worker in workers if worker.state == WAITING]
+    if waiting:
+        names += f"; {waiting[0].name}: {waiting[0].get('reason')}"
     return Finding("worker", True, names)
 
 
@@ -98,6 +108,15 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
         advice = "set POSTERS_STORE to the same for both"
         return Finding("store", False, f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
     return Finding("store", True, seen)
+
+
+def _quarantine(producer: Producer) -> Finding:
+    aside = producer.quarantine.count()
+    if not aside:
+        return Finding("quarantine", True, "no message was put aside")
+    seen = f"{aside} message(s) put aside; the newest: {producer.quarantine.newest_reason()}"
+    advice = "look at them with `redis-cli lrange posters:quarantine 0 9`; something else writes to the queue"
+    return Finding("quarantine", False, seen, advice)
 
 
 def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:

@@ -15,13 +15,14 @@ from tqdm import tqdm
 from producer.catalogue import find_posters, read_catalogue
 from producer.client import RETRY_S, Job, Producer
 from worker.announcement import FAILED, READY
-from worker.errors import RedisUnreachable, StoreError
+from worker.errors import LedgerSetBack, RedisUnreachable, StoreError
 from worker.messages import Poster
 from worker.progress import Failure, Progress
 from worker.settings import Settings
 
 LOOK_S: Final = 0.2
 ASK_FOR_WORKERS_S: Final = 2.0
+REST_BATCHES: Final = 256  # that an interrupted `index` may leave in Redis: 20 MB, 65,536 posters
 
 
 def say(text: str) -> None:
@@ -64,7 +65,7 @@ class _Watch:
         try:
             workers = self.producer.workers()
         except RedisUnreachable as error:
-            self._say(f"{error} Waiting for it; Ctrl-C leaves.")
+            self.tell(error)
             return
         failed = [worker for worker in workers if worker.state == FAILED]
         if any(worker.state == READY for worker in workers):
@@ -78,6 +79,10 @@ class _Watch:
                 "no worker is alive: start one with `celery -A worker worker`. "
                 "Waiting for it; Ctrl-C leaves, the job stays."
             )
+
+    def tell(self, error: RedisUnreachable) -> None:
+        """Redis is away, or refuses what is to be sent."""
+        self._say(f"{error} Waiting for it; Ctrl-C leaves.")
 
     def _say(self, text: str) -> None:
         if text and text != self.said:
@@ -138,16 +143,28 @@ def currency(producer: Producer) -> Callable[[Sequence[Poster]], set[str]]:
 def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
     """Send what is below `paths` and, unless `detach`, wait for it.
 
-    Keeps at most settings.window batches in flight. The first Ctrl-C sends the rest without waiting,
-    so that the job goes on by itself.
+    Keeps at most settings.window batches in flight. The first Ctrl-C sends REST_BATCHES more without
+    waiting, so that the job goes on by itself. Where Redis came back without what it had confirmed, it looks
+    again, as a new job, for what is missing.
 
     Raises:
-        KeyboardInterrupt: with the job as its argument, after everything was sent.
+        KeyboardInterrupt: with the job as its argument, after that was sent.
     """
+    while True:
+        try:
+            return _index(producer, paths, force=force, detach=detach, quiet=quiet)
+        except LedgerSetBack as error:
+            if detach:
+                raise
+            say(f"{error}. Looking again for what is missing …")
+
+
+def _index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
     posters = find(producer, paths)  # first, so that a wrong path leaves no empty job behind
     look_at_catalogue(producer.settings)
     watch = _Watch(producer)
     current = currency(producer)
+    producer.on_wait = watch.tell
     job = producer.begin()
     feed = producer.feed(job, posters, force=force, is_current=current, patient=not detach)
     if detach:
@@ -176,8 +193,9 @@ def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool
     except KeyboardInterrupt:
         if not sent:
             say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
-            for _ in feed:
-                pass
+            if not _send(feed, REST_BATCHES):
+                producer.ledger.sent(job.id)
+                say("that is more than Redis should hold at once: run the same command again for what is left")
         raise KeyboardInterrupt(job.id) from None
 
 

@@ -1,4 +1,8 @@
-"""A redis-server of the tests' own: free port, loopback only, nothing on disk unless asked for."""
+"""A redis-server of the tests' own: free port, loopback only, nothing on disk unless asked for.
+
+Workers and producers come in as the user of docs/redis.acl, with no more rights than it gives; tests
+themselves look and meddle as the default user.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from pathlib import Path
 import redis
 
 START_S = 10.0
+ACL = Path(__file__).parent.parent / "docs" / "redis.acl"
+USER, PASSWORD = "posters", "only-for-tests"
 
 
 class RedisServer:
@@ -28,8 +34,12 @@ class RedisServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{self.port}/0"
+        rules = ACL.read_text(encoding="utf-8").replace("CHANGE-THIS-PASSWORD", PASSWORD)
+        rules = rules.replace("user default off", "user default on nopass ~* &* +@all")
+        (self.folder / "users.acl").write_text(rules, encoding="utf-8")
         base = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        base += ["--aclfile", str(self.folder / "users.acl")]
         self._command = [program, *base, *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -41,7 +51,8 @@ class RedisServer:
 
     @property
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, decode_responses=True)
+        """A client that may do everything."""
+        return redis.Redis(port=self.port, decode_responses=True)
 
     def start(self) -> None:
         with (self.folder / "redis.log").open("ab") as log:

@@ -23,6 +23,9 @@ UPPER = {
     "worker.pipeline",
     "worker.demonstration",
     "worker.station",
+    "worker.pulse",
+    "worker.opening",
+    "worker.card",
     "worker.tasks",
     "worker.attendant",
 }
@@ -31,6 +34,7 @@ HEAVY = {"torch", "PIL", "open_clip", "torchvision"}
 HOMES = {
     "open_clip": {"worker.clip_embedder", "worker.weights"},
     "torch": {
+        "worker.card",
         "worker.clip_embedder",
         "worker.weights",
         "worker.device",
@@ -39,10 +43,10 @@ HOMES = {
         "worker.pipeline",
     },
     "torchvision": {"worker.resizing"},
-    "PIL": {"worker.bombs", "worker.clip_embedder", "worker.images", "worker.colour", "worker.resizing"},
-    "redis": {"worker.redis_client", "worker.vectors.redis"},
-    "celery": {"worker.celery", "worker.tasks", "worker.attendant"},
-    "kombu": {"worker.celery"},
+    "PIL": {"worker.bombs", "worker.clip_embedder", "worker.colour", "worker.images", "worker.resizing"},
+    "redis": {"worker.broker", "worker.redis_client", "worker.vectors.redis"},
+    "celery": {"worker.attendant", "worker.celery", "worker.consumer", "worker.tasks"},
+    "kombu": {"worker.broker", "worker.celery"},
     "sqlite3": {"worker.vectors.sqlite"},
 }
 

@@ -222,21 +222,32 @@ def test_names_in_any_script_and_bytes_that_are_no_text(world):
 
 
 def test_messages_that_are_no_batch_are_put_aside(world):
-    """The worker goes on; the quarantine keeps message and reason; doctor shows it."""
+    """Rubbish of every kind on both lanes: the worker goes on, the quarantine keeps it, doctor tells."""
+    from test_envelope import RUBBISH
+
     from worker.celery import create_app
 
-    before = world.producer.ledger.quarantined()
-    with create_app(world.settings) as app:
+    before, worker = world.producer.quarantine.count(), world.workers[0].process
+    rubbish = [element for element in RUBBISH.values() if element]
+    with create_app(world.settings) as app, world.redis.client as client:
         app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
         app.send_task("posters.embed", args=[{"version": 99}], queue="posters.bulk")
-    ends = time.monotonic() + 20
-    while world.producer.ledger.quarantined() < before + 2 and time.monotonic() < ends:
+        app.send_task("posters.embed", args=[{"version": 1}], countdown=3600, queue="posters.bulk")
+        app.send_task("os.system", args=["true"], queue="posters.interactive")
+        app.send_task("posters.embed", args=[{}], serializer="pickle", queue="posters.bulk")
+        for lane in ("posters.bulk", "posters.interactive"):
+            client.lpush(lane, *rubbish)
+    expected = before + 5 + 2 * len(rubbish)
+    ends = time.monotonic() + 30
+    while world.producer.quarantine.count() < expected and time.monotonic() < ends:
         time.sleep(0.1)
-    assert world.producer.ledger.quarantined() == before + 2
+    assert world.producer.quarantine.count() == expected
     world.draw(1, folder(world, "afterwards"))
     assert world.index(f"{world.root}/afterwards")["embedded"] == 1
-    assert "2 message(s) put aside" in world.run("doctor").stdout
+    assert worker.poll() is None
+    assert f"{expected} message(s) put aside" in world.run("doctor").stdout
     with world.redis.client as client:
+        assert not client.hlen("unacked"), "each was acknowledged"
         client.delete("posters:quarantine")
 
 
@@ -389,6 +400,26 @@ def test_a_wrong_setting_ends_the_worker_at_once(lonely):
     assert worker.process.wait(30) != 0
     assert "batch_size" in worker.said()
     assert "Traceback" not in worker.said()
+
+
+def test_an_index_whose_steps_redis_forgot_looks_again(lonely):
+    """As when Redis comes back from an old copy of its data: a new job finds what is missing, and all is stored."""
+    names = lonely.draw(6)
+    process = lonely.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
+    ends = time.monotonic() + 30
+    while not (jobs := lonely.producer.ledger.jobs()) or lonely.producer.job(jobs[0]).progress().steps < 3:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    with lonely.redis.client as client:
+        client.hset(f"posters:job:{jobs[0]}", "step", "1")
+    lonely.worker("w").wait_until_ready()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Looking again" in err
+    ledger = json.loads(out)
+    assert ledger["job"] != jobs[0]
+    assert (ledger["submitted"], adds_up(ledger)) == (6, True)
+    assert lonely.stored() == set(names)
 
 
 def test_interactive_goes_before_bulk(lonely):

@@ -1,15 +1,17 @@
-"""Lost batches come back: open in the ledger, in no queue, in no worker's hands."""
+"""Lost batches come back: open in the ledger, in no queue, in no worker's hands. And those given back, at once."""
 
 import json
 
 import pytest
+from jobs import batch, begin
 
-from worker.announcement import LOADING, READY, Announcements
+from worker import repair as module
 from worker.celery import create_app, send
+from worker.custody import Custody
 from worker.ledger import Ledger
-from worker.messages import BULK, QUEUES, EmbedBatch, Poster
+from worker.messages import BULK, QUEUES
 from worker.progress import Outcome
-from worker.repair import GRACE_S, UNACKED, Repair
+from worker.repair import GRACE_S, LOOK_EVERY_S, Repair
 from worker.settings import load_settings
 
 
@@ -20,108 +22,133 @@ class Clock:
         return self.now
 
 
+class World:
+    """A ledger with one open batch, and as many repairs as a test makes, all on one clock."""
+
+    def __init__(self, url):
+        self.ledger, self.clock, self.sent = Ledger(url, claim_s=3), Clock(), []
+        self.custody, self.repairs = Custody(self.ledger), []
+        begin(self.ledger, batch())
+
+    def repair(self):
+        self.repairs.append(Repair(self.custody, self.ledger, self.sent.append, self.clock))
+        return self.repairs[-1]
+
+    def after(self, seconds, *repairs):
+        """As `seconds` in which everybody who waits looks every second."""
+        for _ in range(round(seconds)):
+            self.clock.now += 1
+            for repair in repairs:
+                repair.run()
+        return self.sent
+
+
 @pytest.fixture
 def world(redis_url):
-    ledger, clock, sent = Ledger(redis_url, claim_s=3), Clock(), []
-    repair = Repair(redis_url, ledger, sent.append, clock)
-    batch = EmbedBatch("J", "J.1", (Poster("a", "a"),))
-    ledger.create("J")
-    ledger.step("J", 1, batch=batch)
-    yield ledger, clock, sent, repair, batch
-    repair.close()
-    ledger.close()
-
-
-def looks(repair, clock, seconds=2 * GRACE_S):
-    found = repair.run()
-    clock.now += seconds
-    return found + repair.run()
+    world = World(redis_url)
+    yield world
+    for repair in world.repairs:
+        repair.close()
+    world.ledger.close()
 
 
 def test_a_batch_in_nobodys_hands_is_sent_again_as_it_was(world):
-    """What BRPOP took and a kill dropped comes back whole."""
-    _, clock, sent, repair, batch = world
-    assert repair.run() == 0, "not at the first look: it may be on its way"
-    clock.now += GRACE_S / 2
-    assert repair.run() == 0
-    clock.now += GRACE_S
-    assert repair.run() == 1
-    assert sent == [batch]
+    """What BRPOP took and a kill dropped comes back whole: not at the first look, but soon after the grace."""
+    repair = world.repair()
+    assert world.after(GRACE_S, repair) == [], "it may be on its way"
+    assert world.after(LOOK_EVERY_S, repair) == [batch()]
+
+
+def test_a_batch_that_stays_lost_is_sent_again_and_again_but_not_at_every_look(world):
+    """The message that was sent again may be lost, too; each time it gets its grace."""
+    assert len(world.after(60, world.repair())) <= 60 / GRACE_S
 
 
 def test_a_batch_in_the_queue_is_left_there(world, redis_url):
     """As a real producer has sent it."""
-    _, clock, sent, repair, batch = world
     with create_app(load_settings(redis_url=redis_url)) as app:
-        send(app, batch)
-    assert looks(repair, clock) == 0
-    assert sent == []
+        send(app, batch())
+    assert world.after(30, world.repair()) == []
 
 
 def test_a_batch_in_work_is_left_alone(world):
     """A live worker's claim is respected, for as long as it is renewed."""
-    ledger, clock, sent, repair, batch = world
-    ledger.claim(batch, "worker")
-    assert looks(repair, clock) == 0
-    assert sent == []
+    world.custody.claim(batch(), "worker#1")
+    assert world.after(30, world.repair()) == []
 
 
 def test_a_finished_batch_does_not_come_back(world):
     """Counted is counted."""
-    ledger, clock, sent, repair, batch = world
-    ledger.claim(batch, "worker")
-    ledger.finish(batch, Outcome(embedded=1))
-    assert looks(repair, clock) == 0
-    assert sent == []
-
-
-def reserve(redis_server, batch):
-    message = [{"headers": {"id": batch.batch}, "body": ""}, "posters", QUEUES[BULK]]
-    with redis_server.client as client:
-        client.hset(UNACKED, "tag", json.dumps(message))
+    world.custody.claim(batch(), "worker#1")
+    world.custody.finish(batch(), Outcome(embedded=4))
+    assert world.after(30, world.repair()) == []
 
 
 def test_a_batch_reserved_by_a_dead_worker_is_sent_again(world, redis_server):
     """No waiting for the visibility timeout: a live worker would have claimed it."""
-    _, clock, sent, repair, batch = world
-    reserve(redis_server, batch)
-    assert looks(repair, clock) == 1
-    assert sent == [batch]
+    message = [{"headers": {"id": "job.1"}, "body": ""}, "posters", QUEUES[BULK]]
+    with redis_server.client as client:
+        client.hset("unacked", "tag", json.dumps(message))
+    assert world.after(20, world.repair()) == [batch()]
 
 
-def test_a_batch_reserved_by_a_loading_worker_is_left_to_it(world, redis_server, redis_url):
-    """It claims the batch as soon as its model is there."""
-    _, clock, _, repair, batch = world
-    reserve(redis_server, batch)
-    announcements = Announcements(redis_url)
-    announcements.say("w", LOADING, {})
-    assert looks(repair, clock) == 0
-    announcements.say("w", READY, {})
-    assert looks(repair, clock) == 1
-    announcements.close()
+def test_a_batch_that_was_given_back_is_sent_as_soon_as_its_pause_is_over(world, redis_server):
+    """Nobody need miss it first."""
+    repair = world.repair()
+    world.custody.claim(batch(), "worker#1")
+    world.custody.give_back(batch(), "worker#1", 60)
+    assert world.after(20, repair) == []
+    with redis_server.client as client:
+        client.delete("posters:claim:job.1")  # what its expiry does when the pause is over
+    assert world.after(2, repair) == [batch()]
+    assert world.after(2, repair, world.repair()) == [batch()], "once"
+
+
+def test_one_looks_for_all(world):
+    """However many workers and producers wait: one reads the queues, and its memory is what counts."""
+    looks = []
+    first, *others = (world.repair() for _ in range(5))
+    for repair in (first, *others):
+        repair._look = lambda repair=repair, look=repair._look: looks.append(repair) or look()
+    assert world.after(15, first, *others) == [batch()]
+    assert set(looks) == {first}
+    first.close()
+    world.after(6, *others)
+    assert len(set(looks)) == 2, "when it leaves, another takes over at once"
+
+
+def test_looking_takes_a_fiftieth_of_the_time(world, monkeypatch):
+    """Ten thousand queued batches are not read every five seconds."""
+    repair = world.repair()
+    looks = []
+
+    def slow():
+        world.clock.now += 0.4
+        looks.append(world.clock.now)
+        return 0
+
+    repair._look = slow
+    world.after(100, repair)
+    assert 4 <= len(looks) <= 6
+    monkeypatch.setattr(module, "LONGEST_REST_S", 5.0)
+    looks.clear()
+    world.after(100, repair)
+    assert len(looks) >= 14, "but there is an end to the resting"
 
 
 def test_messages_that_are_not_ours_do_not_stop_it(world, redis_server):
     """Rubbish in the queue is passed over."""
-    _, clock, sent, repair, batch = world
     with redis_server.client as client:
         client.rpush(QUEUES[BULK], "rubbish", "[]", '{"headers": 5}')
-    assert looks(repair, clock) == 1
-    assert sent == [batch]
+    assert world.after(20, world.repair()) == [batch()]
 
 
-def test_announcements_expire_and_are_withdrawn(redis_url, redis_server):
-    """Who falls silent is not alive."""
-    announcements = Announcements(redis_url)
-    announcements.say("a", READY, {"model": "ViT-B-32"})
-    announcements.say("b", LOADING, {})
-    assert [(worker.name, worker.state) for worker in announcements.everybody()] == [("a", READY), ("b", LOADING)]
-    assert announcements.hear("a").get("model") == "ViT-B-32"
-    assert announcements.hear("a").get("device") == ""
+def test_a_batch_of_a_newer_version_is_left_to_a_newer_worker(world, redis_server):
+    """It cannot be read here, it stays open, and the others are looked after all the same."""
+    world.ledger.create("new")
+    world.ledger.step("new", 1, batch=batch(1, job="new"))
     with redis_server.client as client:
-        assert 0 < client.ttl("posters:worker:a") <= 15
-        client.delete("posters:worker:b")  # as its expiry does
-    assert [worker.name for worker in announcements.everybody()] == ["a"]
-    announcements.withdraw("a")
-    assert announcements.everybody() == []
-    announcements.close()
+        entry = json.loads(client.hget("posters:job:new:open", "new.1"))
+        client.hset("posters:job:new:open", "new.1", json.dumps(entry | {"version": 99}))
+    assert set(world.after(40, world.repair())) == {batch()}
+    assert world.ledger.progress("new").open_batches == 1

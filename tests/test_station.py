@@ -2,17 +2,24 @@
 
 import json
 import os
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, field
 
 import pytest
 
-from worker.errors import StoreUnavailable
+from worker.announcement import LOADING, READY, Announcements
+from worker.custody import Custody
+from worker.errors import NewerMessage, RedisUnreachable, StoreUnavailable
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
+from worker.opening import _pin_card
 from worker.pipeline import Timings
 from worker.progress import Claim, Outcome
+from worker.pulse import Pulse
+from worker.quarantine import Quarantine
 from worker.settings import load_settings
-from worker.station import Station, _pin_card
+from worker.station import Station
 from worker.vectors.memory import MemoryStore
 
 
@@ -20,15 +27,18 @@ from worker.vectors.memory import MemoryStore
 class FakePipeline:
     """Does as it is told."""
 
-    error: Exception | None = None
+    error: BaseException | None = None
     runs: int = 0
     begun_before: bool = False
+    before: list = field(default_factory=list)  # called with `progress` at each run
     timings = Timings()
 
     def run(self, batch, progress, *, begun_before):
         self.runs += 1
         self.begun_before = begun_before
         progress(1)
+        for action in self.before:
+            action(progress)
         if self.error:
             raise self.error
         return Outcome(embedded=len(batch.posters))
@@ -37,22 +47,38 @@ class FakePipeline:
         pass
 
 
+class World:
+    """A station without a model, on a real ledger."""
+
+    def __init__(self, url):
+        settings = load_settings(redis_url=url, attempts=2, claim_s=3)
+        self.pipeline, self.ledger = FakePipeline(), Ledger(url, claim_s=3)
+        self.custody = Custody(self.ledger)
+        shared = Ledger(url, claim_s=3)
+        self.pulse = Pulse(settings, "w@tests", shared, solo=False)
+        self.pulse.say(READY, space="mine")
+        self.pulse.start()
+        self.station = Station(settings, "me", self.pipeline, MemoryStore(), shared, self.pulse)
+        self.ledger.create("J")
+
+    def batch(self, count, number=1, **fields):
+        batch = EmbedBatch("J", f"J.{number}", tuple(Poster(f"{n}", f"{n}.png") for n in range(count)), **fields)
+        self.ledger.step("J", number, batch=batch)
+        return batch
+
+    def open(self):
+        return sorted(self.custody.opened("J"))
+
+    def close(self):
+        self.station.close()
+        self.ledger.close()
+
+
 @pytest.fixture
 def world(redis_url):
-    settings = load_settings(redis_url=redis_url, attempts=2, claim_s=3)
-    pipeline = FakePipeline()
-    station = Station(settings, "w@tests", "me", pipeline, MemoryStore(), {}, solo=False)
-    ledger = Ledger(redis_url, claim_s=3)
-    ledger.create("J")
-    yield station, pipeline, ledger
-    station.close()
-    ledger.close()
-
-
-def batch_of(ledger, count, number=1):
-    batch = EmbedBatch("J", f"J.{number}", tuple(Poster(f"{n}", f"{n}.png") for n in range(count)))
-    ledger.step("J", number, batch=batch)
-    return batch
+    world = World(redis_url)
+    yield world
+    world.close()
 
 
 def release(redis_server, batch):
@@ -61,96 +87,253 @@ def release(redis_server, batch):
         client.delete(f"posters:claim:{batch.batch}")
 
 
+def queued(redis_server):
+    with redis_server.client as client:
+        return sorted(json.loads(text)["headers"]["id"] for text in client.lrange(QUEUES[BULK], 0, -1))
+
+
 def test_a_batch_is_embedded_and_counted(world):
     """The plain way."""
-    station, _, ledger = world
-    station.work(batch_of(ledger, 3))
-    ledger.sent("J")
-    progress = ledger.progress("J")
+    assert world.station.work(world.batch(3))
+    world.ledger.sent("J")
+    progress = world.ledger.progress("J")
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), OSError(116, "Stale file handle")])
 def test_passing_trouble_costs_no_attempt_and_fails_no_poster(world, redis_server, error):
     """However often it happens, the batch stays whole and open."""
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 2)
-    pipeline.error = error
+    batch = world.batch(2)
+    world.pipeline.error = error
     for _ in range(6):
-        station.work(batch)
+        assert world.station.work(batch), "its message is done with: the ledger has it sent again"
         release(redis_server, batch)
-    assert pipeline.runs == 6
-    assert list(ledger.unclaimed("J")) == ["J.1"]
-    pipeline.error = None
-    station.work(batch)
-    assert pipeline.begun_before
-    assert ledger.progress("J").embedded == 2
+    assert world.pipeline.runs == 6
+    assert world.open() == ["J.1"]
+    assert world.custody.returned() == [("J", "J.1")]
+    world.pipeline.error = None
+    world.station.work(batch)
+    assert world.pipeline.begun_before
+    assert world.ledger.progress("J").embedded == 2
+
+
+def test_the_pause_grows_and_is_never_the_same(world, monkeypatch):
+    """2 s, 4 s … 60 s, a quarter more or less, so that workers that met the same trouble do not come back at once."""
+    pauses, give_back = [], world.station._custody.give_back
+
+    def noted(batch, holder, pause):
+        pauses.append(pause)
+        return give_back(batch, holder)
+
+    monkeypatch.setattr(world.station._custody, "give_back", noted)
+    world.pipeline.error = StoreUnavailable("locked")
+    batch = world.batch(1)
+    for _ in range(8):
+        world.station.work(batch)
+    for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
+        assert 0.75 * middle <= pause <= 1.25 * middle
+    assert len(set(pauses)) == len(pauses)
 
 
 def test_a_batch_that_was_given_back_rests_for_a_while(world):
     """Nobody takes it before its pause is over."""
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 2)
-    pipeline.error = StoreUnavailable("locked")
-    station.work(batch)
-    assert ledger.claim(batch, "another")[0] is Claim.BUSY
+    batch = world.batch(2)
+    world.pipeline.error = StoreUnavailable("locked")
+    world.station.work(batch)
+    assert world.custody.claim(batch, "another#1")[0] is Claim.BUSY
 
 
-def test_a_defect_of_ours_counts_and_is_closed_in_upon(world, redis_server):
-    """After two attempts the batch is cut, and its halves are on the queue."""
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 4)
-    pipeline.error = ZeroDivisionError("a defect")
+@pytest.mark.parametrize("error", [ZeroDivisionError("a defect"), MemoryError()])
+def test_a_defect_of_ours_counts_and_is_closed_in_upon(world, redis_server, error):
+    """After two attempts the batch is cut, and its halves are on the queue. Celery hears nothing of it."""
+    batch = world.batch(4)
+    world.pipeline.error = error
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            station.work(batch)
+        assert world.station.work(batch)
         release(redis_server, batch)
-    station.work(batch)
-    assert pipeline.runs == 2
-    assert sorted(ledger.unclaimed("J")) == ["J.1.0", "J.1.1"]
-    with redis_server.client as client:
-        queued = [json.loads(text)["headers"]["id"] for text in client.lrange(QUEUES[BULK], 0, -1)]
-    assert sorted(queued) == ["J.1.0", "J.1.1"]
-    assert ledger.progress("J").submitted == 4
+    world.station.work(batch)
+    assert world.pipeline.runs == 2
+    assert world.open() == ["J.1.0", "J.1.1"]
+    assert queued(redis_server) == ["J.1.0", "J.1.1"]
+    assert world.ledger.progress("J").submitted == 4
 
 
 def test_the_one_poster_that_is_left_is_buried(world, redis_server):
     """It fails as crashed-worker, with the number of deaths."""
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 1)
-    for _ in range(2):
-        ledger.claim(batch, "one that dies")
+    batch = world.batch(1)
+    for number in range(2):
+        world.custody.claim(batch, f"one that dies#{number}")
         release(redis_server, batch)
-    station.work(batch)
-    assert pipeline.runs == 0
-    (failure,) = ledger.failures("J")
+    world.station.work(batch)
+    assert world.pipeline.runs == 0
+    (failure,) = world.ledger.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
     assert "ended 2 times" in failure.reason
 
 
+def test_a_poisonous_poster_is_found_in_log2_deaths(world, redis_server):
+    """Of 256: two deaths of the whole, one for each cut of seven, two of the poster alone. Its neighbours are kept."""
+    deaths, waiting = 0, [world.batch(256)]
+    while waiting:
+        batch = waiting.pop()
+        poisonous = any(poster.id == "200" for poster in batch.posters)
+        holder = f"worker#{deaths}"
+        verdict, attempt, _ = world.custody.claim(batch, holder)
+        assert verdict is Claim.WORK
+        if poisonous and attempt <= 2:
+            deaths += 1
+            waiting.append(batch)
+            continue
+        world.custody.give_back(batch, holder)
+        world.station.work(batch)
+        waiting += [part for part in _parts(batch) if part.batch in world.open()]
+    assert deaths == 2 + 7 + 2
+    assert [(failure.id, failure.word) for failure in world.ledger.failures("J")] == [("200", "crashed-worker")]
+    assert world.ledger.progress("J").embedded == 255
+
+
+def _parts(batch):
+    return batch.halves() if len(batch.posters) > 1 else ()
+
+
+def test_the_halves_are_what_the_whole_was(world, redis_server):
+    """Lane, space, force and reply survive the cut."""
+    batch = world.batch(2, force=True, reply=True, space="mine", lane="interactive")
+    for number in range(2):
+        world.custody.claim(batch, f"one that dies#{number}")
+        release(redis_server, batch)
+    world.station.work(batch)
+    for name in ("J.1.0", "J.1.1"):
+        half = world.custody.load("J", name)
+        assert (half.lane, half.space, half.force, half.reply) == ("interactive", "mine", True, True)
+
+
 def test_a_batch_that_another_works_on_is_left_alone(world):
     """No poster is embedded twice at once."""
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 2)
-    ledger.claim(batch, "another")
-    station.work(batch)
-    assert pipeline.runs == 0
+    batch = world.batch(2)
+    world.custody.claim(batch, "another#1")
+    world.station.work(batch)
+    assert world.pipeline.runs == 0
 
 
-def test_a_redis_that_goes_away_in_the_middle_raises_nothing(world, monkeypatch):
-    """The batch stays open in the ledger; the worker lives on."""
-    from worker.errors import RedisUnreachable
+def test_a_batch_of_a_cancelled_job_is_withdrawn(world, redis_server):
+    """Its message was on the way when the job was cancelled, or its worker died afterwards."""
+    batch = world.batch(2)
+    world.custody.claim(batch, "one that dies#1")
+    world.custody.cancel("J")
+    release(redis_server, batch)
+    world.station.work(batch)
+    assert world.pipeline.runs == 0
+    progress = world.ledger.progress("J")
+    assert (progress.submitted, progress.cancelled, progress.at_rest) == (0, 2, True)
 
-    station, pipeline, ledger = world
-    batch = batch_of(ledger, 2)
+
+def test_a_redis_that_goes_away_in_the_middle_is_waited_for(world, monkeypatch):
+    """What was embedded is counted when Redis is back, and is not embedded again."""
+    monkeypatch.setattr("worker.station.ASK_AGAIN_S", 0.01)
+    batch, answers = world.batch(2), [False, False, True]
+    finish = world.station._custody.finish
+
+    def away(*arguments):
+        if not answers.pop(0):
+            raise RedisUnreachable("gone")
+        return finish(*arguments)
+
+    monkeypatch.setattr(world.station._custody, "finish", away)
+    assert world.station.work(batch)
+    assert world.pipeline.runs == 1
+    assert (world.ledger.progress("J").open_batches, world.ledger.progress("J").embedded) == (0, 2)
+
+
+def test_a_worker_that_stops_does_not_wait_for_redis(world, monkeypatch):
+    """The batch goes back to its lane; nothing was counted."""
+    batch = world.batch(2)
 
     def away(*arguments):
         raise RedisUnreachable("gone")
 
-    monkeypatch.setattr(station._ledger, "finish", away)
-    station.work(batch)
-    assert pipeline.runs == 1
-    assert ledger.progress("J").open_batches == 1
+    monkeypatch.setattr(world.station._custody, "finish", away)
+    threading.Timer(0.3, world.station.leave).start()
+    assert not world.station.work(batch)
+    assert world.ledger.progress("J").open_batches == 1
+
+
+def test_a_worker_that_stops_gives_its_batch_back_after_the_chunk(world):
+    """Uncounted, free at once, and its message returns to its lane."""
+    batch = world.batch(2)
+    world.pipeline.before = [lambda progress: world.station.leave(), lambda progress: progress(2)]
+    assert not world.station.work(batch)
+    assert world.custody.returned() == [("J", "J.1")]
+    assert world.custody.claim(batch, "another#1") == (Claim.WORK, 1, True)
+
+
+def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(world):
+    """Celery's parent sends its child SIGTERM when it stops; billiard makes SystemExit of it."""
+    batch = world.batch(2)
+    world.pipeline.error = SystemExit(0)
+    with pytest.raises(SystemExit):
+        world.station.work(batch)
+    assert world.custody.claim(batch, "another#1") == (Claim.WORK, 1, True)
+
+
+def test_a_signal_that_ends_a_batch_that_hangs_counts(world, monkeypatch):
+    """Or a batch that always hangs would be tried for ever."""
+    batch = world.batch(2)
+    monkeypatch.setattr(world.pulse, "overdue", lambda: True)
+    world.pipeline.error = SystemExit(0)
+    with pytest.raises(SystemExit):
+        world.station.work(batch)
+    assert world.custody.claim(batch, "another#1") == (Claim.WORK, 2, True)
+
+
+def test_a_batch_that_was_taken_over_is_left(world, redis_server):
+    """As after a pause of the whole process: another has the batch, and doing the rest would be doing it twice."""
+    batch = world.batch(2)
+
+    def lose(progress):
+        release(redis_server, batch)
+        world.custody.claim(batch, "another#1")
+        ends = time.monotonic() + 5
+        while time.monotonic() < ends:
+            progress(1 + int(10 * time.monotonic()))
+            time.sleep(0.05)
+
+    world.pipeline.before = [lose]
+    began = time.monotonic()
+    assert world.station.work(batch), "the message is done with"
+    assert time.monotonic() - began < 4
+    assert world.custody.claim(batch, "third#1")[0] is Claim.BUSY, "the other's claim is untouched"
+
+
+@pytest.mark.parametrize(("state", "space"), [(READY, "theirs"), (LOADING, "")])
+def test_a_batch_for_another_workers_space_is_left_to_it(world, redis_url, state, space):
+    """Also while that worker loads its model, as after a crash."""
+    other = Announcements(redis_url)
+    other.say("other@tests", state, {"space": space})
+    batch = world.batch(2, space="theirs")
+    assert world.station.work(batch)
+    assert world.pipeline.runs == 0
+    assert world.open() == ["J.1"]
+    assert world.custody.claim(batch, "other#1")[0] is Claim.BUSY, "it rests, so that nobody runs in circles"
+    other.withdraw("other@tests")
+    other.close()
+
+
+def test_a_batch_for_a_space_that_nobody_makes_any_more_goes_to_the_pipeline(world):
+    """Which fails its posters with a reason: the model was changed."""
+    assert world.station.work(world.batch(2, space="of the old model"))
+    assert world.pipeline.runs == 1
+
+
+def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(world, redis_url):
+    """The batch stays open for a newer worker; this one neither loses it nor runs in circles."""
+    batch = world.batch(2)
+    for _ in range(2):
+        world.station.quarantine({"version": 99}, NewerMessage("version 99 is newer"), batch.batch)
+    quarantine = Quarantine(world.ledger)
+    assert (quarantine.count(), quarantine.newest_reason()) == (1, "version 99 is newer")
+    assert world.custody.claimed(["J.1"]) == {"J.1"}
+    assert world.open() == ["J.1"]
 
 
 @pytest.mark.parametrize("card", ["1", "GPU-6a1e"])

@@ -17,6 +17,7 @@ from tiny_model import write_tiny_model
 from bench.image_samples import encoded, picture
 from producer import Producer
 from worker.announcement import READY
+from worker.custody import Custody
 from worker.settings import load_settings
 
 PROJECT = Path(__file__).parent.parent
@@ -146,6 +147,10 @@ class World:
             (self.root / name).write_bytes(data + f"{prefix}{number}".encode() + ending)
             names.append(name)
         return names
+
+    def custody(self) -> Custody:
+        """In whose hands batches are."""
+        return self.producer.custody
 
     def stored(self) -> set[str]:
         """Ids in the store's current space."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Final, cast
 
+from worker.ledger_scripts import SAY
 from worker.redis_client import answers, connect
 
 PREFIX: Final = "posters:worker:"
@@ -18,6 +19,7 @@ ANNOUNCEMENT_S: Final = 15  # three renewals may be missed before a worker count
 RENEWAL_S: Final = 5
 
 LOADING: Final = "loading"  # the model is being loaded and warmed up
+WAITING: Final = "waiting"  # another worker has the card; `reason` says who
 READY: Final = "ready"
 WEIGHTS: Final = "weights"  # stages of LOADING: they are looked for, and downloaded if need be
 MODEL: Final = "model"  # they are there; the model is built and warmed up
@@ -44,18 +46,14 @@ class Announcements:
         """`url` as settings.redis_url."""
         self.url = url
         self._redis = connect(url)
+        self._say = self._redis.register_script(SAY)
 
     def say(self, name: str, state: str, fields: Mapping[str, object]) -> None:
         """Announce, replacing what was said before."""
-        entry: dict[Any, Any] = {"state": state, "at": repr(time.time())}
-        entry |= {field: str(value) for field, value in fields.items()}
+        entry = {"state": state, "at": repr(time.time())} | {field: str(value) for field, value in fields.items()}
+        arguments = [text for field in entry.items() for text in field]
         with answers(self.url):
-            pipe = self._redis.pipeline()
-            pipe.delete(PREFIX + name)
-            pipe.hset(PREFIX + name, mapping=entry)
-            pipe.expire(PREFIX + name, ANNOUNCEMENT_S)
-            pipe.sadd(NAMES, name)
-            pipe.execute()
+            self._say([PREFIX + name, NAMES], [name, ANNOUNCEMENT_S, *arguments])
 
     def hear(self, name: str) -> Announcement | None:
         """What one worker says; None when it is silent."""

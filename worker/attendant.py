@@ -1,65 +1,114 @@
-"""A thread of the worker's main process: sends lost batches again, and ends a worker without a model."""
+"""A thread of the worker's main process: sends lost batches again, and sees that the worker ends when it should."""
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
-from celery import Celery
+from celery.worker import state as celery_state
 
-from worker.announcement import FAILED, LOADING, READY, Announcements
+from worker.announcement import FAILED, LOADING, Announcements
 from worker.celery import create_app, send
+from worker.custody import Custody
 from worker.errors import PosterError
 from worker.ledger import Ledger
+from worker.pulse import FORCE_S
 from worker.repair import Repair
 from worker.settings import Settings
+from worker.station import Station
 
-LOOK_S: Final = 1.0  # how soon a failed start ends the worker
-REPAIR_EVERY: Final = 5  # looks
+LOOK_S: Final = 1.0  # how soon a failed start ends the worker, and a batch that was given back is sent again
+IDLE_S: Final = 3.0  # an idle child leaves by itself in less; one that still loads its model does not
 
 logger = logging.getLogger(__name__)
 
 
 class Attendant(threading.Thread):
-    """Watches while the worker works; ends with `stop`, or with the process."""
+    """Watches while the worker works, and after `close` until the process ends."""
 
-    def __init__(self, settings: Settings, name: str, app: Celery, *, give_up: Callable[[], None], solo: bool) -> None:
-        """`name` is the worker's node name; `give_up` is called when its model could not be loaded."""
+    def __init__(
+        self, settings: Settings, consumer: Any, *, give_up: Callable[[], None], station: Station | None
+    ) -> None:
+        """`consumer` is Celery's; `give_up` is called when no model could be loaded; `station`: a solo worker's own."""
         super().__init__(name="attendant", daemon=True)
-        self._settings, self._node, self._give_up, self._solo = settings, name, give_up, solo
-        self._ended = threading.Event()
+        self._settings, self._consumer, self._give_up, self._station = settings, consumer, give_up, station
+        self._closing = threading.Event()
+        self._cold = False
         self._announcements = Announcements(settings.redis_url)
 
     def run(self) -> None:
-        """Look every second until `stop` is called."""
+        """Look every second until the worker closes; then see to it that it does in settings.stop_s."""
         app = create_app(self._settings)  # a producer's: bounded waiting, its own connections
         ledger = Ledger(self._settings.redis_url, claim_s=self._settings.claim_s)
-        repair = Repair(self._settings.redis_url, ledger, lambda batch: send(app, batch))
-        looks, silent = 0, False
-        while not self._ended.wait(LOOK_S):
-            looks += 1
+        repair = Repair(Custody(ledger), ledger, lambda batch: send(app, batch))
+        self._tend(repair)
+        repair.close()
+        ledger.close()
+        self._announcements.close()
+        self._see_it_end()
+
+    def close(self, *, at_once: bool) -> None:
+        """The worker stops: give its batch settings.stop_s, or no time at all. Returns at once."""
+        self._cold = self._cold or at_once
+        self._closing.set()
+        if self._cold and self._station is not None:
+            self._station.leave()
+
+    def _tend(self, repair: Repair) -> None:
+        name, first, silent = self._consumer.hostname, True, False
+        while not self._closing.wait(LOOK_S) and not self._pool_is_closing():
             try:
-                heard = self._announcements.hear(self._node)
+                heard = self._announcements.hear(name)
                 if heard is not None and heard.state == FAILED:
                     self._give_up()
-                    break
-                if heard is None and not self._solo and looks == 1:
-                    self._announcements.say(self._node, LOADING, {})
-                if looks % REPAIR_EVERY == 0 and (heard is None or heard.state == READY):
-                    again = repair.run()
-                    if again:
-                        logger.warning("%d lost batch(es) sent again", again)
+                    return
+                if heard is None and self._station is None and first:
+                    self._announcements.say(name, LOADING, {})  # its child has not come so far
+                first = False
+                again = repair.run()
+                if again:
+                    logger.warning("%d batch(es) sent again", again)
                 silent = False
             except PosterError as error:
                 if not silent:  # once per outage, not once per second
                     logger.warning("looking after lost batches has to wait: %s", error)
                 silent = True
-        repair.close()
-        ledger.close()
-        self._announcements.close()
+            except Exception:
+                logger.exception("looking after lost batches failed, and is tried again")
 
-    def stop(self) -> None:
-        """Ask the thread to end; returns at once."""
-        self._ended.set()
+    def _see_it_end(self) -> None:
+        """Give the batch in work its time, then ask for it back, then end whoever does not hear."""
+        began = time.monotonic()
+        idle_since = asked_at = None
+        while True:
+            now = time.monotonic()
+            is_idle = self._station is None and not celery_state.active_requests
+            idle_since = (idle_since or now) if is_idle else None
+            has_idled = idle_since is not None and now - idle_since > IDLE_S
+            if self._cold or has_idled or now - began > self._settings.stop_s:
+                if self._station is not None:
+                    self._station.leave()  # its pulse ends a batch that does not
+                elif asked_at is None:
+                    self._signal_children(signal.SIGTERM)
+                    asked_at = now
+                elif now - asked_at > FORCE_S:
+                    self._signal_children(signal.SIGKILL)
+            time.sleep(LOOK_S / 2)
+
+    def _pool_is_closing(self) -> bool:
+        """True in a cold shutdown, whose signal waits for the pool to be closed before it tells anybody."""
+        pool = getattr(self._consumer.pool, "_pool", None)
+        self._cold = self._cold or (pool is not None and pool._state != 0)
+        return self._cold
+
+    def _signal_children(self, number: int) -> None:
+        pool = getattr(self._consumer.pool, "_pool", None)
+        for child in list(getattr(pool, "_pool", ())):
+            with suppress(ProcessLookupError, TypeError):
+                os.kill(child.pid, number)

@@ -8,17 +8,21 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
-from celery import Celery
+from celery import Celery, concurrency
 from celery.concurrency.solo import TaskPool
 from kombu import Exchange, Queue
+from kombu.exceptions import KombuError
+from kombu.transport import TRANSPORT_ALIASES
 
-from worker.errors import ConfigurationError, RedisUnreachable
+from worker.errors import ConfigurationError
 from worker.messages import BULK, EMBED_TASK, LANES, QUEUES, EmbedBatch
-from worker.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
-from worker.settings import Settings, load_settings, without_password
+from worker.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, answers, broker
+from worker.settings import Settings, load_settings
 
 LOAD_LIMIT_S: Final = 3600  # a first start downloads the weights; a large model over a slow line takes its time
 CONSUMER_TIMEOUT_S: Final = 30  # above kombu's blocking read, below a human's patience
+SOLO: Final = "worker.celery:SoloPool"
+DOOR: Final = "posters-redis"  # kombu's name for the transport of broker.py, for workers alone
 
 
 class SoloPool(TaskPool):
@@ -35,7 +39,8 @@ def create_app(settings: Settings, *, consumer: bool = False) -> Celery:
         settings: where Redis is, and the limits of a batch.
         consumer: True in a worker, which may wait for Redis; a caller must hear within 5 s.
     """
-    app = Celery("worker", broker=settings.redis_url, include=["worker.tasks"], set_as_current=consumer)
+    url, ssl = broker(settings.redis_url, DOOR if consumer else "redis")
+    app = Celery("worker", broker=url, include=["worker.tasks"], set_as_current=consumer)
     transport = {
         "visibility_timeout": settings.visibility_timeout_s,
         "unacked_restore_interval": 5,
@@ -46,7 +51,13 @@ def create_app(settings: Settings, *, consumer: bool = False) -> Celery:
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "socket_keepalive": True,
     }
-    if not consumer:
+    if consumer:
+        TRANSPORT_ALIASES[DOOR] = "worker.broker:Transport"
+        concurrency.ALIASES["solo"] = SOLO  # `--pool solo` means ours
+        from worker.consumer import Gate
+
+        app.steps["consumer"].add(Gate)
+    else:
         transport |= {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
     app.conf.update(
         task_serializer="json",
@@ -62,13 +73,16 @@ def create_app(settings: Settings, *, consumer: bool = False) -> Celery:
         task_time_limit=settings.batch_time_limit_s,
         worker_concurrency=1,  # one card, one model
         worker_prefetch_multiplier=1,
-        worker_pool="worker.celery:SoloPool" if sys.platform == "win32" else "prefork",
+        worker_pool="solo" if sys.platform == "win32" else "prefork",
+        worker_consumer="worker.consumer:Consumer",
         worker_proc_alive_timeout=LOAD_LIMIT_S,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the ledger sorts out what runs twice
         worker_send_task_events=False,
+        broker_use_ssl=ssl,
         broker_transport_options=transport,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a Redis that is full refuses commands; the worker must outlive that
     )
     if sys.platform != "win32":
         app.conf.worker_pool_start_method = "spawn"  # a forked child cannot use CUDA
@@ -81,19 +95,19 @@ def send(app: Celery, batch: EmbedBatch) -> None:
     Raises:
         RedisUnreachable: within 5 s, when Redis is away, hangs, or is full.
     """
-    try:
-        app.send_task(
-            EMBED_TASK,
-            args=[batch.encode()],
-            task_id=batch.batch,
-            queue=QUEUES[batch.lane],
-            retry=False,
-            ignore_result=True,
-        )
-    except (*app.connection_for_write().recoverable_connection_errors, OSError) as error:
-        raise RedisUnreachable(
-            f"Redis at {without_password(app.conf.broker_url)} did not take a batch ({error})"
-        ) from error
+    with answers(app.conf.broker_url):
+        try:
+            app.send_task(
+                EMBED_TASK,
+                args=[batch.encode()],
+                task_id=batch.batch,
+                queue=QUEUES[batch.lane],
+                retry=False,
+                ignore_result=True,
+                argsrepr=f"<{len(batch.posters)} posters>",  # paths do not belong into Celery's log
+            )
+        except KombuError as error:  # it wraps what redis-py raised while it connected
+            raise (error.__cause__ or ConnectionError(str(error))) from None
 
 
 def __getattr__(name: str) -> Any:

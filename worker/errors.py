@@ -8,9 +8,11 @@ PosterError
 │   └── DeviceUnavailable         the device that was asked for is not there
 ├── UnreadablePoster              one poster failed: a word, a sentence, a file
 ├── BadMessage                    a queue message that is not an EmbedBatch
+│   └── NewerMessage              it may be one for a newer version of this program
 ├── RedisUnreachable              Redis does not answer, or refuses
 ├── NoWorker                      Redis answers, and nobody works on the queue
 ├── JobUnknown                    the ledger has no such job
+│   └── LedgerSetBack             Redis came back without what it had confirmed
 ├── StoreError                    the store cannot be read or written
 │   ├── StoreUnavailable          for now: locked, disk full, Redis away; try again
 │   └── SpaceMismatch             vectors of two spaces were about to meet
@@ -83,6 +85,10 @@ class BadMessage(PosterError):
     """A queue message that is not an EmbedBatch of a version that this program reads."""
 
 
+class NewerMessage(BadMessage):
+    """A queue message of a newer version: a worker that is up to date can do it."""
+
+
 class RedisUnreachable(PosterError):
     """Redis does not answer or refuses; the text says which Redis, without its password."""
 
@@ -93,6 +99,10 @@ class NoWorker(PosterError):
 
 class JobUnknown(PosterError):
     """The ledger has no job of that id."""
+
+
+class LedgerSetBack(JobUnknown):
+    """Redis came back without the job, or without the last of its steps: what was sent must be sent again."""
 
 
 class StoreError(PosterError):

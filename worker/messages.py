@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from worker.errors import BadMessage
+from worker.errors import BadMessage, NewerMessage
 
 INTERACTIVE: Final = "interactive"  # somebody waits for the answer; drained first
 BULK: Final = "bulk"
@@ -14,11 +14,17 @@ LANES: Final = (INTERACTIVE, BULK)
 QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
 
 EMBED_TASK: Final = "posters.embed"
+TASKS: Final = frozenset((EMBED_TASK,))  # each takes one JSON object
 VERSION: Final = 1
 
 MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows
 MAX_ID_CHARACTERS: Final = 128  # job and batch ids
 MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
+
+# As a message lies on its lane. 4096 posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB.
+MAX_MESSAGE_BYTES: Final = 8 << 20
+_BYTES_PER_CHARACTER: Final = 8  # at most: six as JSON (\uXXXX), a third more in kombu's base64
+_BYTES_PER_POSTER: Final = 80  # quotes, commas, size and time, in base64
 
 
 class Poster(NamedTuple):
@@ -86,7 +92,7 @@ class EmbedBatch:
         if type(version) is not int or version < 1:
             raise BadMessage(f"version must be a positive whole number, not {version!r}")
         if version > VERSION:
-            raise BadMessage(f"version {version} is newer than this program reads ({VERSION}): update the worker")
+            raise NewerMessage(f"version {version} is newer than this program reads ({VERSION}): update the worker")
         unknown = set(message) - set(cls.__dataclass_fields__) - {"version"}
         if unknown:
             raise BadMessage(f"unknown fields {', '.join(sorted(map(repr, unknown)))}")
@@ -115,6 +121,19 @@ class EmbedBatch:
     def _part(self, suffix: str, posters: tuple[Poster, ...]) -> EmbedBatch:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return EmbedBatch(**{**fields, "batch": self.batch + suffix, "posters": posters})
+
+
+def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
+    """Cut posters into parts that stay well below MAX_MESSAGE_BYTES, whatever their names are made of."""
+    start = size = 0
+    for number, poster in enumerate(posters):
+        more = _BYTES_PER_CHARACTER * (len(poster.id) + len(poster.path)) + _BYTES_PER_POSTER
+        if size and size + more > MAX_MESSAGE_BYTES - (1 << 20):  # a megabyte for headers is plenty
+            yield tuple(posters[start:number])
+            start, size = number, 0
+        size += more
+    if start < len(posters):
+        yield tuple(posters[start:])
 
 
 def _text(value: object, name: str, limit: int) -> str:

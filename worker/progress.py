@@ -23,7 +23,8 @@ class Claim(Enum):
 
     WORK = "work"  # it is yours; the attempt is counted
     FINISHED = "finished"  # finished or cancelled before: acknowledge, do nothing
-    BUSY = "busy"  # a live worker has it
+    BUSY = "busy"  # a live worker has it, or it rests on purpose
+    CANCELLED = "cancelled"  # its job was cancelled before anybody began it: withdraw it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Progress:
 
     At rest, ``submitted == embedded + reused + unchanged + failed``. `doing` counts posters of
     unfinished batches that are already stored, for a progress bar; they are in no other count yet.
+    `steps` is how many steps of sending the ledger holds.
     """
 
     job: str
@@ -55,6 +57,7 @@ class Progress:
     cancelled: int
     doing: int
     open_batches: int
+    steps: int
     created: float
     ended: float | None
 

@@ -1,97 +1,104 @@
-"""Find batches that the ledger calls open and that nobody will ever deliver, and send them again."""
+"""Find open batches that nobody will ever deliver, and send them again.
+
+Two kinds. Batches that were given back are known by name: they are sent as soon as their pause is over.
+Lost ones (a message that Redis had and has no more, a worker that died whole) must be looked for: among all
+open batches, those that lie on no lane and in nobody's hands. That look reads every message that is queued, so
+one process alone does it, and it rests fifty times as long as the look took.
+"""
 
 from __future__ import annotations
 
-import json
+import logging
+import os
+import secrets
+import socket
+import threading
 import time
 from collections.abc import Callable
-from typing import Final, cast
+from contextlib import suppress
+from typing import Final
 
-from worker.announcement import LOADING, Announcements
+from worker.custody import Custody
+from worker.errors import BadMessage, RedisUnreachable
+from worker.keys import REPAIRER
+from worker.lease import Lease
 from worker.ledger import Ledger
-from worker.messages import LANES, QUEUES, EmbedBatch
-from worker.redis_client import answers, connect
+from worker.messages import EmbedBatch
 
+LOOK_EVERY_S: Final = 5.0
+REST_TIMES: Final = 50  # so that looking takes at most a fiftieth of the time, Redis' and ours
+LONGEST_REST_S: Final = 60.0
+RETURNED_EVERY_S: Final = 1.0
 GRACE_S: Final = 8.0  # between "written down" and "sent", and between "taken" and "claimed", lie milliseconds
-UNACKED: Final = "unacked"  # where kombu notes what a consumer has taken
-PAGE: Final = 64  # messages read at once; one of 4096 posters is about half a megabyte
+
+logger = logging.getLogger(__name__)
 
 
 class Repair:
-    """Looks for lost batches; whoever is alive calls `run` every few seconds, duplicates do no harm."""
+    """Whoever is alive calls `run` again and again; it does what is due. Duplicates do no harm."""
 
     def __init__(
         self,
-        url: str,
+        custody: Custody,
         ledger: Ledger,
         send: Callable[[EmbedBatch], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`url` is the broker's; `send` puts a batch on its lane; `clock` in seconds."""
-        self.url, self._ledger, self._send, self._clock = url, ledger, send, clock
-        self._redis = connect(url)
-        self._announcements = Announcements(url)
-        self._missing_since: dict[str, float] = {}
+        """`send` puts a batch on its lane; `clock` in seconds; custody and ledger stay their owner's to close."""
+        self._custody, self._ledger, self._send, self._clock = custody, ledger, send, clock
+        me = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._lease = Lease(ledger, REPAIRER, me, 2 * LOOK_EVERY_S)
+        self._missing_since: dict[tuple[str, str], float] = {}
+        self._look_at = self._returned_at = clock()
+        self._busy = threading.Lock()  # a producer's threads share its repair
 
     def run(self) -> int:
-        """One look; how many batches were sent again.
-
-        A batch counts as lost when it is open, no live worker claims it, and it was neither queued
-        nor reserved in two looks that lie GRACE_S or more apart.
-        """
-        unclaimed = {
-            batch_id: (job, tries)
-            for job in self._ledger.active()
-            for batch_id, tries in self._ledger.unclaimed(job).items()
-        }
-        missing = self._not_delivered(unclaimed) if unclaimed else {}
-        now = self._clock()
-        self._missing_since = {name: self._missing_since.get(name, now) for name in missing}
-        sent = 0
-        for name, job in missing.items():
-            if now - self._missing_since[name] >= GRACE_S:
-                batch = self._ledger.load(job, name)
-                if batch is not None:
-                    self._send(batch)
-                    sent += 1
-                del self._missing_since[name]
-        return sent
+        """Do what is due; how many batches were sent again."""
+        if not self._busy.acquire(blocking=False):
+            return 0
+        try:
+            sent, now = 0, self._clock()
+            if now >= self._returned_at:
+                self._returned_at = now + RETURNED_EVERY_S
+                sent += sum(self._resend(job, name) for job, name in self._custody.returned())
+            if now >= self._look_at:
+                self._look_at = now + LOOK_EVERY_S
+                if self._lease.take() is None:
+                    sent += self._look()
+                    rest_s = min(LONGEST_REST_S, max(LOOK_EVERY_S, REST_TIMES * (self._clock() - now)))
+                    self._look_at = now + rest_s
+                    self._lease.take(2 * rest_s)
+                else:
+                    self._missing_since.clear()
+            return sent
+        finally:
+            self._busy.release()
 
     def close(self) -> None:
-        """Let go of the connections."""
-        self._redis.close()
-        self._announcements.close()
+        """Leave the looking to another."""
+        with suppress(RedisUnreachable):
+            self._lease.let_go()
 
-    def _not_delivered(self, unclaimed: dict[str, tuple[str, int]]) -> dict[str, str]:
-        """Of the unclaimed batches, those that no queue holds and no consumer has just taken."""
-        missing = dict(unclaimed)
-        with answers(self.url):
-            for lane in LANES:
-                start = 0
-                while missing and (page := cast(list[str], self._redis.lrange(QUEUES[lane], start, start + PAGE - 1))):
-                    for text in page:
-                        missing.pop(_task_id(text), None)
-                    start += PAGE
-        if not missing:
-            return {}
-        loading = any(worker.state == LOADING for worker in self._announcements.everybody())
-        with answers(self.url):
-            reserved = cast(list[str], self._redis.hvals(UNACKED))
-        for text in reserved:
-            name = _task_id(text)
-            # A ready worker claims what it takes at once, so a reserved batch that is not claimed
-            # belongs to a dead worker, unless one is still loading its model.
-            if loading and name in missing and missing[name][1] == 0:
-                del missing[name]
-        return {name: job for name, (job, _) in missing.items()}
+    def _look(self) -> int:
+        """Send what was missed in two looks that lie GRACE_S or more apart."""
+        opened = {name: job for job in self._ledger.active() for name in self._custody.opened(job)}
+        missing = set(opened) - self._custody.queued(opened) if opened else set()
+        missing -= self._custody.claimed(missing)
+        now = self._clock()
+        found = {(opened[name], name) for name in missing}
+        self._missing_since = {batch: self._missing_since.get(batch, now) for batch in found}
+        lost = [batch for batch, since in self._missing_since.items() if now - since >= GRACE_S]
+        for batch in lost:
+            del self._missing_since[batch]
+        return sum(self._resend(*batch) for batch in lost)
 
-
-def _task_id(text: str) -> str:
-    """The task id of a message as kombu writes it, bare or as [message, exchange, routing key]."""
-    try:
-        message = json.loads(text)
-        if isinstance(message, list):
-            message = message[0]
-        return str(message["headers"]["id"])
-    except (ValueError, LookupError, TypeError):
-        return ""  # not a message of ours; the worker puts it aside
+    def _resend(self, job: str, name: str) -> bool:
+        try:
+            batch = self._custody.load(job, name)
+        except BadMessage as error:  # it stays open, for those who can read it
+            logger.info("batch %s is left to a newer worker: %s", name, error)
+            return False
+        if batch is None:
+            return False
+        self._send(batch)
+        return True

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -40,12 +40,12 @@ class Settings(BaseSettings):
     )
 
     # where things are
-    redis_url: str = Field("redis://localhost:6379/0", description="queue and ledger")
+    redis_url: str = Field("redis://localhost:6379/0", description="queue and ledger", repr=False)
     root: Path = Field(Path("posters"), description="posters root; paths in messages are relative to it")
     catalogue: Annotated[Path | None, BeforeValidator(lambda v: None if str(v).lower() == "none" else v)] = Field(
         Path("data/posters.json"), description="list of posters; may be absent; `none`: there is none"
     )
-    store: str = Field("sqlite:data/embeddings.db", description="sqlite:PATH or redis://…")
+    store: str = Field("sqlite:data/embeddings.db", description="sqlite:PATH or redis://…", repr=False)
 
     # the model (section `clip` of config.json)
     model_name: str = Field("ViT-B/32", description="any model of open_clip; also local-dir:PATH")
@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     batch_time_limit_s: int = Field(900, ge=10, description="a batch that takes longer ends its process")
     attempts: int = Field(2, ge=1, le=100, description="tries of a batch before it is cut in two")
     claim_s: int = Field(30, ge=3, description="a worker that is silent for so long has lost its batch")
+    stop_s: int = Field(30, ge=0, description="a worker that is asked to stop gives its batch back after so long")
     keep_jobs_days: int = Field(30, ge=1, description="a finished job's ledger entry is kept for so long")
 
     _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", mode="before")(_none_if_empty)
@@ -129,6 +130,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "batch_time_limit_s",
         "attempts",
         "claim_s",
+        "stop_s",
         "keep_jobs_days",
     ),
     "posters": ("root", "catalogue", "store"),
@@ -200,12 +202,19 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may stand in a log: a password is replaced by ``***``."""
+    """The URL as it may stand in a log: passwords, also those among its options, are replaced by ``***``."""
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, host = parts.netloc.rsplit("@", 1)
-    return urlunsplit(parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}"))
+    if parts.password is not None:
+        user, host = parts.netloc.rsplit("@", 1)
+        parts = parts._replace(netloc=f"{user.split(':', 1)[0]}:***@{host}")
+    if "pass" in unquote(parts.query).lower():
+        options = [
+            f"{name}=***" if "pass" in unquote(name).lower() else option
+            for option in parts.query.split("&")
+            for name in (option.partition("=")[0],)
+        ]
+        parts = parts._replace(query="&".join(options))
+    return urlunsplit(parts)
 
 
 def _near(word: str, known: Collection[str]) -> str:

@@ -1,98 +1,111 @@
-"""The place where batches are worked on: one model, one pipeline, one claim at a time, and a pulse."""
+"""The place where batches are worked on: one model, one pipeline, one claim at a time."""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
-import socket
-import sys
-import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from worker.announcement import FAILED, LOADING, MODEL, READY, RENEWAL_S, WEIGHTS, Announcements
-from worker.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable
+from worker.announcement import LOADING, WAITING
+from worker.custody import Custody, sign
+from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable
 from worker.ledger import Ledger
 from worker.messages import EmbedBatch
 from worker.progress import Claim, Failure, Outcome
-from worker.settings import Settings, without_password
+from worker.pulse import Pulse, Stopped
+from worker.quarantine import Quarantine
+from worker.settings import Settings
 
 if TYPE_CHECKING:
     from worker.pipeline import Pipeline
     from worker.vectors import VectorStore
 
-PULSE_S: Final = 0.5  # how often the ledger hears how far a batch is
 FIRST_PAUSE_S: Final = 2.0  # before a batch that met a passing trouble is tried again; doubles
 LONGEST_PAUSE_S: Final = 60.0
+ASK_AGAIN_S: Final = 1.0  # between two tries to reach a Redis that is away
+FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
+NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
-EX_HUNG: Final = 75  # sysexits.h: temporary failure, try again
 
 logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 class Station:
     """Works on one batch after the other; `work` never raises for a reason that a retry would mend."""
 
     def __init__(
-        self,
-        settings: Settings,
-        name: str,
-        owner: str,
-        pipeline: Pipeline,
-        store: VectorStore,
-        announced: dict[str, object],
-        *,
-        solo: bool,
+        self, settings: Settings, owner: str, pipeline: Pipeline, store: VectorStore, ledger: Ledger, pulse: Pulse
     ) -> None:
-        """`owner` signs claims; `announced` are the fields that the pulse keeps saying."""
-        self._settings, self._name, self._owner, self._solo = settings, name, owner, solo
-        self._pipeline, self._store = pipeline, store
-        self._ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
-        self._announcements = Announcements(settings.redis_url)
-        self._announced = announced
-        self._current: tuple[EmbedBatch, float] | None = None
-        self._done = 0
+        """`owner` signs claims; `pulse` beats already; all of them are the station's to close."""
+        self._settings, self._owner = settings, owner
+        self._pipeline, self._store, self._ledger, self._pulse = pipeline, store, ledger, pulse
+        self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
         self._pause_s = FIRST_PAUSE_S
-        self._ended = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
-        self._pulse.start()
 
-    def work(self, batch: EmbedBatch) -> None:
-        """Claim, embed, count. A batch that cannot be done now is given back, uncounted."""
+    def work(self, batch: EmbedBatch) -> bool:
+        """Claim, embed, count. False when the batch must go back to its lane as it is, because this worker stops.
+
+        While Redis is away it waits: what it has embedded is counted when Redis is back. Any other trouble
+        that passes gives the batch back, uncounted; the ledger has it sent again.
+        """
+        holder = sign(self._owner)
         try:
-            self._work(batch)
-        except RedisUnreachable as error:
-            # Nothing is lost: the claim expires, the batch is still open, and it is sent again.
+            return self._work(batch, holder)
+        except RedisUnreachable as error:  # and it was asked to stop: the claim expires, the batch stays open
             logger.error("batch %s: %s", batch.batch, error)
+            return False
+        except BaseException:
+            # Somebody ends this process while it works (a signal became SystemExit). That is no fault of the
+            # batch, unless it took longer than it may: then the very ending is the batch's.
+            with suppress(RedisUnreachable):
+                self._custody.give_back(batch, holder, count=self._pulse.overdue())
+            raise
 
-    def quarantine(self, message: Any, reason: str) -> None:
-        """Put aside a message that no version of this program can have sent, with its reason."""
+    def leave(self) -> None:
+        """Give back the batch in work after its present chunk; called from a signal's handler or a thread."""
+        self._pulse.leaving.set()
+
+    def quarantine(self, message: Any, reason: PosterError, batch_id: str) -> None:
+        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like."""
         logger.error("a message was put aside: %s", reason)
-        self._ledger.quarantine(repr(message)[:10_000], reason)
+        newer = isinstance(reason, NewerMessage)
+        if newer:
+            self._insist(lambda: self._custody.defer(batch_id, NEWER_PAUSE_S))
+        self._insist(lambda: self._quarantine.put(repr(message), str(reason), once=batch_id if newer else ""))
 
     def close(self) -> None:
-        """Withdraw the announcement and end the threads."""
-        self._ended.set()
-        try:
-            self._announcements.withdraw(self._name)
-        except RedisUnreachable:
-            logger.info("Redis is away; the announcement expires by itself")
+        """End the threads, withdraw the announcement, let go of the card."""
         self._pipeline.close()
         self._store.close()
+        self._pulse.stop()
+        self._ledger.close()
 
-    def _work(self, batch: EmbedBatch) -> None:
-        verdict, attempt, begun_before = self._ledger.claim(batch, self._owner)
+    def _work(self, batch: EmbedBatch, holder: str) -> bool:
+        verdict, attempt, begun_before = self._insist(lambda: self._custody.claim(batch, holder))
+        if verdict is Claim.CANCELLED:
+            self._insist(lambda: self._custody.withdraw(batch))
         if verdict is not Claim.WORK:
             logger.info("batch %s: nothing to do, it is %s", batch.batch, verdict.value)
-            return
+            return True
         if attempt > self._settings.attempts:
             self._isolate(batch, attempt - 1)
-            return
+            return True
+        if self._is_anothers(batch):
+            self._custody.give_back(batch, holder, FOREIGN_PAUSE_S)
+            self._pulse.leaving.wait(ASK_AGAIN_S)  # or a worker that stands idle would do nothing but this
+            return True
         began = time.monotonic()
-        self._done, self._current = 0, (batch, began)
         try:
-            outcome = self._pipeline.run(batch, self._progress, begun_before=begun_before)
+            with self._pulse.work(batch, holder):
+                outcome = self._pipeline.run(batch, self._pulse.tell, begun_before=begun_before)
+        except Stopped as reason:
+            logger.warning("batch %s is left where it is: %s", batch.batch, reason)
+            return not self._custody.give_back(batch, holder)
         except DeviceLost as error:
             logger.critical("batch %s: %s; this process leaves, a fresh one takes over", batch.batch, error)
             logging.shutdown()
@@ -101,28 +114,59 @@ class Station:
             pause = self._pause_s * random.uniform(0.75, 1.25)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             logger.warning("batch %s waits %.0f s and is tried again: %s", batch.batch, pause, error)
-            self._ledger.give_back(batch, self._owner, pause)
-            return
+            self._insist(lambda: self._custody.give_back(batch, holder, pause))
+            return True
         except Exception:
-            # A defect of ours: let the attempt count, so that the batch is cut down to the poster
-            # that provokes it, and let Celery log the traceback.
-            self._ledger.give_back(batch, self._owner, FIRST_PAUSE_S, count=True)
-            raise
-        finally:
-            self._current = None
+            # A defect of ours, or no memory left: let the attempt count, so that the batch is cut down to the
+            # poster that provokes it. Celery must not see it: a MemoryError would end the parent process.
+            logger.exception("batch %s could not be done, and is tried again", batch.batch)
+            self._insist(lambda: self._custody.give_back(batch, holder, FIRST_PAUSE_S, count=True))
+            return True
         self._pause_s = FIRST_PAUSE_S
-        counted = self._ledger.finish(batch, outcome)
+        counted = self._insist(lambda: self._custody.finish(batch, outcome))
         self._report(batch, outcome, time.monotonic() - began, counted)
+        return True
+
+    def _insist(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask until Redis answers: without it there is nothing else to do, and what was done must be counted.
+
+        Raises:
+            RedisUnreachable: it does not answer, and this worker was asked to stop.
+        """
+        told = False
+        while True:
+            try:
+                return ask()
+            except RedisUnreachable as error:
+                if not told:
+                    logger.warning("%s This worker waits for it.", error)
+                told = True
+                if self._pulse.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
+                    raise
+
+    def _is_anothers(self, batch: EmbedBatch) -> bool:
+        """True when the batch is for a space that this worker does not make, and another may.
+
+        Where no other does, the pipeline fails its posters: the model was changed since it was queued.
+        """
+        mine = self._pulse.fields.get("space")
+        if batch.space is None or mine is None or batch.space == mine:
+            return False
+        everybody = self._insist(self._pulse.announcements.everybody)
+        others = [other for other in everybody if other.name != self._pulse.name_of_worker]
+        return any(other.state in (LOADING, WAITING) or other.get("space") == batch.space for other in others)
 
     def _isolate(self, batch: EmbedBatch, crashes: int) -> None:
         """Close in on the poster that ends the process: cut the batch in two, or bury the one poster."""
         if len(batch.posters) == 1:
             poster = batch.posters[0]
             reason = f"the worker ended {crashes} times while it worked on this poster"
-            self._ledger.finish(batch, Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),)))
+            outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
+            self._insist(lambda: self._custody.finish(batch, outcome))
             logger.error("%s: crashed-worker: %s", poster.path, reason)
             return
-        halves = self._ledger.cut(batch)
+        # A half that ends its worker, too, is suspected enough to be cut at once: log2(n) deaths find the poster.
+        halves = self._insist(lambda: self._custody.cut(batch, self._settings.attempts - 1))
         if halves:
             logger.warning("batch %s ended its worker %d times and is cut in two", batch.batch, crashes)
             self._resend(halves)
@@ -132,16 +176,16 @@ class Station:
 
         with create_app(self._settings) as app:
             for half in halves:
-                send(app, half)
-
-    def _progress(self, done: int) -> None:
-        self._done = done
+                try:
+                    send(app, half)
+                except RedisUnreachable as error:
+                    logger.error("batch %s could not be sent, repair will: %s", half.batch, error)
 
     def _report(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
         timings = self._pipeline.timings
-        self._announced["progress_at"] = time.time()
+        self._pulse.fields["progress_at"] = time.time()
         if outcome.embedded:
-            self._announced["images_per_second"] = f"{outcome.embedded / seconds:.1f}"
+            self._pulse.fields["images_per_second"] = f"{outcome.embedded / seconds:.1f}"
         logger.info(
             "batch %s: %d embedded, %d reused, %d unchanged, %d failed in %.2f s "
             "(waited %.2f s for decoding, %.2f s on the device, %.2f s for the store)%s",
@@ -156,113 +200,3 @@ class Station:
             timings.waiting_for_store,
             "" if counted else "; it had been counted before",
         )
-
-    def _beat(self) -> None:
-        """Keep the claim and the announcement alive; in a solo worker, end a batch that hangs."""
-        renewed = beaten = -1e9
-        said = -1
-        while not self._ended.wait(PULSE_S):
-            now, current = time.monotonic(), self._current
-            try:
-                if current and (self._done != said or now - beaten > self._settings.claim_s / 3):
-                    said, beaten = self._done, now
-                    self._ledger.beat(current[0], self._owner, said)
-                if now - renewed > RENEWAL_S:
-                    self._announcements.say(self._name, READY, self._announced)
-                    renewed = now
-            except RedisUnreachable:
-                renewed = now  # the main thread reports it; try again at the next renewal
-            if self._solo and current and now - current[1] > self._settings.batch_time_limit_s:
-                logger.critical("batch %s hangs; this process leaves, its supervisor starts another", current[0].batch)
-                logging.shutdown()
-                os._exit(EX_HUNG)
-
-
-def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> Station | None:
-    """Load the model, warm it up, say so; None when that cannot be done, after saying why."""
-    announcements = Announcements(settings.redis_url)
-    about: dict[str, object] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "root": settings.root.resolve(),
-        "store": without_password(settings.store),
-        "model": settings.model_name,
-        "pretrained": settings.pretrained,
-        "batch_size": settings.batch_size,
-    }
-    _try_to_say(announcements, name, LOADING, about)
-    try:
-        _pin_card(settings.gpu)
-        from worker.clip_embedder import CLIPEmbedder
-        from worker.images import Limits
-        from worker.pipeline import Pipeline
-        from worker.vectors import open_store
-        from worker.weights import find_weights
-
-        began = time.monotonic()
-        if not settings.root.is_dir():
-            raise ConfigurationError(f"the posters root {settings.root.resolve()} is not a folder: set POSTERS_ROOT")
-        store = open_store(settings.store)
-        store.check()
-        _try_to_say(announcements, name, LOADING, about | {"stage": WEIGHTS})
-        find_weights(
-            settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir
-        )
-        _try_to_say(announcements, name, LOADING, about | {"stage": MODEL})
-        embedder = CLIPEmbedder.from_settings(settings)
-        embedder.warm_up()
-        pipeline = Pipeline(
-            embedder,
-            store,
-            root=settings.root.resolve(),
-            threads=settings.decode_threads,
-            look_ahead_images=settings.look_ahead_images,
-            max_file_bytes=settings.max_file_bytes,
-            decode_memory_bytes=settings.decode_memory_bytes,
-            limits=Limits(settings.max_pixels),
-        )
-    except (PosterError, ImportError, OSError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}" if not isinstance(error, PosterError) else str(error)
-        logger.critical("this worker cannot start: %s", reason)
-        told = _try_to_say(announcements, name, FAILED, about | {"reason": reason, "error": type(error).__name__})
-        if not told and not solo and sys.platform != "win32":
-            import signal
-
-            os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
-        return None
-    finally:
-        announcements.close()
-    about |= {
-        "device": embedder.device_name,
-        "precision": embedder.precision,
-        "space": embedder.space.id,
-        "space_json": embedder.space.to_json(),
-        "batch_size": embedder.chunk,
-    }
-    logger.info(
-        "ready: %s on %s in %s, space %s, loaded in %.1f s; posters in %s, vectors to %s",
-        embedder.space.model,
-        embedder.device_name,
-        embedder.precision,
-        embedder.space.id,
-        time.monotonic() - began,
-        about["root"],
-        about["store"],
-    )
-    return Station(settings, name, owner, pipeline, store, about, solo=solo)
-
-
-def _pin_card(gpu: str | None) -> None:
-    """Show CUDA one card only; must happen before torch is imported."""
-    if gpu is not None:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-
-
-def _try_to_say(announcements: Announcements, name: str, state: str, fields: dict[str, object]) -> bool:
-    try:
-        announcements.say(name, state, fields)
-    except RedisUnreachable as error:
-        logger.warning("cannot announce this worker yet: %s", error)
-        return False
-    return True

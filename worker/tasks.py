@@ -6,40 +6,49 @@ imported by the handler that runs in the process that does the work.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+import time
 from typing import Any, Final
 
-from celery import shared_task, signals
+from celery import Task, shared_task, signals
 from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
 from worker.attendant import Attendant
 from worker.errors import BadMessage
 from worker.messages import EMBED_TASK, EmbedBatch
+from worker.opening import start_station
 from worker.settings import load_settings
-from worker.station import Station, start_station
+from worker.station import Station
 
 EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 RETRIES_AFTER_A_LOST_CHILD: Final = 100  # the ledger cuts and buries a poisonous batch long before
+LEAVING_S: Final = 1.0  # a worker without a model is ended by its attendant in about that time
 
 logger = logging.getLogger(__name__)
 _station: Station | None = None
 _attendant: Attendant | None = None
 
 
-@shared_task(name=EMBED_TASK, max_retries=RETRIES_AFTER_A_LOST_CHILD, default_retry_delay=1, ignore_result=True)
-def embed(message: Any) -> None:
+# A delay would make Celery set an `eta`, which is a time on the wall clock; the new child takes seconds anyway.
+@shared_task(
+    name=EMBED_TASK, bind=True, max_retries=RETRIES_AFTER_A_LOST_CHILD, default_retry_delay=0, ignore_result=True
+)
+def embed(task: Task, message: Any) -> None:
     """Embed one batch."""
     if _station is None:
+        time.sleep(LEAVING_S)
         raise Reject("this worker has no model and is about to leave", requeue=True)
     try:
         batch = EmbedBatch.decode(message)
     except BadMessage as error:
-        _station.quarantine(message, str(error))
+        _station.quarantine(message, error, str(task.request.id))
         return
-    _station.work(batch)
+    if not _station.work(batch):
+        raise Reject("this worker stops before the batch is done", requeue=True)
 
 
 @signals.after_setup_logger.connect
@@ -48,35 +57,57 @@ def _speak(**_: Any) -> None:
     logging.getLogger("worker").setLevel(logging.INFO)
 
 
+@signals.worker_init.connect
+def _refuse(sender: Any, **_: Any) -> None:
+    """Refuse what the command line can ask of Celery and this worker cannot give."""
+    pool = getattr(sender.pool_cls, "__module__", str(sender.pool_cls))
+    problem = ""
+    if pool not in ("prefork", "solo", "celery.concurrency.prefork", "worker.celery"):
+        problem = f"this worker runs in the pool prefork or solo, not in {pool}"
+    elif sender.concurrency != 1 or sender.options.get("autoscale"):
+        problem = (
+            "a worker is one model on one card: leave --concurrency and --autoscale out, "
+            "and start a worker for each card (POSTERS_GPU)"
+        )
+    if problem:
+        print(f"configuration: {problem}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
+
+
 @signals.worker_process_init.connect
 def _load(sender: str | None = None, **_: Any) -> None:
     """Load the model in the process that will use it: the prefork child, or the solo process."""
     global _station
     name = sender or "worker"
     _station = start_station(load_settings(), name, owner=_owner(name), solo=_is_solo())
-    if _station is None and _is_solo():
-        sys.exit(EX_CONFIG)
+    if _is_solo():
+        if _station is None:
+            sys.exit(EX_CONFIG)
+        atexit.register(_say_goodbye)  # a cold shutdown tells nobody
 
 
 @signals.worker_ready.connect
 def _attend(sender: Any, **_: Any) -> None:
-    """Start the thread that looks after lost batches and hears whether the model could be loaded."""
+    """Start the thread that looks after lost batches, and after this worker's start and end."""
     global _attendant
-    _attendant = Attendant(load_settings(), sender.hostname, sender.app, give_up=_leave, solo=_is_solo())
+    _attendant = Attendant(load_settings(), sender, give_up=_leave, station=_station)
     _attendant.start()
 
 
 @signals.worker_shutting_down.connect
-def _rest(**_: Any) -> None:
+def _hurry(how: str = "", **_: Any) -> None:
+    """Give the batch in work its time; none when it was said twice."""
     if _attendant is not None:
-        _attendant.stop()
+        _attendant.close(at_once=how == "Cold")
 
 
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def _say_goodbye(**_: Any) -> None:
-    if _station is not None:
-        _station.close()
+    global _station
+    station, _station = _station, None
+    if station is not None:
+        station.close()
 
 
 def _leave() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
-from itertools import islice
+from itertools import chain, islice
+from typing import Final
 
 import click
 
@@ -15,6 +17,8 @@ from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
 from worker.progress import Failure
 from worker.settings import load_settings
+
+FAILURES_SHOWN: Final = 20
 
 
 @example("python -m producer index posters/")
@@ -42,11 +46,11 @@ def index_command(
         sys.exit(EX_INTERRUPTED)
     if detach:
         say(f"sent; follow it with `python -m producer status {job.id}`")
-    failures = job.failures() if progress.failed else []
-    for failure in failures[:20]:
+    failures = heapq.nsmallest(FAILURES_SHOWN, producer.ledger.failures(job.id)) if progress.failed else []
+    for failure in failures:
         say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-    if len(failures) > 20:
-        say(f"… and {len(failures) - 20} more: `python -m producer failures {job.id}`")
+    if progress.failed > len(failures):
+        say(f"… and {progress.failed - len(failures)} more: `python -m producer failures {job.id}`")
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     _warn_if_untrained(producer)
@@ -64,14 +68,15 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     entry.progress()
-    again = [failure for failure in entry.failures() if only in (None, failure.word)]
-    if not again:
+    found = (failure for failure in producer.ledger.failures(entry.id) if only in (None, failure.word))
+    first = next(found, None)  # the rest is read while it is sent: a job may have a million
+    if first is None:
         say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
         return
-    new = producer.begin()
-    for _ in producer.feed(new, (_as_poster(failure) for failure in again)):
-        pass
-    say(f"sent {len(again)} poster(s) as job {new.id}")
+    new, sent = producer.begin(), 0
+    for seen in producer.feed(new, map(_as_poster, chain([first], found))):
+        sent = seen
+    say(f"sent {sent} poster(s) as job {new.id}")
     progress = new.wait()
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

@@ -1,0 +1,138 @@
+"""One worker per card: the second waits with a sentence, holds nothing up, and takes over when the first dies."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from world import World
+
+from worker import card as module
+from worker.announcement import READY, WAITING
+from worker.card import card_of, wait_for_card
+from worker.errors import RedisUnreachable
+from worker.keys import card_key
+from worker.lease import Lease
+from worker.ledger import Ledger
+
+CARD = "GPU-6a1e0000-0000-0000-0000-000000000000"
+
+
+@pytest.fixture
+def ledger(redis_url):
+    ledger = Ledger(redis_url)
+    yield ledger
+    ledger.close()
+
+
+def test_a_card_is_known_by_its_uuid_and_the_cpu_is_none(monkeypatch):
+    """However it was named, CUDA gives one UUID, as nvidia-smi shows it."""
+    assert card_of(torch.device("cpu")) is None
+    shown = SimpleNamespace(uuid=CARD.removeprefix("GPU-"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: shown)
+    assert card_of(torch.device("cuda", 0)) == card_of(torch.device("cuda", 3)) == CARD
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_real_card_has_a_uuid():
+    """Of the form that POSTERS_GPU takes; asking costs none of its memory."""
+    before = torch.cuda.memory_reserved()
+    assert len(card_of(torch.device("cuda", 0))) == len(CARD)
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_waiting_ends_when_the_other_lets_go(ledger):
+    """Until then it says, at every look, whom it waits for."""
+    other = Lease(ledger, card_key(CARD), "a@x/1", 30)
+    other.take()
+    said = []
+
+    def pause(_):
+        if len(said) == 3:
+            other.let_go()
+
+    lease = wait_for_card(ledger, CARD, "b@x/2", said.append, pause)
+    assert said == [f"a@x/1 works on the card {CARD}; this worker waits, and takes over when that one ends"] * 3
+    assert lease.take() is None
+    assert other.take() == "b@x/2"
+
+
+def test_a_redis_that_is_away_is_no_licence(ledger, monkeypatch):
+    """Without Redis nobody can tell who has the card: wait, as for the work itself."""
+    answers = [RedisUnreachable("gone"), RedisUnreachable("gone"), None]
+
+    class Shy(Lease):
+        def take(self, lasts_s=None):
+            answer = answers.pop(0)
+            if answer:
+                raise answer
+            return super().take(lasts_s)
+
+    monkeypatch.setattr(module, "Lease", Shy)
+    said = []
+    wait_for_card(ledger, CARD, "b@x/2", said.append, lambda _: None)
+    assert len(said) == 2
+    assert "gone" in said[0]
+
+
+@pytest.fixture
+def world(redis_url, redis_server, tmp_path):
+    world = World(tmp_path, redis_server)
+    yield world
+    world.close()
+
+
+def with_card(world, name, card=CARD):
+    return world.worker(name, "--include", "pretend_card", PRETEND_CARD=card)
+
+
+def heard(world, name):
+    return world.producer.announcements.hear(f"{name}@tests")
+
+
+def until(look, within_s=60.0):
+    ends = time.monotonic() + within_s
+    while not look():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_workers_on_one_card(world, ledger, redis_server):
+    """Who comes second loads no model and takes no batch; it takes over when the first is killed; a card that went
+    to another while Redis was away is left. One story, because every worker costs its start."""
+    names = world.draw(20)
+    first = with_card(world, "first").wait_until_ready()
+    second, third = with_card(world, "second"), with_card(world, "third")
+    for name in ("second", "third"):
+        until(lambda name=name: (say := heard(world, name)) and say.state == WAITING)
+    assert f"first@tests/{first.process.pid} works on the card {CARD}" in heard(world, "second").get("reason")
+
+    began = time.monotonic()
+    assert third.stop() == 0
+    assert time.monotonic() - began < 12, "it has nothing to finish"
+
+    jobs = [world.producer.enqueue(names[start : start + 5]) for start in range(0, 20, 5)]
+    assert all(job.wait(30).embedded == 5 for job in jobs), "no batch is held by the one that waits"
+    findings = {finding["name"]: finding for finding in json.loads(world.run("doctor", "--json").stdout)}
+    assert findings["worker"]["ok"]
+    assert "second@tests (waiting)" in findings["worker"]["seen"]
+
+    first.kill()
+    killed = time.monotonic()
+    until(lambda: (say := heard(world, "second")) and say.state == READY)
+    assert time.monotonic() - killed < 15 + 30, "the lease expires after 15 s, and then the model is loaded"
+    assert world.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
+
+    child, other = second.child(), Lease(ledger, card_key(CARD), "quicker/1", 300)
+    with redis_server.client as client:
+        client.delete(card_key(CARD))
+    assert other.take() is None
+    until(lambda: (say := heard(world, "second")) and say.state == WAITING)
+    assert "the card went to quicker/1" in second.said()
+    other.let_go()
+    second.wait_until_ready()
+    assert second.child() != child
+    assert world.producer.enqueue(names[:5], force=True).wait(30).embedded == 5

@@ -1,0 +1,54 @@
+"""`doctor` says what is wrong with Redis and with the queue, and what to do."""
+
+import pytest
+
+from producer import Producer
+from producer.doctor import examine
+from worker.announcement import READY, WAITING
+from worker.settings import load_settings
+
+
+@pytest.fixture
+def producer(redis_url, tmp_path):
+    settings = load_settings(redis_url=redis_url, root=tmp_path, store=f"sqlite:{tmp_path / 'v.db'}", catalogue="none")
+    producer = Producer(settings)
+    yield producer
+    producer.close()
+
+
+def found(producer):
+    return {finding.name: finding for finding in examine(producer)}
+
+
+def test_a_redis_that_may_evict_the_queue_is_a_failure(producer, redis_server):
+    """noeviction is right; a Redis without AOF is worth a word, and its password never."""
+    redis = found(producer)["redis"]
+    assert redis.ok
+    assert "appendonly no" in redis.seen
+    assert "only-for-tests" not in redis.seen
+    with redis_server.client as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            redis = found(producer)["redis"]
+            assert (redis.ok, "noeviction" in redis.advice) == (False, True)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_the_quarantine_is_counted_with_its_newest_reason(producer):
+    """And how to look at it."""
+    assert found(producer)["quarantine"].ok
+    producer.quarantine.put("x", "it is not JSON")
+    quarantine = found(producer)["quarantine"]
+    assert not quarantine.ok
+    assert "1 message(s) put aside; the newest: it is not JSON" in quarantine.seen
+    assert "redis-cli lrange" in quarantine.advice
+
+
+def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
+    """It is no failure: another one works."""
+    producer.announcements.say("a", READY, {"space": "s", "space_json": "{}"})
+    producer.announcements.say("b", WAITING, {"reason": "a works on the card"})
+    worker = found(producer)["worker"]
+    assert worker.ok
+    assert worker.seen == "a (ready), b (waiting); b: a works on the card"

@@ -1,0 +1,121 @@
+"""How a station opens: posters root, store, card, weights, model; each with a word to those who wait."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+
+from worker.announcement import FAILED, LOADING, MODEL, READY, WAITING, WEIGHTS
+from worker.errors import ConfigurationError, PosterError
+from worker.ledger import Ledger
+from worker.pulse import Pulse
+from worker.settings import Settings, without_password
+from worker.station import Station
+
+logger = logging.getLogger(__name__)
+
+
+def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> Station | None:
+    """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why."""
+    ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
+    pulse = Pulse(settings, name, ledger, solo=solo)
+    told = pulse.say(
+        LOADING,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        root=settings.root.resolve(),
+        store=without_password(settings.store),
+        model=settings.model_name,
+        pretrained=settings.pretrained,
+        batch_size=settings.batch_size,
+    )
+    if not told:
+        logger.warning("Redis does not answer yet; this worker is announced when it does")
+    pulse.start()
+    try:
+        return _open(settings, owner, ledger, pulse)
+    except (PosterError, ImportError, OSError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, PosterError) else str(error)
+        logger.critical("this worker cannot start: %s", reason)
+        told = pulse.say(FAILED, reason=reason, error=type(error).__name__)
+        if pulse.card is not None:
+            pulse.card.let_go()
+        if not told and not solo and sys.platform != "win32":
+            os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
+        return None
+
+
+def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Station:
+    _pin_card(settings.gpu)
+    from worker.card import wait_for_card
+    from worker.clip_embedder import CLIPEmbedder
+    from worker.images import Limits
+    from worker.pipeline import Pipeline
+    from worker.vectors import open_store
+    from worker.weights import find_weights
+
+    began = time.monotonic()
+    root = settings.root.resolve()
+    if not root.is_dir():
+        raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
+    store = open_store(settings.store)
+    store.check()
+    card = _card(settings)
+    if card is not None:
+        pulse.card = wait_for_card(ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, reason=reason))
+        began = time.monotonic()
+    pulse.say(LOADING, stage=WEIGHTS)
+    find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
+    pulse.say(LOADING, stage=MODEL)
+    embedder = CLIPEmbedder.from_settings(settings)
+    embedder.warm_up()
+    pipeline = Pipeline(
+        embedder,
+        store,
+        root=root,
+        threads=settings.decode_threads,
+        look_ahead_images=settings.look_ahead_images,
+        max_file_bytes=settings.max_file_bytes,
+        decode_memory_bytes=settings.decode_memory_bytes,
+        limits=Limits(settings.max_pixels),
+    )
+    logger.info(
+        "ready: %s on %s in %s, space %s, loaded in %.1f s; posters in %s, vectors to %s",
+        embedder.space.model,
+        embedder.device_name,
+        embedder.precision,
+        embedder.space.id,
+        time.monotonic() - began,
+        root,
+        without_password(settings.store),
+    )
+    pulse.say(
+        READY,
+        device=embedder.device_name,
+        precision=embedder.precision,
+        space=embedder.space.id,
+        space_json=embedder.space.to_json(),
+        batch_size=embedder.chunk,
+        stage="",
+        reason="",
+    )
+    return Station(settings, owner, pipeline, store, ledger, pulse)
+
+
+def _card(settings: Settings) -> str | None:
+    """The card that this worker will work on; None: the CPU, which workers may share."""
+    from worker.card import card_of
+    from worker.device import choose_device
+
+    return card_of(choose_device(settings.device))
+
+
+def _pin_card(gpu: str | None) -> None:
+    """Show CUDA one card only; must happen before torch is imported."""
+    if gpu is not None:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
