@@ -18,7 +18,7 @@ def _sabotage(**_: object) -> None:
     from worker import pipeline
     from worker.clip_embedder import CLIPEmbedder
 
-    decode, embed_pixels = pipeline.decode, CLIPEmbedder.embed_pixels
+    decode, submit = pipeline.decode, CLIPEmbedder.submit
     pause = float(os.environ.get("MISCHIEF_SLEEP_S", "0"))
 
     def sabotaged(data: bytes, *arguments: object, **options: object) -> object:
@@ -30,7 +30,7 @@ def _sabotage(**_: object) -> None:
 
     def slow(self: CLIPEmbedder, pixels: object) -> object:
         time.sleep(pause)
-        return embed_pixels(self, pixels)
+        return submit(self, pixels)
 
     pipeline.decode = sabotaged
-    CLIPEmbedder.embed_pixels = slow
+    CLIPEmbedder.submit = slow

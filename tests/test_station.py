@@ -9,10 +9,10 @@ import pytest
 from worker.errors import StoreUnavailable
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
-from worker.pipeline import Timings
 from worker.progress import Claim, Outcome
 from worker.settings import load_settings
 from worker.station import Station, _pin_card
+from worker.timings import Timings
 from worker.vectors.memory import MemoryStore
 
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from worker.announcement import FAILED, LOADING, MODEL, READY, RENEWAL_S, WEIGHTS, Announcements
@@ -17,6 +18,7 @@ from worker.ledger import Ledger
 from worker.messages import EmbedBatch
 from worker.progress import Claim, Failure, Outcome
 from worker.settings import Settings, without_password
+from worker.timings import Timings
 
 if TYPE_CHECKING:
     from worker.pipeline import Pipeline
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 PULSE_S: Final = 0.5  # how often the ledger hears how far a batch is
 FIRST_PAUSE_S: Final = 2.0  # before a batch that met a passing trouble is tried again; doubles
 LONGEST_PAUSE_S: Final = 60.0
+FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 EX_HUNG: Final = 75  # sysexits.h: temporary failure, try again
 
@@ -53,6 +56,7 @@ class Station:
         self._announced = announced
         self._current: tuple[EmbedBatch, float] | None = None
         self._done = 0
+        self._lately = Timings()
         self._pause_s = FIRST_PAUSE_S
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="pulse", daemon=True)
@@ -111,8 +115,10 @@ class Station:
         finally:
             self._current = None
         self._pause_s = FIRST_PAUSE_S
+        seconds = time.monotonic() - began
+        self._announce(batch, outcome, seconds)
         counted = self._ledger.finish(batch, outcome)
-        self._report(batch, outcome, time.monotonic() - began, counted)
+        self._report(batch, outcome, seconds, counted)
 
     def _isolate(self, batch: EmbedBatch, crashes: int) -> None:
         """Close in on the poster that ends the process: cut the batch in two, or bury the one poster."""
@@ -137,23 +143,33 @@ class Station:
     def _progress(self, done: int) -> None:
         self._done = done
 
+    def _announce(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
+        """Say how fast things go and what holds them up, before whoever waits for the batch hears that it is done."""
+        self._announced["progress_at"] = time.time()
+        if not outcome.embedded or batch.reply:  # a single poster in a hurry tells nothing of the pace
+            return
+        self._lately = self._lately.followed_by(self._pipeline.timings, keep=FADING)
+        self._announced["images_per_second"] = f"{outcome.embedded / seconds:.1f}"
+        self._announced["bottleneck"] = self._lately.bottleneck()
+        with suppress(RedisUnreachable):  # the pulse says it again
+            self._announcements.say(self._name, READY, self._announced)
+
     def _report(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
         timings = self._pipeline.timings
-        self._announced["progress_at"] = time.time()
-        if outcome.embedded:
-            self._announced["images_per_second"] = f"{outcome.embedded / seconds:.1f}"
+        bottleneck = timings.bottleneck()
         logger.info(
             "batch %s: %d embedded, %d reused, %d unchanged, %d failed in %.2f s "
-            "(waited %.2f s for decoding, %.2f s on the device, %.2f s for the store)%s",
+            "(%.2f s on the device, waited %.2f s for decoding, %.2f s for the store%s)%s",
             batch.batch,
             outcome.embedded,
             outcome.reused,
             outcome.unchanged,
             len(outcome.failures),
             seconds,
-            timings.waiting_for_decode,
             timings.on_device,
+            timings.waiting_for_decode,
             timings.waiting_for_store,
+            f"; {bottleneck}" if bottleneck else "",
             "" if counted else "; it had been counted before",
         )
 
