@@ -1,4 +1,4 @@
-"""Ways to run the model alone: plain, lean, compiled, and on CUDA a captured graph; by precision and chunk.
+"""Ways to run the model alone: plain, lean, compiled, on a CPU in int8, on CUDA as a captured graph; by chunk.
 
 ``python -m bench.variants``. Whether a way pays is a matter of the whole job: what it takes to start is shown
 beside what it gains, as the number of images after which the gain has paid for the start.
@@ -17,8 +17,12 @@ import click
 import open_clip
 import torch
 
+from bench.int8 import Int8Linear
 from worker.device import PRECISIONS, choose_device, choose_precision
+from worker.images import Geometry
+from worker.proof import lowest_cosine, probe
 from worker.tower import LeanTower, PlainTower
+from worker.vectors import Vectors
 
 Tower = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,17 +32,23 @@ MEASURED_S = 1.0  # per way and round, at least one pass
 
 @dataclass
 class Way:
-    """A tower that is ready, and what it took to get there."""
+    """A tower that is ready, what it took to get there, and how near its vectors are to the first way's."""
 
     name: str
     run: Tower
     start_s: float
+    size: int
+    cosine: float = 1.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: python -m bench.variants")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option(
-    "--size", "sizes", multiple=True, type=int, help="Images per chunk; several [default: 64, on a card 64 to 1024]."
+    "--size",
+    "sizes",
+    multiple=True,
+    type=int,
+    help="Images per chunk, a multiple of 4; several [default: 64, on a card 64 to 1024].",
 )
 @click.option("--threads", default=0, help="Cores that torch may use [default: as it likes].")
 @torch.no_grad()
@@ -56,6 +66,8 @@ def main(device: str, sizes: tuple[int, ...], threads: int) -> None:
         for _ in range(ROUNDS):
             for way in ways:
                 rates[way.name].append(_rate(way.run, pixels))
+        for way in ways:
+            way.cosine = lowest_cosine(_vectors(way, pixels.device), _vectors(ways[0], pixels.device))
         best = {name: sorted(values)[ROUNDS // 2] for name, values in rates.items()}
         usual = best[f"{fast} lean"]
         click.echo(f"chunks of {size} on {chosen}, {torch.get_num_threads()} thread(s), median of {ROUNDS}")
@@ -85,6 +97,9 @@ def _ways(device: torch.device, precisions: dict[str, None], pixels: torch.Tenso
                 ways.append(_started(f"{precision} {name}, compiled", torch.compile(run.__call__), pixels))
             except Exception as error:  # noqa: BLE001  the compiler fails in many ways, and all mean: not here
                 click.echo(f"  {precision} {name} does not compile here: {str(error).splitlines()[0][:150]}", err=True)
+        if device.type == "cpu":
+            int8 = LeanTower(tower, mean, std, device, dtype, Int8Linear)
+            ways.append(_started("int8 lean", int8, pixels))
         if device.type == "cuda":
             ways.append(_captured(f"{precision} lean, graph", lean, pixels))
     return ways
@@ -95,7 +110,7 @@ def _started(name: str, run: Tower, pixels: torch.Tensor) -> Way:
     for _ in range(3):
         run(pixels)
     _wait(pixels.device)
-    return Way(name, run, time.perf_counter() - began)
+    return Way(name, run, time.perf_counter() - began, len(pixels))
 
 
 def _captured(name: str, run: Tower, pixels: torch.Tensor) -> Way:
@@ -111,7 +126,14 @@ def _captured(name: str, run: Tower, pixels: torch.Tensor) -> Way:
         graph.replay()
         return result
 
-    return Way(name, replay, time.perf_counter() - began)
+    return Way(name, replay, time.perf_counter() - began, len(pixels))
+
+
+def _vectors(way: Way, device: torch.device) -> Vectors:
+    """Of the fixed probe, edges, gradients and noise, as often as fills the chunk that the way was made for."""
+    images = probe(Geometry(224, 224))
+    found: Vectors = way.run(images.repeat(way.size // len(images), 1, 1, 1).to(device))[: len(images)].cpu().numpy()
+    return found
 
 
 def _rate(run: Tower, pixels: torch.Tensor) -> float:

@@ -222,3 +222,13 @@ def test_a_device_that_collapses_is_told_of_once(caplog):
         pending._slices[0].result.seconds = 0.1 if slow else 0.001
         pending.result()
     assert caplog.text.count("POSTERS_GPU_MEMORY_FRACTION") == 1
+
+
+def test_single_images_are_no_collapse(caplog):
+    """A backend asks for one poster at a time: that is slow by nature."""
+    engine = engine_on(Device(), watched=True)
+    for count, seconds in [(16, 0.001)] * 20 + [(1, 0.001)] * 50:
+        pending = engine.submit(images(count))
+        pending._slices[0].result.seconds = seconds
+        pending.result()
+    assert caplog.text == ""

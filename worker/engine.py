@@ -78,9 +78,7 @@ class Engine:
         vectors = np.zeros((len(pixels), self._dimension), np.float32)
         with _lost_is_named():
             seconds = self._fetch(pixels, slices, vectors)
-        told = self._pace.note(len(pixels), seconds) if self._pace else None
-        if told:
-            logger.warning(told)
+        self._watch(len(pixels), seconds)
         return EmbeddedChunk(vectors, self._mend(pixels, vectors), seconds)
 
     def _fetch(self, pixels: torch.Tensor, slices: list[Slice[Launched]], vectors: Vectors) -> float:
@@ -123,6 +121,14 @@ class Engine:
             else:
                 vectors[row] = again
         return failures
+
+    def _watch(self, images: int, seconds: float) -> None:
+        """Full chunks only: a single image, or a chunk that was halved, is slower by nature."""
+        if self._pace is None or self.halving.size < self.halving.limit or images < self.halving.limit:
+            return
+        told = self._pace.note(images, seconds)
+        if told:
+            logger.warning(told)
 
     def _free_memory(self) -> None:
         gc.collect()

@@ -8,6 +8,8 @@ attention and activation in one step each. That it still is the same embedding i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import open_clip.transformer
@@ -55,21 +57,26 @@ class LeanTower:
         std: torch.Tensor,
         device: torch.device,
         dtype: torch.dtype,
+        linear: type[Linear] = Linear,
     ) -> None:
-        """Copy the numbers of a tower that `is_usual`, in fp32 on the CPU; the tower is left as it is."""
+        """Copy the numbers of a tower that `is_usual`, in fp32 on the CPU; the tower is left as it is.
+
+        `linear` is what computes a layer; bench/int8.py brings another.
+        """
 
         def place(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().to(device, dtype)
 
         kernel = tower.conv1.weight / std.view(1, 3, 1, 1)
         offset = (kernel * (MIDDLE - mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
-        self._patches = Linear(kernel.flatten(1), offset, device, dtype)
+        self._patches = linear(kernel.flatten(1), offset, device, dtype)
         self._patch_height, self._patch_width = tower.patch_size
         self._places = place(tower.positional_embedding[1:])
         self._first = place(tower.class_embedding + tower.positional_embedding[0])
         self._before, self._after = _Norm(tower.ln_pre, place), _Norm(tower.ln_post, place)
         blocks = list(tower.transformer.resblocks)
-        self._blocks = [_Block(block, place, device, dtype, last=block is blocks[-1]) for block in blocks]
+        make = partial(linear, device=device, dtype=dtype)
+        self._blocks = [_Block(block, place, make, last=block is blocks[-1]) for block in blocks]
         self._out = place(tower.proj)
         self._dtype = dtype
 
@@ -104,29 +111,26 @@ class _Norm:
 class _Block:
     """Attention and perceptron, each added to what came in; the last block computes the first token only."""
 
-    def __init__(self, block: Any, place: Any, device: torch.device, dtype: torch.dtype, *, last: bool) -> None:
+    def __init__(self, block: Any, place: Any, linear: Callable[..., Linear], *, last: bool) -> None:
         attention, perceptron = block.attn, block.mlp
-        self._heads, self._last = attention.num_heads, last
+        self._heads = attention.num_heads
         self._norm_1, self._norm_2 = _Norm(block.ln_1, place), _Norm(block.ln_2, place)
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        width = attention.embed_dim
-        self._query = Linear(weight[:width], bias[:width], device, dtype) if last else None
+        weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
+        self._query = linear(weight[:width], bias[:width]) if last else None
         first = width if last else 0
-        self._inputs = Linear(weight[first:], bias[first:], device, dtype)
-        self._mixed = _scaled(attention.out_proj, block.ls_1, device, dtype)
-        swish = SWISH if _is_quick(perceptron.gelu) else None
-        wide = perceptron.c_fc
-        if swish:
-            self._wide = Linear(wide.weight * swish, wide.bias * swish, device, dtype, activation="swish")
-        else:
-            self._wide = Linear(wide.weight, wide.bias, device, dtype, activation="gelu")
-        self._narrow = _scaled(perceptron.c_proj, block.ls_2, device, dtype, shrink=swish or 1.0)
+        self._inputs = linear(weight[first:], bias[first:])
+        self._mixed = linear(*_scaled(attention.out_proj, block.ls_1))
+        wide, quick = perceptron.c_fc, _is_quick(perceptron.gelu)
+        scale, activation = (SWISH, "swish") if quick else (1.0, "gelu")
+        self._wide = linear(wide.weight * scale, wide.bias * scale, activation=activation)
+        self._narrow = linear(*_scaled(perceptron.c_proj, block.ls_2, shrink=scale))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         count, length, _ = x.shape
         normed = self._norm_1(x)
         inputs = self._inputs(normed).view(count, length, 2 if self._query else 3, self._heads, -1)
-        query, key, value = inputs.permute(2, 0, 3, 1, 4) if not self._query else (None, *inputs.permute(2, 0, 3, 1, 4))
+        parts = inputs.permute(2, 0, 3, 1, 4)
+        query, key, value = parts[0], parts[-2], parts[-1]
         if self._query:
             x = x[:, :1]
             query = self._query(normed[:, 0]).view(count, 1, self._heads, -1).transpose(1, 2)
@@ -135,11 +139,10 @@ class _Block:
         return x + self._narrow(self._wide(self._norm_2(x)))
 
 
-def _scaled(linear: Any, scale: Any, device: torch.device, dtype: torch.dtype, *, shrink: float = 1.0) -> Linear:
-    """A linear layer with what is multiplied to its result (LayerScale) already in its numbers."""
-    gamma = getattr(scale, "gamma", torch.ones(()))
-    weight = linear.weight * (gamma.view(-1, 1) if gamma.dim() else gamma) / shrink
-    return Linear(weight, linear.bias * gamma, device, dtype)
+def _scaled(linear: Any, scale: Any, *, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a linear layer, with what is multiplied to its result (LayerScale) already in them."""
+    gamma = getattr(scale, "gamma", torch.ones(1))
+    return linear.weight * gamma.view(-1, 1) / shrink, linear.bias * gamma
 
 
 def _is_quick(activation: object) -> bool:
