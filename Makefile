@@ -2,7 +2,7 @@
 # make test   lint, type-check, test
 # make setup  only what the two need: .venv, Python packages, redis-server
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fuzz bench bench-images clean
+.PHONY: help setup demo test lint fuzz bench bench-images bench-memory clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,8 +40,11 @@ lint: setup  ## Lint and type-check only
 fuzz: setup  ## Mutate images; CASES=5000 sets how many
 	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest tests/test_images_fuzz.py
 
-bench: setup  ## Compare with a plain open_clip loop, on this machine
+bench: setup  ## Compare with open_clip, clip-retrieval and transformers, on this machine
 	$(BIN)/python -m bench
+
+bench-memory: setup  ## Does a worker's memory stay flat over 20,000 posters?
+	$(BIN)/python -m bench.memory
 
 bench-images: setup  ## Time reading and decoding, per format
 	$(BIN)/python -m bench.images

@@ -1,8 +1,8 @@
-"""End to end: ``python -m producer index`` against a plain open_clip loop, on the same files, in the same run.
+"""Ours beside its peers: the same posters, the same weights, in turn. ``python -m bench --help``.
 
-The loop is what the README of open_clip shows: `create_model_and_transforms`, `preprocess`, `encode_image`,
-batches of 32. Ours goes the whole way: Redis, a Celery worker, decoding, the model, the store, the ledger.
-Both are run several times in turn; a machine's noise then hits both, and the median of the ratios counts.
+Each entrant is a process that loads its model once and stays. In a round every one embeds all posters; the
+next round goes in the opposite order, so that a machine that warms up or is disturbed meets all of
+them. Ratios are taken within a round, and their median counts.
 """
 
 from __future__ import annotations
@@ -10,110 +10,175 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
-import open_clip
-import torch
-from PIL import Image
 
-from bench.posters import write_jpegs
-from producer.demo import own_redis, own_worker
+from bench.checkpoint import write_checkpoint
+from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue
+from bench.machine import machine, versions
+from bench.peers import NoPeers, peers_python
+from bench.posters import KINDS, write_posters
+from bench.report import DECODE, LOADER, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, TRANSFORMERS, summarise, told
 from worker.device import choose_device
-from worker.settings import Settings, load_settings
-from worker.weights import known_model
+from worker.errors import PosterError
+from worker.threads import usable_cores
 
-LOOP_BATCH = 32
+RESULTS = Path(__file__).parent / "results"
+WARM_UP_IMAGES = 32
+BATCH = {"cpu": 64, "cuda": 256}  # of the peers; clip-retrieval's own default of 256 is slower on a CPU
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--images", default=512, show_default=True, help="JPEG files of 1000×1500.")
-@click.option("--rounds", default=3, show_default=True, help="Times that both are run, in turn.")
-@click.option("--pretrained", default="untrained", show_default=True, help="Weights do not change the speed.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(images: int, rounds: int, pretrained: str, as_json: bool) -> None:
-    """Compare images per second with a plain open_clip loop."""
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that untrained weights are not trained
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="\b\nExamples:\n  python -m bench --posters jpeg --rounds 5\n"
+    "  python -m bench --images 20000 --batch 4096   on a card",
+)
+@click.option("--images", default=256, show_default=True, help="Posters of each kind.")
+@click.option(
+    "--posters",
+    type=click.Choice([*KINDS, "all"]),
+    default="all",
+    show_default=True,
+    help="1000×1500 as JPEG or PNG; small: JPEG of 256 pixels.",
+)
+@click.option("--rounds", default=3, show_default=True, help="Times that everybody runs, in turn.")
+@click.option("--batch", default=256, show_default=True, help="Posters per message of the queue.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; for everybody.")
+@click.option("--precision", default="auto", show_default=True, help="Ours; the peers run as they are.")
+@click.option("--batch-size", default="", help="Ours, images per forward pass [default: auto on a card, 64 on a CPU].")
+@click.option("--only", multiple=True, help="Only entrants whose name contains this; may be given several times.")
+@click.option(
+    "--peers/--no-peers", default=True, show_default=True, help="Install and run clip-retrieval and transformers."
+)
+@click.option("--peers-python", type=click.Path(path_type=Path), help="An interpreter that has both already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
+def main(
+    images: int, posters: str, rounds: int, batch: int, device: str, precision: str, batch_size: str,
+    only: tuple[str, ...], peers: bool, peers_python: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare with open_clip, clip-retrieval and transformers; and with our own ceilings. Writes bench/results/."""
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that random weights are not trained
+    chosen = choose_device(device)
+    kinds = list(KINDS.values()) if posters == "all" else [KINDS[posters]]
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder:
         root = Path(folder, "posters")
-        click.echo(f"drawing {images} posters …", err=True)
-        paths = write_jpegs(root, images)
-        settings = load_settings(pretrained=pretrained, root=root, catalogue="none")
-        loop = PlainLoop(settings)
-        loop.run(paths[:LOOP_BATCH])  # first-time costs are not measured on either side
-        with own_redis(Path(folder)) as url:
-            settings = load_settings(
-                pretrained=pretrained, root=root, redis_url=url, store=f"sqlite:{Path(folder, 'vectors.db')}"
-            )
-            os.environ["POSTERS_ROOT"], os.environ["POSTERS_CATALOGUE"] = str(root), "none"
-            with own_worker(settings, Path(folder)):
-                _index(settings, force=True)
-                pairs = []
-                for number in range(rounds):
-                    plain, ours = loop.run(paths), _index(settings, force=True)
-                    pairs.append((plain, ours))
-                    click.echo(f"round {number + 1}: loop {plain:.1f}, ours {ours:.1f} images/s", err=True)
-                again = _index(settings, force=False)
-    plain, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(ours / plain for plain, ours in pairs)
-    result = {
-        "images": images,
-        "rounds": rounds,
-        "loop_images_per_second": round(plain, 1),
-        "ours_images_per_second": round(ours, 1),
-        "ratio": round(ratio, 2),
-        "unchanged_images_per_second": round(again, 1),
-        "device": str(loop.device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "torch": torch.__version__,
+        _say(f"drawing {images} posters of each kind, and writing random weights …")
+        jobs = {kind: Job(root / kind.name, write_posters(root / kind.name, kind, images)) for kind in kinds}
+        checkpoint = write_checkpoint(Path(folder, "weights"))
+        config = {
+            "checkpoint": str(checkpoint.file),
+            "transformers_folder": str(checkpoint.folder),
+            "device": str(chosen),
+            "batch": BATCH[chosen.type],
+            "cores": usable_cores(),
+            "precision": precision,
+            "ours_batch": batch_size if batch_size == "auto" else int(batch_size or 0) or _usual(chosen.type),
+        }
+        about = machine()  # before the entrants take the machine
+        everybody = _entrants(config, root, batch, peers=peers, python=peers_python)
+        entrants = _start([one for one in everybody if not only or any(word in one.name for word in only)])
+        try:
+            warm = Job(root / "warm-up", write_posters(root / "warm-up", KINDS["small"], WARM_UP_IMAGES))
+            measured = _rounds(entrants, warm, list(jobs.values()), rounds)
+        finally:
+            for entrant in entrants:
+                entrant.stop()
+    results: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": about | {"device": str(chosen)},
+        "versions": versions(),
+        "settings": {"images": images, "rounds": rounds, **{key: config[key] for key in ("batch", "ours_batch")}},
+        "entrants": {entrant.name: entrant.about for entrant in entrants},
+        "posters": {
+            kind.name: summarise(found, shared_cores=chosen.type == "cpu")
+            for kind, found in zip(jobs, measured, strict=True)
+            if found and found[0]
+        },
     }
+    for kind in jobs:
+        if kind.name in results["posters"] and not as_json:
+            click.echo("\n".join(told(kind.told, images, results["posters"][kind.name])) + "\n")
     if as_json:
-        click.echo(json.dumps(result))
-        return
-    click.echo(f"{images} JPEGs of 1000×1500, {settings.model_name}, {loop.device}, median of {rounds} rounds")
-    click.echo(f"  plain open_clip loop      {plain:8.1f} images/s")
-    click.echo(f"  python -m producer index  {ours:8.1f} images/s   {ratio:.2f} times the loop")
-    click.echo(f"  the same again, unchanged {again:8.1f} images/s")
+        click.echo(json.dumps(results))
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{chosen.type}.json"
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _say(f"written to {os.path.relpath(path)}")
 
 
-class PlainLoop:
-    """What people write when they have no queue."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Load the model as a script does: fp32, default threads."""
-        self.device = choose_device(settings.device)
-        model, _, self.preprocess = open_clip.create_model_and_transforms(known_model(settings.model_name))
-        self.model = model.eval().to(self.device)
-
-    @torch.inference_mode()
-    def run(self, paths: Sequence[Path]) -> float:
-        """Images per second."""
-        began = time.perf_counter()
-        for start in range(0, len(paths), LOOP_BATCH):
-            images = [self.preprocess(Image.open(path)) for path in paths[start : start + LOOP_BATCH]]
-            features = self.model.encode_image(torch.stack(images).to(self.device))
-            (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
-        return len(paths) / (time.perf_counter() - began)
+def _usual(device: str) -> int | str:
+    return "auto" if device == "cuda" else 64
 
 
-def _index(settings: Settings, *, force: bool) -> float:
-    """Posters per second of one ``index`` over all of them, as its ledger tells."""
-    environment = os.environ | {"POSTERS_REDIS_URL": settings.redis_url, "POSTERS_STORE": settings.store}
-    command = [sys.executable, "-m", "producer", "index", "--json", *(["--force"] if force else [])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"index ended with status {done.returncode}: {done.stderr[-1000:]}")
-    ledger = json.loads(done.stdout)
-    if ledger["embedded"] + ledger["unchanged"] != ledger["submitted"]:
-        raise click.ClickException(f"the ledger does not add up: {ledger}")
-    return float(ledger["submitted"] / ledger["seconds"])
+def _entrants(config: dict[str, Any], root: Path, batch: int, *, peers: bool, python: Path | None) -> list[Entrant]:
+    found: list[Entrant] = [
+        Program(LOOP, "open_clip_loop", config),
+        Program(LOADER, "open_clip_loader", config),
+    ]
+    if peers:
+        try:
+            theirs = peers_python(python)
+            found.append(Program(RETRIEVAL, "clip_retrieval", config, python=theirs))
+            found.append(Program(TRANSFORMERS, "transformers_clip", config, python=theirs))
+        except NoPeers as error:
+            _say(f"without clip-retrieval and transformers: {error}")
+    found.append(Program(OURS, "ours", config, part="whole"))
+    found.append(ThroughQueue(QUEUE, root, config, batch))
+    found.append(Program(DECODE, "ours", config, part="decode-only"))
+    found.append(Program(MODEL, "ours", config, part="model-only"))
+    return found
+
+
+def _start(entrants: Sequence[Entrant]) -> list[Entrant]:
+    started = []
+    for entrant in entrants:
+        _say(f"starting {entrant.name} …")
+        try:
+            entrant.start()
+            started.append(entrant)
+        except (Failed, PosterError, OSError) as error:
+            entrant.stop()
+            _say(f"without {entrant.name}: {error}")
+    return started
+
+
+def _rounds(entrants: list[Entrant], warm: Job, jobs: Sequence[Job], rounds: int) -> list[list[dict[str, Measured]]]:
+    """Per job, per round: entrant → run. Who breaks off is left out from then on."""
+    for entrant in list(entrants):
+        _attempt(entrants, entrant, warm)
+    measured: list[list[dict[str, Measured]]] = [[] for _ in jobs]
+    for number in range(rounds):
+        for job, found in zip(jobs, measured, strict=True):
+            runs = {}
+            for entrant in list(entrants) if number % 2 == 0 else list(reversed(entrants)):
+                run = _attempt(entrants, entrant, job)
+                if run is not None:
+                    runs[entrant.name] = run
+                    _say(f"round {number + 1}, {job.folder.name}: {entrant.name} {run.images_per_second:.1f} images/s")
+            found.append({entrant.name: runs[entrant.name] for entrant in entrants if entrant.name in runs})
+    return measured
+
+
+def _attempt(entrants: list[Entrant], entrant: Entrant, job: Job) -> Measured | None:
+    try:
+        return entrant.run(job)
+    except Failed as error:
+        _say(f"without {entrant.name} from here on: {error}")
+        entrants.remove(entrant)
+        entrant.stop()
+        return None
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")
+    sys.exit(0)

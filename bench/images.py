@@ -29,7 +29,7 @@ from PIL import Image
 from bench.image_samples import Sample, encoded, picture, samples
 from bench.posters import drawing
 from worker.images import Geometry, decode
-from worker.pipeline import usable_cores
+from worker.threads import usable_cores
 
 CLIP = Geometry(224, 224)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 DRAWINGS = 32  # different pictures; more only cost time to draw
+PNG_DRAWINGS = 12  # each takes a second to compress
 
 
 def drawing(width: int, height: int, seed: int) -> Image.Image:
@@ -32,6 +34,46 @@ def write_jpegs(folder: Path, count: int, width: int = 1000, height: int = 1500)
     for number in range(count):
         path = folder / f"{number:05}.jpg"
         # bytes behind the end of the picture: another content for the store, the same work for the decoder
+        path.write_bytes(encoded[number % len(encoded)] + f"poster {number}".encode())
+        paths.append(path)
+    return paths
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of poster file to measure with."""
+
+    name: str
+    width: int
+    height: int
+    ending: str
+    told: str
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("jpeg", 1000, 1500, "jpg", "JPEG 1000×1500"),
+        Kind("small", 256, 384, "jpg", "JPEG 256×384"),
+        Kind("png", 1000, 1500, "png", "PNG 1000×1500"),
+    )
+}
+
+
+def write_posters(folder: Path, kind: Kind, count: int) -> list[Path]:
+    """`count` files of a kind, none with the content of another."""
+    if kind.ending == "jpg":
+        return write_jpegs(folder, count, kind.width, kind.height)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [drawing(kind.width, kind.height, seed) for seed in range(min(count, PNG_DRAWINGS))]
+    encoded = []
+    for image in drawn:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    paths = []
+    for number in range(count):
+        path = folder / f"{number:05}.png"
         path.write_bytes(encoded[number % len(encoded)] + f"poster {number}".encode())
         paths.append(path)
     return paths

@@ -1,5 +1,6 @@
 """The embedder: each row belongs to its path, whatever is bad, full, or not a number in between."""
 
+import gc
 import sys
 import warnings
 
@@ -13,7 +14,7 @@ from tiny_model import DIMENSION, MEAN, SIDE, STD, make_model, write_tiny_model
 from bench.image_samples import encoded, picture, translucent
 from worker import clip_embedder
 from worker.clip_embedder import CLIPEmbedder
-from worker.errors import DeviceLost, UnreadablePoster
+from worker.errors import UnreadablePoster
 from worker.settings import load_settings
 
 
@@ -134,112 +135,53 @@ def test_preprocess_is_the_models_input(embedder):
     assert torch.allclose(white.mean(dim=(1, 2)), expected, atol=1e-5)
 
 
-def full_above(embedder, most, monkeypatch, error=None):
-    """Let the device hold `most` images; returns the sizes that were tried."""
-    tried = []
-    forward = embedder._forward
-
-    def limited(chunk):
-        tried.append(len(chunk))
-        if len(chunk) > most:
-            raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(chunk)
-
-    monkeypatch.setattr(embedder, "_forward", limited)
-    return tried
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_two_chunks_on_the_way_do_not_mix(embedder, count):
+    """submit does not wait; each result is that of its own pixels."""
+    images = [pixels(count), pixels(count).flip(0), pixels(2)]
+    expected = [embedder.embed_pixels(chunk).vectors for chunk in images]
+    pending = [embedder.submit(chunk) for chunk in images]
+    for one, vectors in zip(pending, expected, strict=True):
+        assert np.allclose(one.result().vectors, vectors, atol=1e-6)
 
 
-def test_out_of_memory_halves_and_gives_the_same_vectors(embedder, monkeypatch, caplog):
-    """Every image once, in order, with the vector that it has when memory is plenty."""
-    images = pixels(20)
-    expected = embedder.embed_pixels(images).vectors
-    tried = full_above(embedder, 3, monkeypatch)
-    result = embedder.embed_pixels(images)
-    assert tried[:3] == [8, 4, 2]
-    assert result.failures == {}
-    assert (result.vectors * expected).sum(axis=1).min() > 0.99999
-    assert "out of memory at 8 images: halving" in caplog.text
-
-
-def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(embedder, monkeypatch, caplog):
-    """The last resort, with a warning, and the right vectors."""
-    images = pixels(3)
-    expected = embedder.embed_pixels(images).vectors
-    full_above(embedder, 0, monkeypatch)
-    result = embedder.embed_pixels(images)
-    assert result.failures == {}
-    assert (result.vectors * expected).sum(axis=1).min() > 0.99999
-    assert "on the CPU" in caplog.text
-
-
-def test_the_chunk_grows_back(embedder, monkeypatch):
-    """Memory that was taken for a while does not slow the worker for good."""
-    full_above(embedder, 2, monkeypatch)
-    embedder.embed_pixels(pixels(8))
-    assert embedder.chunk == 2
-    monkeypatch.undo()
-    for _ in range(40):
-        embedder.embed_pixels(pixels(8))
-    assert embedder.chunk == 8
-
-
-def test_a_row_that_is_no_number_is_computed_again(embedder, monkeypatch):
-    """fp16 overflow in one image must not become a NaN in the store, nor touch its neighbours."""
-    images = pixels(5)
-    expected = embedder.embed_pixels(images).vectors
-    forward = embedder._forward
-
-    def overflowing(chunk):
-        vectors = forward(chunk).copy()
-        vectors[2] = np.nan
-        vectors[3] = 0
-        return vectors
-
-    monkeypatch.setattr(embedder, "_forward", overflowing)
-    result = embedder.embed_pixels(images)
-    assert result.failures == {}
-    assert (result.vectors * expected).sum(axis=1).min() > 0.99999
+def test_no_pixels_are_no_vectors(embedder):
+    """The empty chunk has the right width."""
+    assert embedder.embed_pixels(pixels(0)).vectors.shape == (0, DIMENSION)
 
 
 def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monkeypatch, paths):
     """When fp32 fails, too, the poster fails by name and its neighbours do not."""
-    monkeypatch.setattr(embedder, "_forward", lambda chunk: np.full((len(chunk), DIMENSION), np.nan, np.float32))
-    monkeypatch.setattr(embedder, "_run", lambda tower, images: np.full((len(images), DIMENSION), np.nan, np.float32))
+    forward = embedder._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    monkeypatch.setattr(embedder._engine._spare, "_make", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
     result = embedder.embed_paths(paths[:2])
     assert result.vectors.shape == (0, DIMENSION)
     assert {failure.word for failure in result.failures.values()} == {"internal"}
     assert "no vector" in str(result.failures[0])
 
 
-def test_a_broken_context_is_not_mistaken_for_memory(embedder, monkeypatch):
-    """Halving would run for ever on a dead device."""
-
-    def broken(tower, images):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore text")
-
-    monkeypatch.setattr(embedder, "_run", broken)
-    with pytest.raises(DeviceLost, match="illegal memory access"):
-        embedder.embed_pixels(pixels(4))
-
-
-def test_a_fast_precision_that_is_inexact_is_given_up(tiny, monkeypatch, caplog):
-    """auto proves itself against fp32 when it loads, and falls back; a precision by name only warns."""
-    monkeypatch.setattr(clip_embedder, "choose_precision", lambda wanted, device: "bf16")
-    assert CLIPEmbedder(tiny, "cpu").precision == "bf16"
-    monkeypatch.setattr(clip_embedder, "PROOF_COSINE", 1.5)
-    assert CLIPEmbedder(tiny, "cpu").precision == "fp32"
-    assert "using fp32" in caplog.text
-    assert CLIPEmbedder(tiny, "cpu", precision="bf16").precision == "bf16"
-    assert "inexact here" in caplog.text
+def test_a_row_that_is_no_number_is_computed_again_from_the_file(tiny, embedder, monkeypatch):
+    """In fp32, from the checkpoint: the numbers that ran were rounded to bf16."""
+    images = pixels(5)
+    expected = embedder.embed_pixels(images).vectors
+    fast = CLIPEmbedder(tiny, "cpu", batch_size=8, precision="bf16")
+    forward = fast._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    result = fast.embed_pixels(images)
+    assert result.failures == {}
+    assert (result.vectors * expected).sum(axis=1).min() > 0.9999999
 
 
-def test_bf16_keeps_the_vectors(tiny, embedder):
-    """The fast precision is the same embedding, and the same space."""
-    fast = CLIPEmbedder(tiny, "cpu", precision="bf16")
-    images = pixels(16)
-    cosines = (fast.embed_pixels(images).vectors * embedder.embed_pixels(images).vectors).sum(axis=1)
-    assert cosines.min() > 0.999
-    assert fast.space == embedder.space
+def test_auto_finds_a_chunk_and_says_so(tiny, caplog):
+    """batch_size=auto measures when it loads; the log names the sizes and what they gave."""
+    with caplog.at_level("INFO"):
+        embedder = CLIPEmbedder(tiny, "cpu", batch_size="auto", precision="fp32")
+    assert embedder.chunk in (8, 16, 32, 64, 128)
+    assert f"chunks of {embedder.chunk} images" in caplog.text
+    assert embedder.embed_pixels(pixels(3)).vectors.shape == (3, DIMENSION)
 
 
 def test_the_dimension_comes_from_the_model(tmp_path):
@@ -251,10 +193,10 @@ def test_the_dimension_comes_from_the_model(tmp_path):
 
 def test_only_the_image_tower_is_kept(embedder):
     """The text tower's memory belongs to the posters."""
-    kept = sum(parameter.numel() for parameter in embedder._tower.parameters())
-    assert kept == sum(parameter.numel() for parameter in make_model().visual.parameters())
-    assert not any(parameter.requires_grad for parameter in embedder._tower.parameters())
-    assert not embedder._tower.training
+    gc.collect()
+    kinds = (open_clip.CLIP, open_clip.transformer.TextTransformer, open_clip.transformer.VisionTransformer)
+    assert [thing for thing in gc.get_objects() if type(thing) in kinds] == []
+    assert embedder.embed_pixels(pixels(1)).vectors.shape == (1, DIMENSION)
 
 
 def test_settings_make_the_same_embedder(tiny, embedder, monkeypatch):

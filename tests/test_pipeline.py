@@ -26,6 +26,11 @@ SPACE = Space("fake", "0" * 32, "gelu", "16x16", DIMENSION)
 class Chunk:
     vectors: np.ndarray
     failures: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def result(self) -> "Chunk":
+        """A fake device works at once: its pending chunk is the chunk."""
+        return self
 
 
 class ColourEmbedder:
@@ -39,7 +44,7 @@ class ColourEmbedder:
         self.refuse: set[int] = set()  # red values that get no vector
         self.error: Exception | None = None
 
-    def embed_pixels(self, pixels: torch.Tensor) -> Chunk:
+    def submit(self, pixels: torch.Tensor) -> Chunk:
         if self.error:
             raise self.error
         assert pixels.dtype == torch.uint8
@@ -283,11 +288,11 @@ def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
     lock = threading.Lock()
 
     class Slow(ColourEmbedder):
-        def embed_pixels(self, pixels):
+        def submit(self, pixels):
             time.sleep(0.02)
             with lock:
                 reading[0] -= len(pixels)
-            return super().embed_pixels(pixels)
+            return super().submit(pixels)
 
     pipeline = make(Slow(chunk=4), threads=4, look_ahead_images=12)
     read = pipeline._read
@@ -308,9 +313,11 @@ def test_device_and_decoders_work_at_the_same_time(root, make, monkeypatch):
     posters = [write(root, number) for number in range(48)]
 
     class Slow(ColourEmbedder):
-        def embed_pixels(self, pixels):
+        def submit(self, pixels):
             time.sleep(0.01 * len(pixels))
-            return super().embed_pixels(pixels)
+            chunk = super().submit(pixels)
+            chunk.seconds = 0.01 * len(pixels)
+            return chunk
 
     pipeline = make(Slow(chunk=8), threads=2)
     read = pipeline._read

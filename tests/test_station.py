@@ -14,12 +14,12 @@ from worker.errors import NewerMessage, RedisUnreachable, StoreUnavailable
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
 from worker.opening import _pin_card
-from worker.pipeline import Timings
 from worker.progress import Claim, Outcome
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.settings import load_settings
 from worker.station import Station
+from worker.timings import Timings
 from worker.vectors.memory import MemoryStore
 
 

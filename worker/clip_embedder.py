@@ -1,14 +1,12 @@
-"""From pixels to unit vectors: the only home of torch and open_clip models."""
+"""From files to unit vectors: CLIPEmbedder, the engine as a script, a notebook or the worker holds it."""
 
 from __future__ import annotations
 
-import copy
-import gc
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,30 +17,29 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from worker.device import PRECISIONS, choose_device, choose_precision, device_name, is_exhaustion, is_lost
-from worker.errors import DeviceLost, UnreadablePoster
+from worker.chunk_search import choose_chunk
+from worker.device import choose_device, choose_precision, device_name
+from worker.engine import EmbeddedChunk, Engine, Pending
+from worker.errors import UnreadablePoster
 from worker.files import read_file
-from worker.halving import Halving
-from worker.images import Geometry, Limits, decode, fit
+from worker.forward import forward_on
+from worker.identity import geometry_of, identify
+from worker.images import Limits, decode, fit
 from worker.lookahead import look_ahead
+from worker.placement import place, use_card
+from worker.room import room_for
 from worker.settings import Settings
 from worker.space import Space
+from worker.spare import Spare
+from worker.threads import one_core_threads, usable_cores
+from worker.tower import PlainTower
 from worker.vectors import Vectors
-from worker.weights import build, digest, find_weights
+from worker.weights import Weights, build, find_weights
 
-PROOF_IMAGES: Final = 4
-PROOF_COSINE: Final = 0.999  # below it, the fast precision is not the same embedding any more
 LONG_BATCH: Final = 64  # images from which a person wants to see a bar
+CHUNKS_AHEAD: Final = 3  # decoded while one is on the device
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EmbeddedChunk:
-    """Row i of `vectors`, float32 (n, dimension), belongs to image i; rows in `failures` are zero and mean nothing."""
-
-    vectors: Vectors
-    failures: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class CLIPEmbedder:
         device: str = "auto",
         *,
         pretrained: str = "openai",
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = 16,
         precision: str = "auto",
         quick_gelu: bool | None = None,
         cache_dir: str | Path | None = None,
@@ -84,7 +81,8 @@ class CLIPEmbedder:
             model_name: any open_clip model, ``ViT-B/32`` or ``ViT-B-32``; or ``local-dir:FOLDER``.
             device: ``auto`` (a GPU if there is one, else the CPU, saying why), ``cuda``, ``cuda:N``, ``cpu``.
             pretrained: an open_clip tag, a checkpoint file (state dict or safetensors), or ``untrained``.
-            batch_size: images per forward pass, at most; halves when memory runs out.
+            batch_size: images per forward pass, at most; halves when memory runs out. ``auto``: measured
+                here, up to where throughput stops growing.
             precision: ``auto``, ``fp32``, ``fp16``, ``bf16``.
             quick_gelu: the activation, for a checkpoint file that cannot say it.
             cache_dir: where downloaded weights are kept; None: open_clip's default.
@@ -96,39 +94,40 @@ class CLIPEmbedder:
                 each names what was asked for and the way out.
         """
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
+        wanted = choose_precision(precision, self.device)
         weights = find_weights(
             model_name, pretrained, quick_gelu=quick_gelu, cache_dir=Path(cache_dir) if cache_dir else None
         )
         if weights.untrained:
             logger.warning("UNTRAINED weights: the vectors mean nothing; for demonstrations and tests only")
-        model = build(weights)
-        tower: Any = model.visual
-        del model  # the text tower goes with it
+        tower = _image_tower(weights)
         config = dict(tower.preprocess_cfg)
-        self.geometry = _geometry(config)
-        self._tower = tower.eval().requires_grad_(False)
-        self.dimension = self._probe_dimension()
-        self.space = Space(
-            model=weights.model,
-            weights=("untrained-" if weights.untrained else "") + digest(self._tower),
-            activation="quick_gelu" if _has_quick_gelu(self._tower) else "gelu",
-            preprocessing=_describe(config, self.geometry),
-            dimension=self.dimension,
+        self.geometry = geometry_of(config)
+        identity = identify(tower, weights, config)
+        self._mean, self._std = torch.tensor(config["mean"]) * 255, torch.tensor(config["std"]) * 255
+        use_card(self.device, gpu_memory_fraction)
+        placed = place(tower, self._mean, self._std, self.geometry, self.device, wanted, forced=precision != "auto")
+        del tower  # in fp32 on the CPU; what runs has its own numbers
+        self.precision, self.dimension = placed.precision, placed.dimension
+        self.space = Space(**identity, dimension=self.dimension)
+        self._engine = Engine(
+            forward_on(self.device, placed.tower),
+            Spare(lambda: self._exact_tower(weights)),
+            self.dimension,
+            1 if batch_size == "auto" else batch_size,
+            watched=self.device.type == "cuda",
         )
-        self._mean = torch.tensor(config["mean"]).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(config["std"]).view(1, 3, 1, 1) * 255
-        self._spare: torch.nn.Module | None = None
-        self._halving = Halving(batch_size)
         self._threads, self._max_file_bytes, self._limits = decode_threads, max_file_bytes, limits or Limits()
-        self._to_device(gpu_memory_fraction, forced=precision != "auto")
         self.device_name = device_name(self.device)
         self.provenance = {
             "pretrained": weights.told,
             "device": self.device_name,
             "precision": self.precision,
+            "tower": placed.way,
             **{name: version(name) for name in ("torch", "open_clip_torch", "pillow")},
         }
+        if batch_size == "auto":
+            choose_chunk(self._engine, self._blank, self.device)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CLIPEmbedder:
@@ -150,7 +149,7 @@ class CLIPEmbedder:
     @property
     def chunk(self) -> int:
         """Images per forward pass that fit at the moment."""
-        return self._halving.size
+        return self._engine.halving.size
 
     def embed_image(self, image_path: str | Path) -> Vectors:
         """Embed one file: float32 (dimension,), unit length.
@@ -189,28 +188,27 @@ class CLIPEmbedder:
             OSError: the file system failed, not a file (too many open files, a dead disk).
         """
         paths = list(image_paths)
-        rows, indices = [], []
+        rows: dict[int, Vectors] = {}
         failures: dict[int, UnreadablePoster] = {}
-        bar = tqdm(total=len(paths), unit="image", disable=len(paths) < LONG_BATCH or not sys.stderr.isatty())
-        with bar, ThreadPoolExecutor(self._threads or None, thread_name_prefix="decode") as pool:
-            waiting: list[tuple[int, torch.Tensor]] = []
-            done = look_ahead(self._load, paths, pool, depth=2 * batch_size)
-            for position, (_, future) in enumerate(done):
-                bar.update()
-                try:
-                    waiting.append((position, future.result()))
-                except UnreadablePoster as error:
-                    failures[position] = error
-                if waiting and (len(waiting) == batch_size or position == len(paths) - 1):
-                    chunk = self.embed_pixels(torch.stack([pixels for _, pixels in waiting]))
-                    for row, (index, _) in enumerate(waiting):
-                        if row in chunk.failures:
-                            failures[index] = UnreadablePoster(str(paths[index]), "internal", chunk.failures[row])
-                        else:
-                            rows.append(chunk.vectors[row])
-                            indices.append(index)
-                    waiting.clear()
-        matrix = np.stack(rows) if rows else np.zeros((0, self.dimension), np.float32)
+        on_the_way: deque[tuple[list[int], Pending]] = deque()
+
+        def collect() -> None:
+            indices, pending = on_the_way.popleft()
+            chunk = pending.result()
+            for row, index in enumerate(indices):
+                if row in chunk.failures:
+                    failures[index] = UnreadablePoster(str(paths[index]), "internal", chunk.failures[row])
+                else:
+                    rows[index] = chunk.vectors[row]
+
+        for indices, pixels in self._decoded(paths, batch_size, failures):
+            on_the_way.append((indices, self._engine.submit(pixels)))
+            if len(on_the_way) > 1:  # one is computed while the next one is decoded
+                collect()
+        while on_the_way:
+            collect()
+        indices = sorted(rows)
+        matrix = np.stack([rows[index] for index in indices]) if rows else np.zeros((0, self.dimension), np.float32)
         return EmbeddedPaths(matrix, tuple(indices), dict(sorted(failures.items())))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
@@ -219,7 +217,23 @@ class CLIPEmbedder:
         Raises:
             UnreadablePoster: its pixels cannot be loaded, or have no meaning as colour.
         """
-        return self._normalise(fit(image, self.geometry).unsqueeze(0), torch.device("cpu")).squeeze(0)
+        mean, std = self._mean.view(3, 1, 1), self._std.view(3, 1, 1)
+        return fit(image, self.geometry).to(torch.float32).sub_(mean).div_(std)
+
+    def submit(self, pixels: torch.Tensor) -> Pending:
+        """Start on images at the model's size without waiting; ``submit(pixels).result()`` is embed_pixels.
+
+        Results have to be fetched in the order of the submits. Two on the way keep a device busy; more
+        only take memory.
+
+        Args:
+            pixels: uint8 (n, 3, height, width), n > 0, on the CPU, pinned or not; must stay as they are
+                until the result was fetched.
+
+        Raises:
+            DeviceLost: the accelerator needs a fresh process.
+        """
+        return self._engine.submit(pixels)
 
     def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk:
         """Embed images at the model's size.
@@ -233,141 +247,55 @@ class CLIPEmbedder:
         Raises:
             DeviceLost: the accelerator needs a fresh process.
         """
-        count = len(pixels)
-        vectors = np.zeros((count, self.dimension), np.float32)
-        failures: dict[int, str] = {}
-        for start, stop, result in self._halving.run(
-            count,
-            lambda start, stop: self._forward(pixels[start:stop]),
-            is_exhaustion=is_exhaustion,
-            recover=self._free_memory,
-        ):
-            if result is not None:
-                vectors[start:stop] = result
-        for row in np.flatnonzero(~np.isclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)):
-            again = self._on_cpu(pixels[row : row + 1])
-            if isinstance(again, str):
-                failures[int(row)] = again
-                vectors[row] = 0
-            else:
-                vectors[row] = again
-        return EmbeddedChunk(vectors, failures)
+        if not len(pixels):
+            return EmbeddedChunk(np.zeros((0, self.dimension), np.float32), {})
+        return self._engine.submit(pixels).result()
 
     def warm_up(self) -> None:
         """Run the sizes that will come, so that the first batch meets no first-time cost."""
-        shape = (3, self.geometry.height, self.geometry.width)
         for size in sorted({1, max(1, self.chunk // 8), self.chunk}):
-            self.embed_pixels(torch.zeros((size, *shape), dtype=torch.uint8))
+            self.embed_pixels(self._blank(size))
+
+    def close(self) -> None:
+        """End the threads; the embedder must not be used afterwards."""
+        self._engine.forward.close()
+
+    def _decoded(
+        self, paths: Sequence[str | Path], size: int, failures: dict[int, UnreadablePoster]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Chunks of up to `size` images and their positions in `paths`; those without pixels go to `failures`."""
+        threads = max(1, min(self._threads or usable_cores(), len(paths)))
+        bar = tqdm(total=len(paths), unit="image", disable=len(paths) < LONG_BATCH or not sys.stderr.isatty())
+        with bar, one_core_threads(threads, "decode") as pool:
+            waiting: list[tuple[int, torch.Tensor]] = []
+            for position, (_, future) in enumerate(look_ahead(self._load, paths, pool, depth=CHUNKS_AHEAD * size)):
+                bar.update()
+                try:
+                    waiting.append((position, future.result()))
+                except UnreadablePoster as error:
+                    failures[position] = error
+                if waiting and (len(waiting) == size or position == len(paths) - 1):
+                    pixels = room_for(len(waiting), self.geometry, self.device)
+                    torch.stack([image for _, image in waiting], out=pixels)
+                    yield [index for index, _ in waiting], pixels
+                    waiting.clear()
 
     def _load(self, path: str | Path) -> torch.Tensor:
         content = read_file(path, max_bytes=self._max_file_bytes)
         return decode(content.data, self.geometry, name=str(path), limits=self._limits)
 
-    @torch.inference_mode()
-    def _forward(self, pixels: torch.Tensor) -> Vectors:
-        """float32 (n, dimension): unit length, or NaN or zero where the numbers ran away."""
-        try:
-            return self._run(self._tower, self._normalise(pixels, self.device).to(PRECISIONS[self.precision]))
-        except RuntimeError as error:
-            if is_lost(error):
-                raise DeviceLost(f"the GPU's context is broken: {str(error).splitlines()[0]}") from error
-            raise
+    def _exact_tower(self, weights: Weights) -> PlainTower:
+        """From the file again: the numbers on the device were rounded."""
+        return PlainTower(_image_tower(weights), self._mean, self._std, torch.device("cpu"), torch.float32)
 
-    def _normalise(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """uint8 → float32, minus mean, over standard deviation; on the device, so that bytes are copied."""
-        numbers = pixels.to(device, non_blocking=True).to(torch.float32)
-        return numbers.sub_(self._mean.to(device)).div_(self._std.to(device))
-
-    def _run(self, tower: torch.nn.Module, images: torch.Tensor) -> Vectors:
-        features = tower(images)
-        if isinstance(features, tuple):  # CoCa's tower gives its tokens, too
-            features = features[0]
-        unit = torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
-        found: Vectors = unit.cpu().numpy()
-        return found
-
-    @torch.inference_mode()
-    def _on_cpu(self, pixels: torch.Tensor) -> Vectors | str:
-        """One image in fp32 on the CPU: its vector, or why there is none."""
-        if self._spare is None:
-            logger.warning(
-                "an image is embedded on the CPU in fp32: it does not fit the device, or came out as no number"
-            )
-            self._spare = copy.deepcopy(self._tower).to("cpu", torch.float32)
-        try:
-            vector: Vectors = self._run(self._spare, self._normalise(pixels, torch.device("cpu")))[0]
-        except RuntimeError as error:
-            if not is_exhaustion(error):
-                raise
-            return "not even one image fits into memory, neither on the device nor on the CPU"
-        if not np.isclose(np.linalg.norm(vector), 1, atol=1e-3):
-            return "the model gives no vector for it, not even in fp32"
-        return vector
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        logger.warning("out of memory at %d images: halving", self._halving.size)
-
-    def _probe_dimension(self) -> int:
-        shape = (1, 3, self.geometry.height, self.geometry.width)
-        with torch.inference_mode():
-            return int(self._run(self._tower, torch.zeros(shape)).shape[1])
-
-    def _to_device(self, gpu_memory_fraction: float | None, *, forced: bool) -> None:
-        """Move the tower to its device and precision, and prove that it still is the same embedding."""
-        expected = None
-        if self.precision != "fp32":
-            proof = _structured_images(self.geometry)
-            with torch.inference_mode():
-                expected = self._run(self._tower, self._normalise(proof, torch.device("cpu")))
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            if gpu_memory_fraction is not None:
-                torch.cuda.set_per_process_memory_fraction(gpu_memory_fraction, self.device)
-        exact = copy.deepcopy(self._tower) if expected is not None and not forced else None
-        self._tower.to(self.device, PRECISIONS[self.precision])
-        if expected is None:
-            return
-        cosine = float((self._forward(proof) * expected).sum(axis=1).min())
-        logger.info("%s proven against fp32 on a fixed probe: cosine %.5f", self.precision, cosine)
-        if not cosine >= PROOF_COSINE:
-            if exact is None:
-                logger.warning("%s was asked for, and is inexact here: cosine %.5f to fp32", self.precision, cosine)
-                return
-            logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", self.precision, cosine)
-            self.precision, self._tower = "fp32", exact.to(self.device)
+    def _blank(self, count: int) -> torch.Tensor:
+        return room_for(count, self.geometry, self.device).zero_()
 
 
-def _geometry(config: Mapping[str, Any]) -> Geometry:
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    interpolation: Literal["bicubic", "bilinear"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-    return Geometry(height, width, config["resize_mode"], interpolation, int(config.get("fill_color", 0)))
-
-
-def _describe(config: Mapping[str, Any], geometry: Geometry) -> str:
-    mean, std = (",".join(f"{value:.6g}" for value in config[name]) for name in ("mean", "std"))
-    size = f"{geometry.height}x{geometry.width}"
-    return f"{size} {geometry.resize_mode} {geometry.interpolation} mean {mean} std {std} fill {geometry.fill}"
-
-
-def _has_quick_gelu(tower: torch.nn.Module) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in tower.modules())
-
-
-def _structured_images(geometry: Geometry) -> torch.Tensor:
-    """Fixed images with edges, gradients and noise: uint8 (PROOF_IMAGES, 3, height, width)."""
-    generator = np.random.default_rng(0)
-    across = np.linspace(0, 255, geometry.width)[None, :]
-    down = np.linspace(0, 255, geometry.height)[:, None]
-    images = []
-    for index in range(PROOF_IMAGES):
-        waves = 127 + 127 * np.sin(across / (3 + 9 * index)) * np.cos(down / (5 + 7 * index))
-        noise = generator.normal(0, 12 * index, (3, geometry.height, geometry.width))
-        images.append(np.stack([waves, (across + down) / 2, np.abs(across - down)]) + noise)
-    return torch.from_numpy(np.clip(np.stack(images), 0, 255).astype(np.uint8))
+def _image_tower(weights: Weights) -> Any:
+    """The image tower alone, ready to run; the text tower goes."""
+    model: Any = build(weights)
+    return model.visual.eval().requires_grad_(False)
 
 
 def main() -> None:

@@ -15,23 +15,41 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+# What torch raises for a failing CUDA call, torch.AcceleratorError, carries the runtime's number as `error_code`
+# (torch 2.8 and later). The driver's calls and the libraries' only have a text. Both lists are from NVIDIA's
+# driver_types.h of CUDA 13: numbers whose description says that the process must be ended to go on, and
+# the ones after which a card is gone.
+_EXHAUSTED_CODES: Final = frozenset({2})  # cudaErrorMemoryAllocation
+_LOST_CODES: Final = frozenset(
+    {46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
+)
+
 # Allocation failures that are no torch.OutOfMemoryError: libraries that allocate for themselves, the
-# driver (error 2), and the CPU.
+# driver (error 2), and the CPU. cuBLAS says NOT_INITIALIZED when it finds no memory for its handle; under
+# pressure torch 2.9's allocator was seen to end in the driver's "device not ready".
 _EXHAUSTED: Final = re.compile(
-    r"CUDA out of memory|CUDA error: out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
-    r"|cudaErrorMemoryAllocation|can't allocate memory|not enough memory: you tried to allocate",
+    r"CUDA out of memory|CUDA (driver )?error: out of memory|\[CUDA\]: out of memory|cudaErrorMemoryAllocation"
+    r"|CUDA driver error: device not ready"
+    r"|CUBLAS_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED"
+    r"|CUDNN_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED"
+    r"|can't allocate memory|not enough memory: you tried to allocate",
     re.IGNORECASE,
 )
 
-# Errors after which a CUDA context answers nothing but errors until its process ends: 700, 710, 716 to 719
-# of the runtime's error list (illegal address, assert, misaligned address, invalid pc, launch failure …),
-# 214 (ECC), 719 by its old name, and the libraries' own words for the same.
+# Errors after which a CUDA context answers nothing but errors until its process ends, in the words of
+# runtime and driver (their texts for the numbers above), of the libraries for the same, and of torch's
+# own allocator when its books do not match the card any more.
 _LOST: Final = re.compile(
     r"illegal memory access|device-side assert|misaligned address|invalid program counter|illegal instruction"
-    r"|invalid address space|hardware stack error|unspecified launch failure|uncorrectable ECC|ECC error"
+    r"|invalid address space|operation not supported on global/shared address space|hardware stack error"
+    r"|unspecified launch failure|the launch timed out and was terminated|context is destroyed"
+    r"|uncorrectable (ECC|NVLink) error|ECC error|Invalid access of peer GPU memory over nvlink"
+    r"|tensor memory not completely freed|error containment|CUDA-capable device\(s\) is/are busy or unavailable"
     r"|cudaErrorIllegalAddress|cudaErrorAssert|cudaErrorLaunchFailure|cudaErrorECCUncorrectable"
-    r"|GPU (is lost|has fallen off)|cudaErrorDeviceUninitialized|CUBLAS_STATUS_EXECUTION_FAILED"
-    r"|CUDNN_STATUS_EXECUTION_FAILED|CUDNN_STATUS_MAPPING_ERROR|CUBLAS_STATUS_MAPPING_ERROR",
+    r"|GPU (is lost|has fallen off)|cudaErrorDeviceUninitialized|CUDA (driver )?error: unknown error"
+    r"|CUBLAS_STATUS_EXECUTION_FAILED|CUBLAS_STATUS_MAPPING_ERROR|CUBLAS_STATUS_INTERNAL_ERROR"
+    r"|CUDNN_STATUS_EXECUTION_FAILED|CUDNN_STATUS_MAPPING_ERROR"
+    r"|INTERNAL ASSERT FAILED at .*CUDACachingAllocator",
     re.IGNORECASE,
 )
 
@@ -113,13 +131,38 @@ def cpu_computes_bf16() -> bool:
     return any(bool(getattr(torch.cpu, name)()) for name in asks if hasattr(torch.cpu, name))
 
 
+class MemoryWatch:
+    """How much of the memory that was free on a card the block took, at its peak; nothing on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`share_used` is known after the block."""
+        self._device, self.share_used = device, 0.0
+
+    def __enter__(self) -> MemoryWatch:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._held = torch.cuda.memory_allocated(self._device)
+            free, _ = torch.cuda.mem_get_info(self._device)
+            self._free = free + torch.cuda.memory_reserved(self._device) - self._held
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.share_used = (torch.cuda.max_memory_allocated(self._device) - self._held) / max(1, self._free)
+
+
 def is_exhaustion(error: Exception) -> bool:
     """True when memory ran out: try again with less."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(_EXHAUSTED.search(str(error)))
+    if not isinstance(error, RuntimeError):
+        return False
+    code = getattr(error, "error_code", None)
+    return code in _EXHAUSTED_CODES or (code is None and bool(_EXHAUSTED.search(str(error))))
 
 
 def is_lost(error: Exception) -> bool:
     """True when the CUDA context is broken for good: only a fresh process can go on."""
-    return isinstance(error, RuntimeError) and not is_exhaustion(error) and bool(_LOST.search(str(error)))
+    if not isinstance(error, RuntimeError) or is_exhaustion(error):
+        return False
+    return getattr(error, "error_code", None) in _LOST_CODES or bool(_LOST.search(str(error)))

@@ -155,7 +155,7 @@ def _finish(image: Image.Image, geometry: Geometry, profile: object, orientation
     sized = resize(pixels, geometry)
     if into_srgb is not None:  # at the model's size it is a hundredth of the work, and no visible difference
         corrected = into_srgb(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
-        sized = as_tensor(corrected).squeeze(0)
+        sized = as_tensor(corrected).squeeze(0)[:3]
     return sized.expand(3, -1, -1).contiguous()
 
 

@@ -1,63 +1,42 @@
 """From a batch of paths to rows in the store: decode ahead in threads, embed in chunks, store behind.
 
-    decode threads            this thread              store thread
-    read → digest → decode →  chunk → embed_pixels  →  put
+    decode threads            this thread               store thread
+    read → digest → decode →  chunk → submit → result → put
 
-The embedder, the store and the clock are arguments, so that the pipeline runs without GPU and Redis.
+The next chunk is on the device before the result of the one before is asked for, so that the device goes
+from one to the other without a pause. The embedder, the store and the clock are arguments, so that the
+pipeline runs without GPU and Redis.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from worker.budget import MemoryBudget
+from worker.embedder import Embedder, Pending
 from worker.errors import UnreadablePoster
 from worker.files import FileContent, read_file
-from worker.images import Geometry, Limits, decode
+from worker.images import Limits, decode
 from worker.messages import EmbedBatch, Poster
 from worker.progress import Failure, Outcome
-from worker.space import Space
+from worker.room import keep_rows, room_for
+from worker.threads import one_core_threads, usable_cores
+from worker.timings import Timings
 from worker.vectors import Row, Vectors, VectorStore
 
-CHUNKS_AHEAD = 3  # one on the device, one decoded, one being decoded
+CHUNKS_AHEAD = 3  # one decoded, one being decoded, one for those that take longer
+CHUNKS_ON_DEVICE = 2  # one computed, one that has arrived
 FIRST_CHUNK_SHARE = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
 PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
-
-
-class EmbeddedChunk(Protocol):
-    """What the embedder returns: vectors (n, dimension), and a reason for each row that has none."""
-
-    @property
-    def vectors(self) -> Vectors: ...
-    @property
-    def failures(self) -> Mapping[int, str]: ...
-
-
-class Embedder(Protocol):
-    """What the pipeline needs of CLIPEmbedder."""
-
-    @property
-    def space(self) -> Space: ...
-    @property
-    def geometry(self) -> Geometry: ...
-    @property
-    def chunk(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def provenance(self) -> Mapping[str, str]: ...
-
-    def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk: ...
 
 
 class _Read(NamedTuple):
@@ -75,12 +54,14 @@ class _Chunk:
 
 
 @dataclass
-class Timings:
-    """Where the seconds of a batch went, as seen by the thread that drives the device."""
+class _Submitted:
+    """A chunk whose good posters are on the device; `fresh` are their places in the chunk, and their rows."""
 
-    waiting_for_decode: float = 0.0
-    on_device: float = 0.0
-    waiting_for_store: float = 0.0
+    chunk: _Chunk
+    fresh: list[tuple[int, Row]]
+    pending: Pending | None
+    rows: list[Row]  # of posters whose content the store knew already, with their vectors
+    vectors: list[Vectors]
 
 
 @dataclass
@@ -113,7 +94,7 @@ class Pipeline:
         self._max_file_bytes, self._limits, self._clock = max_file_bytes, limits or Limits(), clock
         self._look_ahead = look_ahead_images
         self._budget = MemoryBudget(decode_memory_bytes)
-        self._readers = ThreadPoolExecutor(threads or usable_cores(), thread_name_prefix="decode")
+        self._readers = one_core_threads(threads or usable_cores(), "decode")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def run(
@@ -135,7 +116,7 @@ class Pipeline:
                 stored stay stored; running the batch again does only the rest.
             DeviceLost: the accelerator needs a fresh process.
         """
-        self.timings = Timings()
+        self.timings, began = Timings(), self._clock()
         space = self.embedder.space
         if batch.space not in (None, space.id):
             return Outcome(failures=tuple(_of_another_space(batch, space.id)))
@@ -150,6 +131,7 @@ class Pipeline:
             stored = self.store.get(space.id, sorted(ids))
             tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
         self._run_chunks(todo, batch, tally, lambda done: progress(unchanged + done))
+        self.timings.total, self.timings.images = self._clock() - began, tally.embedded
         if begun_before:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
         return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
@@ -162,19 +144,29 @@ class Pipeline:
     def _run_chunks(
         self, todo: Sequence[Poster], batch: EmbedBatch, tally: _Tally, progress: Callable[[int], None]
     ) -> None:
+        on_device: deque[_Submitted] = deque()
         puts: deque[Future[int]] = deque()
         done = 0
         chunks = self._decode_ahead(todo, batch.force)
+
+        def collect() -> None:
+            submitted = on_device.popleft()
+            rows, vectors = self._result(submitted, tally)
+            if batch.reply:
+                raw = vectors.astype("<f4")
+                tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
+            puts.append(self._writer.submit(self._put, rows, vectors, len(submitted.chunk.posters)))
+
         try:
             for chunk in chunks:
-                rows, vectors = self._embed(chunk, tally)
-                if batch.reply:
-                    raw = vectors.astype("<f4")
-                    tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
-                puts.append(self._writer.submit(self._put, rows, vectors, len(chunk.posters)))
+                on_device.append(self._submit(chunk, tally))
+                if len(on_device) >= CHUNKS_ON_DEVICE:
+                    collect()
                 while puts and (puts[0].done() or len(puts) > PUTS_BEHIND):
                     done += self._wait_for_store(puts.popleft())
                 progress(done)
+            while on_device:
+                collect()
             while puts:
                 done += self._wait_for_store(puts.popleft())
             progress(done)
@@ -192,7 +184,7 @@ class Pipeline:
                 ahead = sum(len(chunk.posters) for chunk in waiting)
                 limit = self._look_ahead or CHUNKS_AHEAD * self.embedder.chunk
                 if position < len(todo) and (not waiting or ahead < limit):
-                    chunk = self._submit(todo[position : position + size], force)
+                    chunk = self._read_ahead(todo[position : position + size], force)
                     position += len(chunk.posters)
                     size = min(2 * size, self.embedder.chunk)
                     waiting.append(chunk)
@@ -208,10 +200,8 @@ class Pipeline:
                 for read in chunk.reads:
                     read.cancel()
 
-    def _submit(self, posters: Sequence[Poster], force: bool) -> _Chunk:
-        geometry, pinned = self.embedder.geometry, self.embedder.device.type == "cuda"
-        shape = (len(posters), 3, geometry.height, geometry.width)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    def _read_ahead(self, posters: Sequence[Poster], force: bool) -> _Chunk:
+        pixels = room_for(len(posters), self.embedder.geometry, self.embedder.device)
         reads = [self._readers.submit(self._read, poster, pixels[row], force) for row, poster in enumerate(posters)]
         return _Chunk(posters, pixels, reads)
 
@@ -226,8 +216,8 @@ class Pipeline:
         target.copy_(decode(content.data, geometry, name=poster.path, limits=limits, budget=self._budget))
         return _Read(row, None)
 
-    def _embed(self, chunk: _Chunk, tally: _Tally) -> tuple[list[Row], Vectors]:
-        """Rows and vectors of the chunk, aligned; posters that failed are tallied and left out."""
+    def _submit(self, chunk: _Chunk, tally: _Tally) -> _Submitted:
+        """Send what was decoded to the device; posters that failed are tallied and left out."""
         fresh: list[tuple[int, Row]] = []
         rows: list[Row] = []
         vectors: list[Vectors] = []
@@ -243,20 +233,23 @@ class Pipeline:
                 rows.append(row)
                 vectors.append(known)
                 tally.reused += 1
-        if fresh:
-            indices = [index for index, _ in fresh]
-            whole = len(fresh) == len(chunk.posters)
-            began = self._clock()
-            result = self.embedder.embed_pixels(chunk.pixels if whole else chunk.pixels[indices])
-            self.timings.on_device += self._clock() - began
-            for position, (index, row) in enumerate(fresh):
+        pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
+        return _Submitted(chunk, fresh, pending, rows, vectors)
+
+    def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
+        """Rows and vectors of the chunk, aligned; posters that got no vector are tallied and left out."""
+        rows, vectors = submitted.rows, submitted.vectors
+        if submitted.pending is not None:
+            result = submitted.pending.result()
+            self.timings.on_device += result.seconds
+            for position, (index, row) in enumerate(submitted.fresh):
                 reason = result.failures.get(position)
                 if reason is None:
                     rows.append(row)
                     vectors.append(result.vectors[position])
                     tally.embedded += 1
                 else:
-                    tally.failures.append(Failure(row.id, chunk.posters[index].path, "internal", reason))
+                    tally.failures.append(Failure(row.id, submitted.chunk.posters[index].path, "internal", reason))
         if not rows:
             return [], np.zeros((0, self.embedder.space.dimension), np.float32)
         return rows, np.stack(vectors)
@@ -272,13 +265,6 @@ class Pipeline:
             return put.result()
         finally:
             self.timings.waiting_for_store += self._clock() - began
-
-
-def usable_cores() -> int:
-    """Cores that this process may use; containers and taskset often allow fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _is_current(poster: Poster, row: Row | None) -> bool:

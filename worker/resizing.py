@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from worker.borrowed import borrow_rgb
+
 # A resized image of more than this many times the model's area is cut to size while it is resized:
 # a 1×5000 image would otherwise pass through 224×1,120,000 pixels.
 LARGEST_DETOUR: Final = 8
@@ -125,7 +127,7 @@ def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
         pixels = functional.pad(pixels, sides, value=geometry.fill)
     left = round((pixels.shape[2] - geometry.width) / 2.0)
     top = round((pixels.shape[1] - geometry.height) / 2.0)
-    return pixels[:, top : top + geometry.height, left : left + geometry.width]
+    return pixels[:3, top : top + geometry.height, left : left + geometry.width]
 
 
 def _resize_centre(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
@@ -134,10 +136,16 @@ def _resize_centre(image: Image.Image, width: int, height: int, geometry: Geomet
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + geometry.width) * across, (top + geometry.height) * down)
     box = (max(0.0, box[0]), max(0.0, box[1]), min(float(image.width), box[2]), min(float(image.height), box[3]))
-    return as_tensor(image.resize((geometry.width, geometry.height), _resample(geometry), box=box)).squeeze(0)
+    return as_tensor(image.resize((geometry.width, geometry.height), _resample(geometry), box=box)).squeeze(0)[:3]
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (1, channels, height, width), a view with the channels last, as the resize is fastest."""
+    """uint8 (1, channels, height, width), a view with the channels last, as the resize is fastest.
+
+    RGB comes with a fourth channel that means nothing, as Pillow's memory has it; it must not be written to.
+    """
+    borrowed = borrow_rgb(image)
+    if borrowed is not None:
+        return borrowed
     array = np.array(image)  # a copy: Pillow's memory must not be written through the tensor
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)

@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     )
     gpu_memory_fraction: float | None = Field(None, gt=0, le=1, description="share of the card this worker may take")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    batch_size: int = Field(64, ge=1, le=4096, description="images per forward pass, at most")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
+        64, description="images per forward pass, at most; auto: measured when the model is loaded"
+    )
     cache_dir: Path | None = Field(None, description="where downloaded weights are kept")
 
     # reading images

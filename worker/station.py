@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from worker.announcement import LOADING, WAITING
+from worker.announcement import LOADING, READY, WAITING
 from worker.custody import Custody, sign
 from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable
 from worker.ledger import Ledger
@@ -19,6 +19,7 @@ from worker.progress import Claim, Failure, Outcome
 from worker.pulse import Pulse, Stopped
 from worker.quarantine import Quarantine
 from worker.settings import Settings
+from worker.timings import Timings
 
 if TYPE_CHECKING:
     from worker.pipeline import Pipeline
@@ -29,6 +30,7 @@ LONGEST_PAUSE_S: Final = 60.0
 ASK_AGAIN_S: Final = 1.0  # between two tries to reach a Redis that is away
 FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
+FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Station:
         self._pipeline, self._store, self._ledger, self._pulse = pipeline, store, ledger, pulse
         self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
         self._pause_s = FIRST_PAUSE_S
+        self._lately = Timings()
 
     def work(self, batch: EmbedBatch) -> bool:
         """Claim, embed, count. False when the batch must go back to its lane as it is, because this worker stops.
@@ -123,8 +126,10 @@ class Station:
             self._insist(lambda: self._custody.give_back(batch, holder, FIRST_PAUSE_S, count=True))
             return True
         self._pause_s = FIRST_PAUSE_S
+        seconds = time.monotonic() - began
+        self._announce(batch, outcome, seconds)
         counted = self._insist(lambda: self._custody.finish(batch, outcome))
-        self._report(batch, outcome, time.monotonic() - began, counted)
+        self._report(batch, outcome, seconds, counted)
         return True
 
     def _insist(self, ask: Callable[[], Answer]) -> Answer:
@@ -181,22 +186,31 @@ class Station:
                 except RedisUnreachable as error:
                     logger.error("batch %s could not be sent, repair will: %s", half.batch, error)
 
+    def _announce(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
+        """Say how fast things go and what holds them up, before whoever waits for the batch hears that it is done."""
+        self._pulse.fields["progress_at"] = time.time()
+        if not outcome.embedded or batch.reply:  # a single poster in a hurry tells nothing of the pace
+            return
+        self._lately = self._lately.followed_by(self._pipeline.timings, keep=FADING)
+        self._pulse.say(
+            READY, images_per_second=f"{outcome.embedded / seconds:.1f}", bottleneck=self._lately.bottleneck()
+        )
+
     def _report(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
         timings = self._pipeline.timings
-        self._pulse.fields["progress_at"] = time.time()
-        if outcome.embedded:
-            self._pulse.fields["images_per_second"] = f"{outcome.embedded / seconds:.1f}"
+        bottleneck = timings.bottleneck()
         logger.info(
             "batch %s: %d embedded, %d reused, %d unchanged, %d failed in %.2f s "
-            "(waited %.2f s for decoding, %.2f s on the device, %.2f s for the store)%s",
+            "(%.2f s on the device, waited %.2f s for decoding, %.2f s for the store%s)%s",
             batch.batch,
             outcome.embedded,
             outcome.reused,
             outcome.unchanged,
             len(outcome.failures),
             seconds,
-            timings.waiting_for_decode,
             timings.on_device,
+            timings.waiting_for_decode,
             timings.waiting_for_store,
+            f"; {bottleneck}" if bottleneck else "",
             "" if counted else "; it had been counted before",
         )

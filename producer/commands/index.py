@@ -54,6 +54,8 @@ def index_command(
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     _warn_if_untrained(producer)
+    if progress.embedded and not detach:
+        _say_what_held_it_up(producer)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
@@ -104,6 +106,13 @@ def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None
 def _as_poster(failure: Failure) -> Poster | Failure:
     """A failed poster as it is sent again; one that never was a file fails again as it did."""
     return Poster(failure.id, failure.path) if failure.word != "unsupported" or "#" not in failure.id else failure
+
+
+def _say_what_held_it_up(producer: Producer) -> None:
+    """Each worker's word on its last batches: bound by the device, by decoding or by the store."""
+    for worker in producer.workers():
+        if worker.get("bottleneck"):
+            say(f"{worker.name}: {worker.get('images_per_second')} images/s, {worker.get('bottleneck')}")
 
 
 def _warn_if_untrained(producer: Producer) -> None:

@@ -33,6 +33,8 @@ def status(job: str | None, as_json: bool) -> None:
     for worker in workers:
         about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
         say(f"worker {worker.name}: {worker.state} {about}")
+        if worker.get("bottleneck"):
+            say(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
     if not workers:
         say("no worker is alive: start one with `celery -A worker worker`")
     for progress in progresses:

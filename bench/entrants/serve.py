@@ -1,0 +1,48 @@
+"""How an entrant is asked: a line of JSON in, a line out. Standard library only: peers have their own environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+CHECKED = 8  # vectors that are sent along, so that it can be seen that all do the same work
+
+Config = dict[str, Any]
+# What a run gives: a function that fetches the vectors, which is not part of the time.
+Run = Callable[[dict[str, Any]], Callable[[], Any]]
+
+
+def serve(load: Callable[[Config], tuple[Run, dict[str, str]]]) -> None:
+    """Load, say so, then run jobs until the input ends.
+
+    `load` gets the configuration (checkpoint, batch, cores, device, …) and returns what runs a job, and
+    versions to report. A job is ``{"folder": …, "paths": […]}``.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print; the answers are ours
+
+    def say(answer: dict[str, Any]) -> None:
+        out.write(json.dumps(answer) + "\n")
+        out.flush()
+
+    run, about = load(json.loads(sys.stdin.readline()))
+    say({"about": {"python": sys.version.split()[0], **about}})
+    for line in sys.stdin:
+        job = json.loads(line)
+        began = time.perf_counter()
+        fetch = run(job)
+        seconds = time.perf_counter() - began
+        vectors = fetch()
+        checked = [] if vectors is None else [[float(number) for number in row] for row in vectors[:CHECKED]]
+        say({"seconds": seconds, "vectors": checked, "gpu_bytes": _gpu_bytes()})
+
+
+def _gpu_bytes() -> int:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.max_memory_reserved())

@@ -1,0 +1,59 @@
+"""How much memory a process and all that it started hold; Linux, elsewhere nothing is said."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from types import TracebackType
+
+SAMPLE_S = 0.5
+
+
+def tree(pid: int) -> list[int]:
+    """The process and its descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(entry.parent.name)] = int(fields[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Proportional set size: pages that processes share are counted once among them. 0 where it cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+class PeakMemory:
+    """Watches a process tree while the block runs; `peak_bytes` is the most that was seen."""
+
+    def __init__(self, pid: int) -> None:
+        """`pid` leads the tree."""
+        self._pid, self.peak_bytes = pid, 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, sum(resident_bytes(pid) for pid in tree(self._pid)))
+            if self._ended.wait(SAMPLE_S):
+                return
