@@ -3,14 +3,17 @@
 import json
 import os
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from worker.errors import StoreUnavailable
+from worker.errors import DeviceLost, RedisUnreachable, StoreUnavailable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
 from worker.pipeline import Timings
 from worker.progress import Claim, Outcome
+from worker.queries import Answer, Queries
 from worker.settings import load_settings
 from worker.station import Station, _pin_card
 from worker.vectors.memory import MemoryStore
@@ -32,6 +35,15 @@ class FakePipeline:
         if self.error:
             raise self.error
         return Outcome(embedded=len(batch.posters))
+
+    def embed_one(self, data):
+        if self.error:
+            raise self.error
+        return np.full(4, 0.5, np.float32)
+
+    @property
+    def embedder(self):
+        return SimpleNamespace(space=SimpleNamespace(id="space-1"))
 
     def close(self):
         pass
@@ -163,3 +175,79 @@ def test_the_card_is_pinned_in_the_order_of_nvidia_smi(monkeypatch, card):
     _pin_card(card)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == card
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.fixture
+def queries(redis_url):
+    queries = Queries(redis_url)
+    yield queries
+    queries.close()
+
+
+def test_a_query_is_answered_with_vector_and_space(world, queries):
+    """Of the worker's own model; the ledger never hears of it."""
+    station, pipeline, ledger = world
+    token = queries.put(b"image", 5)
+    station.answer(token)
+    assert queries.wait(token, 5) == Answer("space-1", np.full(4, 0.5, "<f4").tobytes())
+    assert pipeline.runs == 0
+    assert ledger.progress("J").submitted == 0
+
+
+def test_a_query_that_was_taken_before_ended_its_worker(world, queries):
+    """Whoever still waits is told at once, instead of waiting for nothing."""
+    station, _, _ = world
+    token = queries.put(b"image", 5)
+    queries.take(token)
+    station.answer(token)
+    with pytest.raises(UnreadablePoster, match="the image: crashed-worker"):
+        queries.wait(token, 5)
+
+
+def test_an_image_without_a_vector_has_its_reason(world, queries):
+    """As a poster has."""
+    station, pipeline, _ = world
+    pipeline.error = UnreadablePoster("the image", "too-large", "it has 9 pixels")
+    token = queries.put(b"image", 5)
+    station.answer(token)
+    with pytest.raises(UnreadablePoster, match="too-large: it has 9 pixels"):
+        queries.wait(token, 5)
+
+
+def test_a_defect_is_told_to_whoever_waits_and_reaches_the_log(world, queries):
+    """It is ours, not the image's."""
+    station, pipeline, _ = world
+    pipeline.error = ZeroDivisionError("oops")
+    token = queries.put(b"image", 5)
+    with pytest.raises(ZeroDivisionError):
+        station.answer(token)
+    with pytest.raises(UnreadablePoster, match="internal: ZeroDivisionError: oops"):
+        queries.wait(token, 5)
+
+
+def test_a_lost_device_ends_the_process_in_a_query_too(world, queries, monkeypatch):
+    """A fresh process takes over, and tells whoever waits."""
+    station, pipeline, _ = world
+    ended = []
+
+    def leave(status):
+        ended.append(status)
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    pipeline.error = DeviceLost("the context is broken")
+    token = queries.put(b"image", 5)
+    with pytest.raises(SystemExit):
+        station.answer(token)
+    assert ended == [70]
+
+
+def test_a_redis_that_is_away_does_not_end_a_worker(world, monkeypatch):
+    """Whoever waits hears nothing in time, and may ask again."""
+    station, _, _ = world
+
+    def away(token):
+        raise RedisUnreachable("Redis is away")
+
+    monkeypatch.setattr(station._queries, "take", away)
+    station.answer("0" * 32)

@@ -13,7 +13,8 @@ from celery.concurrency.solo import TaskPool
 from kombu import Exchange, Queue
 
 from worker.errors import ConfigurationError, RedisUnreachable
-from worker.messages import BULK, EMBED_TASK, LANES, QUEUES, EmbedBatch
+from worker.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUEUES, EmbedBatch
+from worker.queries import QUERY_TASK, encode_query
 from worker.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S
 from worker.settings import Settings, load_settings, without_password
 
@@ -81,18 +82,20 @@ def send(app: Celery, batch: EmbedBatch) -> None:
     Raises:
         RedisUnreachable: within 5 s, when Redis is away, hangs, or is full.
     """
+    _send(app, EMBED_TASK, batch.encode(), batch.batch, batch.lane)
+
+
+def send_query(app: Celery, token: str) -> None:
+    """Put a query on the interactive lane; raises as `send`."""
+    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE)
+
+
+def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str) -> None:
     try:
-        app.send_task(
-            EMBED_TASK,
-            args=[batch.encode()],
-            task_id=batch.batch,
-            queue=QUEUES[batch.lane],
-            retry=False,
-            ignore_result=True,
-        )
+        app.send_task(task, args=[message], task_id=task_id, queue=QUEUES[lane], retry=False, ignore_result=True)
     except (*app.connection_for_write().recoverable_connection_errors, OSError) as error:
         raise RedisUnreachable(
-            f"Redis at {without_password(app.conf.broker_url)} did not take a batch ({error})"
+            f"Redis at {without_password(app.conf.broker_url)} did not take a message ({error})"
         ) from error
 
 

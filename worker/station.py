@@ -9,13 +9,14 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from worker.announcement import FAILED, LOADING, MODEL, READY, RENEWAL_S, WEIGHTS, Announcements
-from worker.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable
+from worker.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import EmbedBatch
 from worker.progress import Claim, Failure, Outcome
+from worker.queries import CRASHED, Answer, Queries
 from worker.settings import Settings, without_password
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Station:
         self._settings, self._name, self._owner, self._solo = settings, name, owner, solo
         self._pipeline, self._store = pipeline, store
         self._ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
+        self._queries = Queries(settings.redis_url)
         self._announcements = Announcements(settings.redis_url)
         self._announced = announced
         self._current: tuple[EmbedBatch, float] | None = None
@@ -65,6 +67,17 @@ class Station:
         except RedisUnreachable as error:
             # Nothing is lost: the claim expires, the batch is still open, and it is sent again.
             logger.error("batch %s: %s", batch.batch, error)
+
+    def answer(self, token: str) -> None:
+        """Embed the image of a query and answer whoever waits for it; nothing of it is stored or counted."""
+        try:
+            data = self._queries.take(token)
+            self._queries.answer(token, CRASHED if data is None else self._look_at(data))
+        except RedisUnreachable as error:
+            logger.error("query %s: %s", token, error)  # whoever waits hears nothing in time, and may ask again
+        except Exception as error:  # a defect of ours: whoever waits is told at once, and Celery logs the traceback
+            self._queries.answer(token, {"word": "internal", "reason": f"{type(error).__name__}: {error}"})
+            raise
 
     def quarantine(self, message: Any, reason: str) -> None:
         """Put aside a message that no version of this program can have sent, with its reason."""
@@ -94,9 +107,7 @@ class Station:
         try:
             outcome = self._pipeline.run(batch, self._progress, begun_before=begun_before)
         except DeviceLost as error:
-            logger.critical("batch %s: %s; this process leaves, a fresh one takes over", batch.batch, error)
-            logging.shutdown()
-            os._exit(EX_DEVICE_LOST)  # a normal exit would wait for a device that no longer answers
+            self._leave(error, f"batch {batch.batch}")
         except (PosterError, OSError) as error:
             pause = self._pause_s * random.uniform(0.75, 1.25)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -113,6 +124,20 @@ class Station:
         self._pause_s = FIRST_PAUSE_S
         counted = self._ledger.finish(batch, outcome)
         self._report(batch, outcome, time.monotonic() - began, counted)
+
+    def _look_at(self, data: bytes) -> Answer | dict[str, str]:
+        try:
+            vector = self._pipeline.embed_one(data)
+        except UnreadablePoster as error:
+            return {"word": error.word, "reason": error.reason}
+        except DeviceLost as error:
+            self._leave(error, "a query")
+        return Answer(self._pipeline.embedder.space.id, vector.astype("<f4").tobytes())
+
+    def _leave(self, error: DeviceLost, what: str) -> NoReturn:
+        logger.critical("%s: %s; this process leaves, a fresh one takes over", what, error)
+        logging.shutdown()
+        os._exit(EX_DEVICE_LOST)  # a normal exit would wait for a device that no longer answers
 
     def _isolate(self, batch: EmbedBatch, crashes: int) -> None:
         """Close in on the poster that ends the process: cut the batch in two, or bury the one poster."""

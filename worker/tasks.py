@@ -1,4 +1,4 @@
-"""The Celery task: unwrap, call, report. And the signals that give a worker process its station.
+"""The Celery tasks: unwrap, call, report. And the signals that give a worker process its station.
 
 This module is imported by the parent process too, which must stay without torch: what needs torch is
 imported by the handler that runs in the process that does the work.
@@ -18,6 +18,7 @@ from celery.worker import state as celery_state
 from worker.attendant import Attendant
 from worker.errors import BadMessage
 from worker.messages import EMBED_TASK, EmbedBatch
+from worker.queries import QUERY_TASK, decode_query
 from worker.settings import load_settings
 from worker.station import Station, start_station
 
@@ -40,6 +41,19 @@ def embed(message: Any) -> None:
         _station.quarantine(message, str(error))
         return
     _station.work(batch)
+
+
+@shared_task(name=QUERY_TASK, max_retries=1, default_retry_delay=0, ignore_result=True)
+def answer(message: Any) -> None:
+    """Answer one query."""
+    if _station is None:
+        raise Reject("this worker has no model and is about to leave", requeue=True)
+    try:
+        token = decode_query(message)
+    except BadMessage as error:
+        _station.quarantine(message, str(error))
+        return
+    _station.answer(token)
 
 
 @signals.after_setup_logger.connect
