@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m bench`` (end to end) and ``python -m bench.images`` (reading and decoding)."""
+"""Benchmarks: ``python -m bench`` (end to end), ``bench.images`` (decoding), ``bench.reading`` (search and exports)."""

@@ -44,6 +44,8 @@ HOMES = {
     "celery": {"worker.celery", "worker.tasks", "worker.attendant"},
     "kombu": {"worker.celery"},
     "sqlite3": {"worker.vectors.sqlite"},
+    "pyarrow": {"producer.metadata"},
+    "faiss": {"producer.faiss_index"},
 }
 
 
@@ -148,6 +150,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "import producer",
         "from producer import Producer; Producer()",
+        "from producer import Index",
         "import producer.__main__",
         "import worker.tasks",
         "import worker.celery; worker.celery.app",

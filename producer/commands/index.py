@@ -11,6 +11,7 @@ import click
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example
 from producer.indexing import currency, find, index, ledger_entry, ledger_line, look_at_catalogue, say
+from producer.spaces import last_words
 from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
 from worker.progress import Failure
@@ -50,6 +51,8 @@ def index_command(
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     _warn_if_untrained(producer)
+    if words := last_words(producer.settings, producer.space()):
+        say(words)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
