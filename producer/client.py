@@ -34,6 +34,7 @@ FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
 LATER_LOOK_S: Final = 0.2
 REPAIR_S: Final = 5.0  # how often a waiting producer looks for lost batches
 RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
+SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
 READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices that the model is loaded
 BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
@@ -234,8 +235,11 @@ class Producer:
                 make when the first batch is sent with a worker ready. A worker of another fails them.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
             patient: wait for a Redis that is away, instead of raising.
+
+        Raises:
+            SpaceMismatch: the workers' models are not one, or were changed meanwhile; nothing more is sent.
         """
-        source = iter(posters)
+        source, looked = iter(posters), time.monotonic()
         seen = step = 0
         while block := list(islice(source, self.settings.posters_per_batch)):
             seen, step = seen + len(block), step + 1
@@ -243,8 +247,8 @@ class Producer:
             candidates = [item for item in block if isinstance(item, Poster)]
             current = is_current(candidates) if candidates and not force else set()
             todo = tuple(poster for poster in candidates if poster.id not in current)
-            if space is None and (known := self._persist(self.space, patient)):
-                space = known.id
+            if space is None or time.monotonic() - looked > SPACE_LOOK_S:
+                space, looked = self._persist(partial(self._agreed, space), patient), time.monotonic()
             name = f"{job.id}.{step}"
             batch = EmbedBatch(job.id, name, todo, lane, space, force, reply) if todo else None
             write = partial(self.ledger.step, job.id, step, unchanged=len(current), failures=failures)
@@ -273,6 +277,16 @@ class Producer:
         self._queries.close()
         self.ledger.close()
         self._app.close()
+
+    def _agreed(self, space: str | None) -> str | None:
+        """The space that the workers make; SpaceMismatch when it is not `space` any more."""
+        known = self.space()
+        if known is None or space in (None, known.id):
+            return known.id if known else space
+        raise SpaceMismatch(
+            f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
+            f"the job was begun for {space}. Run the same command again"
+        )
 
     def _ready_space(self, ends: float, name: str) -> str:
         """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""

@@ -19,6 +19,7 @@ from bench.image_samples import encoded, picture
 from producer import Index
 from worker.celery import create_app
 from worker.errors import EmbedTimeout, NoWorker, SpaceMismatch, UnreadablePoster
+from worker.messages import Poster
 from worker.vectors.spaced import space_of
 
 
@@ -368,3 +369,23 @@ def test_workers_of_two_models_at_once_are_refused(two_models):
     assert "two@tests: " in done.stderr
     with pytest.raises(SpaceMismatch, match="vectors of 2 spaces"):
         world.producer.embed(names[0], timeout=20)
+
+
+def test_a_job_that_is_still_being_sent_stops_when_the_model_is_changed(two_models, monkeypatch):
+    """The rest would fail poster by poster; instead the producer is told, and the same command does the rest."""
+    monkeypatch.setattr("producer.client.SPACE_LOOK_S", 0.0)
+    world, second = two_models
+    names = world.draw(3)
+    old = world.worker("old").wait_until_ready()
+    job = world.producer.begin()
+    world.producer.settings = world.settings.model_copy(update={"posters_per_batch": 1})
+    feed = world.producer.feed(job, [Poster(name, name) for name in names])
+    assert next(feed) == 1
+    ends = time.monotonic() + 30
+    while job.progress().embedded < 1 and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert old.stop() == 0
+    world.worker("new", POSTERS_MODEL_NAME=second).wait_until_ready()
+    with pytest.raises(SpaceMismatch, match="model was changed while posters were being sent"):
+        next(feed)
+    assert job.progress().submitted == 1

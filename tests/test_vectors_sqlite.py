@@ -16,7 +16,8 @@ from worker.errors import StoreError, StoreUnavailable
 from worker.space import Space
 from worker.vectors import Row
 from worker.vectors import sqlite as sqlite_module
-from worker.vectors.sqlite import SCHEMA_VERSION, SQLiteStore
+from worker.vectors.sqlite import SQLiteStore
+from worker.vectors.sqlite_schema import SCHEMA_VERSION
 
 PROJECT = Path(__file__).parent.parent
 SPACE = Space("tiny", "0" * 32, "gelu", "8x8", 4)

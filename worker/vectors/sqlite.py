@@ -15,58 +15,12 @@ from worker.errors import StoreError, StoreUnavailable
 from worker.space import Space
 from worker.vectors import Row, SpaceInfo, Vectors
 from worker.vectors.codec import checked, first_version, pack, unpack, unpack_many
+from worker.vectors.sqlite_schema import FROM_VERSION_1, SCHEMA_VERSION, TABLES, TRIGGERS
 
-SCHEMA_VERSION: Final = 2
 PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
 BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
 ASKED_AT_ONCE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
 
-# Rows lie in the order in which they came; reading them in that order is three times faster than by id.
-_TABLES: Final = (
-    """
-    CREATE TABLE spaces (
-        key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
-        created REAL NOT NULL, provenance TEXT NOT NULL, rows INTEGER NOT NULL DEFAULT 0,
-        version INTEGER NOT NULL DEFAULT 0, changed REAL NOT NULL DEFAULT 0
-    )
-    """,
-    """
-    CREATE TABLE vectors (
-        number INTEGER PRIMARY KEY, space INTEGER NOT NULL REFERENCES spaces(key), id TEXT NOT NULL,
-        digest TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, stored REAL NOT NULL,
-        vector BLOB NOT NULL
-    )
-    """,
-    "CREATE UNIQUE INDEX vectors_by_id ON vectors (space, id)",
-    "CREATE INDEX vectors_by_content ON vectors (space, digest)",
-    "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-)
-# Triggers, and not the program, count: so that rows which somebody changes by hand are counted, too.
-_TRIGGERS: Final = (
-    """
-    CREATE TRIGGER one_more AFTER INSERT ON vectors BEGIN
-        UPDATE spaces SET rows = rows + 1, version = version + 1, changed = NEW.stored WHERE key = NEW.space;
-    END
-    """,
-    """
-    CREATE TRIGGER one_again AFTER UPDATE ON vectors BEGIN
-        UPDATE spaces SET version = version + 1, changed = NEW.stored WHERE key = NEW.space;
-    END
-    """,
-    """
-    CREATE TRIGGER one_less AFTER DELETE ON vectors BEGIN
-        UPDATE spaces SET rows = rows - 1, version = version + 1,
-            changed = (julianday('now') - 2440587.5) * 86400 WHERE key = OLD.space;
-    END
-    """,
-)
-_FROM_VERSION_1: Final = (
-    "ALTER TABLE spaces ADD COLUMN version INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE spaces ADD COLUMN changed REAL NOT NULL DEFAULT 0",
-    "UPDATE spaces SET changed = created",
-    "DROP TRIGGER one_more",
-    "DROP TRIGGER one_less",
-)
 _UPSERT: Final = """
 INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
@@ -260,7 +214,7 @@ class SQLiteStore:
         with self._writing():
             version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been here first
             if version < SCHEMA_VERSION:
-                for statement in (*(_FROM_VERSION_1 if version else _TABLES), *_TRIGGERS):
+                for statement in (*(FROM_VERSION_1 if version else TABLES), *TRIGGERS):
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
