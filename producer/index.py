@@ -17,6 +17,7 @@ from worker.errors import PosterError, SpaceMismatch
 from worker.settings import Settings, load_settings, without_password
 from worker.space import Space
 from worker.vectors import Vectors, VectorStore, open_store
+from worker.vectors.codec import LENGTH_TOLERANCE
 from worker.vectors.spaced import SpacedVectors, space_of, spaced
 
 REFRESH_S: Final = 2.0  # a look takes microseconds (SQLite) or one round trip (Redis)
@@ -24,7 +25,6 @@ LOADING_SHARE: Final = 10  # however busy the store, at most a tenth of the time
 BLOCK_ROWS: Final = 16384  # 32 MB of 512 numbers each
 # Up to so many queries are searched one by one, as fast as memory can be read; more are multiplied in blocks.
 FEW_QUERIES: Final = 12
-LENGTH_TOLERANCE: Final = 1e-3  # as the store asks of what it keeps
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,12 @@ class Index:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if isinstance(vectors, list | tuple):
-            space = space or next(filter(None, map(space_of, vectors)), None)
-            vectors = np.stack(vectors) if vectors else np.zeros((0, held.matrix.shape[1]), np.float32)
+            tags = {space_of(vector) for vector in vectors}
+            space = space or (None if None in tags else next(iter(tags), None))  # two at once do not stack
+            vectors = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
         array = np.asarray(vectors, np.float32)
         queries = np.atleast_2d(array)
-        if held.space is None:
+        if held.space is None or not len(queries):
             found: list[list[Match]] = [[] for _ in queries]
         else:
             _check(queries, space, space_of(vectors), held.space)

@@ -79,7 +79,7 @@ def test_one_vector_gives_one_list(store, opened):
     assert [match.id for match in index.search(spaced(vectors[1], SPACE.id), 1)] == ["b"]
     several = index.search([spaced(vectors[2], SPACE.id), spaced(vectors[0], SPACE.id)], 1)
     assert [[match.id for match in matches] for matches in several] == [["c"], ["a"]]
-    assert index.search([], 1, space=SPACE.id) == []
+    assert index.search([], 1) == []
     assert (len(index), index.space) == (3, SPACE)
 
 
@@ -111,6 +111,8 @@ def test_vectors_of_another_space_are_refused(store, opened):
         index.search(vectors[0])
     with pytest.raises(SpaceMismatch, match="two spaces"):
         index.search([spaced(vectors[0], OTHER.id), spaced(vectors[0], SPACE.id)])
+    with pytest.raises(SpaceMismatch, match="does not say"):
+        index.search([spaced(vectors[0], SPACE.id), vectors[0]])
     with pytest.raises(SpaceMismatch, match="have 8 numbers"):
         index.search(unit(1, 8)[0], space=SPACE.id)
 

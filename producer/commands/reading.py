@@ -56,7 +56,7 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
         info = find_space(store)
         results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
     except (NoWorker, RedisUnreachable) as error:
-        raise type(error)(f"{error} Or add --local, to load the model here.") from error
+        raise type(error)(f"{str(error).rstrip('.')}. Or add --local, to load the model here") from error
     finally:
         store.close()
         producer.close()

@@ -138,14 +138,14 @@ def _how_far(state: Completeness) -> str:
 
 def _provenance(info: SpaceInfo) -> list[str]:
     made = dict(info.provenance)
-    how = [made.pop("pretrained", ""), made.pop("device", ""), made.pop("precision", "")]
+    how = " ".join(filter(None, (made.pop(name, "") for name in ("pretrained", "device", "precision"))))
     versions = " ".join(f"{name} {version}" for name, version in made.items())
-    return [
+    lines = [
         f"{info.space.dimension} numbers, {info.space.activation}, weights {info.space.weights[:22]}, "
         f"{info.space.preprocessing.split(' mean')[0]}",
-        f"made {_when(info.created)}, last changed {_when(info.changed)}; "
-        + "; ".join(filter(None, (f"last written by {' '.join(filter(None, how))}" if any(how) else "", versions))),
+        f"made {_when(info.created)}, last changed {_when(info.changed)}",
     ]
+    return [*lines, f"last written by {how or 'nobody knows whom'}; {versions}"] if info.provenance else lines
 
 
 def _when(seconds: float) -> str:
