@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m bench`` (beside its peers), ``bench.memory``, ``bench.variants`` and ``bench.images``."""
+"""Benchmarks: ``python -m bench`` (beside its peers), and what each of the other modules here says of itself."""

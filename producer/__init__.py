@@ -1,25 +1,35 @@
-"""The producer: enqueue posters, follow jobs, read vectors. What a backend imports; it loads no torch.
+"""The producer: enqueue posters, follow jobs, search vectors. What a backend imports; it loads no torch.
 
-from producer import Producer
+from producer import Index, Producer
 producer = Producer()
 job = producer.enqueue(["a.jpg", "b.png"])
 vector = producer.embed("a.jpg", timeout=5)
+index = Index.open()
+matches = index.search(vector, k=5)
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producer.client import Job, Producer
+    from producer.index import Index
+    from producer.search import Match
 
-__all__ = ["Job", "Producer"]
+__all__ = ["Index", "Job", "Match", "Producer"]
+
+_HOMES = {
+    "Index": "producer.index",
+    "Job": "producer.client",
+    "Match": "producer.search",
+    "Producer": "producer.client",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the client when it is used: a backend that only might enqueue pays nothing for it."""
-    if name in __all__:
-        from producer import client
-
-        return getattr(client, name)
+    """Import what is used when it is used: a backend that only might enqueue pays nothing for it."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

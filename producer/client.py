@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from producer.catalogue import inside_root, poster_id
-from worker.announcement import READY, Announcement, Announcements
-from worker.celery import create_app, send
+from worker.announcement import Announcement, Announcements, common_space
+from worker.celery import create_app, send, send_query
 from worker.custody import Custody
 from worker.errors import (
     ConfigurationError,
@@ -24,6 +24,7 @@ from worker.errors import (
     LedgerSetBack,
     NoWorker,
     RedisUnreachable,
+    SpaceMismatch,
     UnreadablePoster,
 )
 from worker.keys import REPLY_S
@@ -31,10 +32,12 @@ from worker.ledger import Ledger
 from worker.messages import BULK, INTERACTIVE, EmbedBatch, Poster, fitting
 from worker.progress import Failure, Progress
 from worker.quarantine import Quarantine
+from worker.queries import Queries
 from worker.repair import Repair
 from worker.settings import Settings, load_settings, without_password
 from worker.space import Space
-from worker.vectors import Vectors, open_store
+from worker.vectors import open_store
+from worker.vectors.spaced import SpacedVectors, spaced
 
 if TYPE_CHECKING:
     from worker.vectors import VectorStore
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
 LATER_LOOK_S: Final = 0.2
 RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
+SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
+READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices that the model is loaded
+BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
 Item = TypeVar("Item")
 
@@ -123,6 +129,7 @@ class Producer:
         self.announcements = Announcements(self.settings.redis_url)
         self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
         self.on_wait: Callable[[RedisUnreachable], object] = lambda error: None  # called while `feed` waits
+        self._queries = Queries(self.settings.redis_url)
         self._app = create_app(self.settings)
         self._repair = Repair(self.custody, self.ledger, self.send)
 
@@ -153,32 +160,57 @@ class Producer:
             raise
         return job
 
-    def embed(self, path: str | Path, timeout: float = 5.0) -> Vectors:
+    def embed(self, path: str | Path, timeout: float = 5.0) -> SpacedVectors:
         """Embed one poster ahead of all bulk work and wait for its vector, float32 (dimension,), unit length.
 
-        A poster that the store holds and that has not changed is answered from there.
+        A poster that the store holds and that has not changed is answered from there. The vector knows its
+        space (``vector.space``), so that Index.search can refuse one of another model.
 
         Raises:
             NoWorker: nobody works on the queue.
             UnreadablePoster: the poster failed; says why.
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
+            SpaceMismatch: the workers' models are not one, or were changed while this call waited.
         """
+        ends = time.monotonic() + timeout
         poster = self._poster(path)
-        self.workers(at_least_one=True)
+        space = self._ready_space(ends, poster.path)
         job = self.begin(keep_s=REPLY_S)
-        for _ in self.feed(job, [poster], lane=INTERACTIVE, reply=True):
+        for _ in self.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
             pass
-        progress = job.wait(timeout)
+        progress = job.wait(max(0.0, ends - time.monotonic()))
         raw = self.ledger.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:
-            return np.frombuffer(raw, "<f4").astype(np.float32)
+            return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
         for failure in job.failures():
+            now = self.space() if failure.word == "internal" else None
+            if now is not None and now.id != space:
+                raise SpaceMismatch(f"{failure.path}: {failure.reason}")
             raise UnreadablePoster(failure.path, failure.word, failure.reason)
         job.cancel()
         raise EmbedTimeout(
-            f"no vector for {poster.path} within {timeout:g} s (job {job.id} is {progress.state}): "
-            "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
+            f"no vector for {poster.path} within {timeout:g} s (job {job.id} is {progress.state}): {BUSY}"
         )
+
+    def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
+        """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
+
+        Args:
+            image: the bytes of an image file, at most queries.MOST_BYTES.
+            timeout: seconds.
+            name: what the error calls it.
+
+        Raises:
+            NoWorker, UnreadablePoster, EmbedTimeout: as `embed`.
+        """
+        ends = time.monotonic() + timeout
+        self._ready_space(ends, name)
+        token = self._queries.put(image, max(0.1, ends - time.monotonic()), name)
+        send_query(self._app, token)
+        answer = self._queries.wait(token, ends - time.monotonic(), name)
+        if answer is None:
+            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
+        return spaced(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
 
     def job(self, job_id: str) -> Job:
         """A job by its id, or the newest one by ``last``; JobUnknown shows on first use."""
@@ -197,11 +229,12 @@ class Producer:
         return alive
 
     def space(self) -> Space | None:
-        """The space that the workers make vectors of; None while none is ready."""
-        for worker in self.workers():
-            if worker.state == READY and worker.get("space_json"):
-                return Space.from_json(worker.get("space_json"))
-        return None
+        """The space that the workers make vectors of; None while none is ready.
+
+        Raises:
+            SpaceMismatch: they make vectors of more than one.
+        """
+        return common_space(self.workers())
 
     def store(self) -> VectorStore:
         """Open the store for reading; the caller closes it."""
@@ -223,6 +256,7 @@ class Producer:
         lane: str = BULK,
         force: bool = False,
         reply: bool = False,
+        space: str | None = None,
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
         patient: bool = False,
     ) -> Iterator[int]:
@@ -232,13 +266,16 @@ class Producer:
 
         Args:
             posters: read lazily; a Failure among them is counted as it is.
+            space: id of the only space that the vectors may land in; None: the one that the workers
+                make when the first batch is sent with a worker ready. A worker of another fails them.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
             patient: wait for a Redis that is away, instead of raising; `on_wait` hears of it.
 
         Raises:
             LedgerSetBack: Redis came back without the job, or without some of its steps.
+            SpaceMismatch: the workers' models are not one, or were changed meanwhile; nothing more is sent.
         """
-        source = iter(posters)
+        source, looked = iter(posters), time.monotonic()
         seen, is_wanted = 0, True
         while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
             seen += len(block)
@@ -246,10 +283,12 @@ class Producer:
             candidates = list({item.id: item for item in block if isinstance(item, Poster)}.values())
             current = is_current(candidates) if candidates and not force else set()
             todo = [poster for poster in candidates if poster.id not in current]
+            if space is None or time.monotonic() - looked > SPACE_LOOK_S:
+                space, looked = self._persist(partial(self._agreed, space), patient), time.monotonic()
             settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
-                batch = EmbedBatch(job.id, name, part, lane, None, force, reply) if part else None
+                batch = EmbedBatch(job.id, name, part, lane, space, force, reply) if part else None
                 write = partial(self.ledger.step, job.id, job.steps + 1, batch=batch, **settled)
                 is_wanted = self._persist(write, patient)
                 if not is_wanted:
@@ -272,8 +311,29 @@ class Producer:
         """Let go of the connections."""
         self._repair.close()
         self.announcements.close()
+        self._queries.close()
         self.ledger.close()
         self._app.close()
+
+    def _agreed(self, space: str | None) -> str | None:
+        """The space that the workers make; SpaceMismatch when it is not `space` any more."""
+        known = self.space()
+        if known is None or space in (None, known.id):
+            return known.id if known else space
+        raise SpaceMismatch(
+            f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
+            f"the job was begun for {space}. Run the same command again"
+        )
+
+    def _ready_space(self, ends: float, name: str) -> str:
+        """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""
+        while True:
+            space = common_space(self.workers(at_least_one=True))
+            if space is not None:
+                return space.id
+            if time.monotonic() >= ends:
+                raise EmbedTimeout(f"no vector for {name}: {BUSY}")
+            time.sleep(READY_LOOK_S)
 
     def _persist(self, call: Callable[[], Item], patient: bool) -> Item:
         while True:

@@ -311,9 +311,23 @@ def test_a_backend_hears_of_a_redis_that_is_away_within_5_seconds(tmp_path):
 def test_every_command_has_help_with_an_example(world):
     """And the help of the whole lists them."""
     listed = world.run("--help").stdout
-    for command in ("index", "status", "failures", "retry", "cancel", "doctor", "demo"):
-        assert command in listed
-        done = world.run(command, "--help")
+    for command in (
+        "index",
+        "status",
+        "failures",
+        "retry",
+        "cancel",
+        "identify",
+        "duplicates",
+        "export",
+        "spaces",
+        "spaces use",
+        "spaces drop",
+        "doctor",
+        "demo",
+    ):
+        assert command.split()[0] in listed
+        done = world.run(*command.split(), "--help")
         assert done.returncode == 0
         assert f"Example:\n    python -m producer {command}" in done.stdout
 

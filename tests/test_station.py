@@ -5,18 +5,22 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import worker.pulse
 from worker.announcement import LOADING, READY, Announcements
 from worker.custody import Custody
-from worker.errors import NewerMessage, RedisUnreachable, StoreUnavailable
+from worker.errors import DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
 from worker.opening import _pin_card
 from worker.progress import Claim, Outcome
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
+from worker.queries import Answer, Queries
 from worker.settings import load_settings
 from worker.station import Station
 from worker.timings import Timings
@@ -42,6 +46,15 @@ class FakePipeline:
         if self.error:
             raise self.error
         return Outcome(embedded=len(batch.posters))
+
+    def embed_one(self, data):
+        if self.error:
+            raise self.error
+        return np.full(4, 0.5, np.float32)
+
+    @property
+    def embedder(self):
+        return SimpleNamespace(space=SimpleNamespace(id="space-1"))
 
     def close(self):
         pass
@@ -346,3 +359,85 @@ def test_the_card_is_pinned_in_the_order_of_nvidia_smi(monkeypatch, card):
     _pin_card(card)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == card
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.fixture
+def queries(redis_url):
+    queries = Queries(redis_url)
+    yield queries
+    queries.close()
+
+
+def test_a_query_is_answered_with_vector_and_space(world, queries):
+    """Of the worker's own model; the ledger never hears of it."""
+    token = queries.put(b"image", 5)
+    world.station.answer(token)
+    assert queries.wait(token, 5) == Answer("space-1", np.full(4, 0.5, "<f4").tobytes())
+    assert world.pipeline.runs == 0
+    assert world.ledger.progress("J").submitted == 0
+
+
+def test_a_query_that_was_taken_before_ended_its_worker(world, queries):
+    """Whoever still waits is told at once, instead of waiting for nothing."""
+    token = queries.put(b"image", 5)
+    queries.take(token)
+    world.station.answer(token)
+    with pytest.raises(UnreadablePoster, match="the image: crashed-worker"):
+        queries.wait(token, 5)
+
+
+def test_an_image_without_a_vector_has_its_reason(world, queries):
+    """As a poster has."""
+    world.pipeline.error = UnreadablePoster("the image", "too-large", "it has 9 pixels")
+    token = queries.put(b"image", 5)
+    world.station.answer(token)
+    with pytest.raises(UnreadablePoster, match="too-large: it has 9 pixels"):
+        queries.wait(token, 5)
+
+
+def test_a_defect_is_told_to_whoever_waits_and_reaches_the_log(world, queries, caplog):
+    """It is ours, not the image's."""
+    world.pipeline.error = ZeroDivisionError("oops")
+    token = queries.put(b"image", 5)
+    world.station.answer(token)
+    assert "ZeroDivisionError" in caplog.text
+    with pytest.raises(UnreadablePoster, match="internal: ZeroDivisionError: oops"):
+        queries.wait(token, 5)
+
+
+def test_a_lost_device_ends_the_process_in_a_query_too(world, queries, monkeypatch):
+    """A fresh process takes over, and tells whoever waits."""
+    ended = []
+
+    def leave(status):
+        ended.append(status)
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    world.pipeline.error = DeviceLost("the context is broken")
+    token = queries.put(b"image", 5)
+    with pytest.raises(SystemExit):
+        world.station.answer(token)
+    assert ended == [70]
+
+
+def test_a_redis_that_is_away_does_not_end_a_worker(world, monkeypatch):
+    """Whoever waits hears nothing in time, and may ask again."""
+
+    def away(token):
+        raise RedisUnreachable("Redis is away")
+
+    monkeypatch.setattr(world.station._queries, "take", away)
+    world.station.answer("0" * 32)
+
+
+def test_a_query_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
+    """Nobody else would: there is no parent process with a time limit."""
+    ended = threading.Event()
+    monkeypatch.setattr(worker.pulse, "_exit", ended.set)
+    settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=0.2, claim_s=3)
+    pulse = Pulse(settings, "solo@tests", Ledger(redis_url, claim_s=3), solo=True)
+    pulse.start()
+    with pulse.look():
+        assert ended.wait(5)
+    pulse.stop()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +65,97 @@ def test_scan_yields_every_row_once_in_id_order(store):
     names, matrix = scanned(store)
     assert names == sorted(ids)
     assert np.array_equal(matrix, given[[ids.index(name) for name in names]])
+
+
+def test_read_yields_every_row_once_with_its_vector(store):
+    """Rows and vectors are aligned bit by bit, in whatever order; chunks are as small as asked for."""
+    ids = ["z", "a", "é", "m", "\U0001f600"]
+    given = vectors(5)
+    store.put(OTHER, rows("z", "other"), vectors(2, 9))
+    store.put(SPACE, rows(*ids[:3]), given[:3])
+    store.put(SPACE, rows(*ids[3:]), given[3:])
+    store.put(SPACE, rows("a", digest="new"), given[1:2])
+    found = {}
+    for some, matrix in store.read(SPACE.id, 2):
+        assert len(some) == len(matrix) <= 2
+        assert matrix.dtype == np.float32
+        found.update(zip(some, matrix, strict=True))
+    assert sorted(row.id for row in found) == sorted(ids)
+    for row, vector in found.items():
+        assert row == Row(row.id, "new-a" if row.id == "a" else f"d-{row.id}", 10, 20)
+        assert vector.tobytes() == given[ids.index(row.id)].tobytes()
+    assert list(store.read("unknown")) == []
+
+
+def test_read_may_be_left_early(store):
+    """A reader that has seen enough leaves nothing behind that hinders a writer."""
+    store.put(SPACE, rows("a", "b", "c"), vectors(3))
+    reading = store.read(SPACE.id, 1)
+    next(reading)
+    store.put(SPACE, rows("d"), vectors(1))
+    reading.close()
+    assert store.delete(SPACE.id, ["a"]) == 1
+
+
+def test_ids_come_in_code_point_order(store):
+    """Without vectors; pages as small as asked for; of that space alone."""
+    ids = ["z", "a", "é", "Z", "\uffee", "\U0001f600"]
+    store.put(SPACE, rows(*ids), vectors(6))
+    store.put(OTHER, rows("other"), vectors(1))
+    pages = list(store.ids(SPACE.id, 4))
+    assert [len(page) for page in pages] == [4, 2]
+    assert [name for page in pages for name in page] == sorted(ids)
+    assert list(store.ids("unknown")) == []
+
+
+def test_the_version_changes_with_the_rows_and_with_nothing_else(store):
+    """After put, replacement and delete it is another one; after reading, and after changes elsewhere, the same."""
+    seen = [store.version(SPACE.id)]
+    assert seen == [""]
+
+    def changed():
+        seen.append(store.version(SPACE.id))
+        return len(set(seen)) == len(seen)
+
+    store.put(SPACE, rows("a", "b"), vectors(2))
+    assert changed()
+    store.put(SPACE, rows("a", digest="new"), vectors(1, 3))
+    assert changed()
+    store.delete(SPACE.id, ["b", "absent"])
+    assert changed()
+    list(store.read(SPACE.id))
+    store.put(OTHER, rows("a"), vectors(1))
+    store.delete(SPACE.id, ["absent"])
+    store.use(OTHER.id)
+    store.put(SPACE, [], vectors(0), {"torch": "2"})
+    assert store.version(SPACE.id) == seen[-1]
+    store.drop(SPACE.id)
+    assert store.version(SPACE.id) == ""
+
+
+def test_a_space_made_anew_never_has_an_old_version(store):
+    """Whoever holds what was there before the drop sees that it is over."""
+    seen = set()
+    for _ in range(5):
+        store.put(SPACE, rows("a"), vectors(1))
+        seen.add(store.version(SPACE.id))
+        store.drop(SPACE.id)
+    assert len(seen) == 5
+
+
+def test_a_space_tells_when_it_was_made_and_changed(store):
+    """Seconds since 1970; a later chunk moves `changed` alone."""
+    before = time.time()
+    store.put(SPACE, rows("a"), vectors(1))
+    first = store.spaces()[0]
+    time.sleep(0.02)
+    store.put(SPACE, rows("b"), vectors(1))
+    second = store.spaces()[0]
+    time.sleep(0.02)
+    store.delete(SPACE.id, ["a"])
+    third = store.spaces()[0]
+    assert before - 0.01 <= first.created == second.created == third.created <= first.changed
+    assert first.changed < second.changed < third.changed <= time.time() + 0.01
 
 
 def test_putting_again_replaces(store):

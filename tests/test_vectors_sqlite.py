@@ -16,7 +16,8 @@ from worker.errors import StoreError, StoreUnavailable
 from worker.space import Space
 from worker.vectors import Row
 from worker.vectors import sqlite as sqlite_module
-from worker.vectors.sqlite import SCHEMA_VERSION, SQLiteStore
+from worker.vectors.sqlite import SQLiteStore
+from worker.vectors.sqlite_schema import SCHEMA_VERSION
 
 PROJECT = Path(__file__).parent.parent
 SPACE = Space("tiny", "0" * 32, "gelu", "8x8", 4)
@@ -154,6 +155,101 @@ def test_a_chunk_that_fails_leaves_nothing(store, monkeypatch):
         store.put(SPACE, broken, unit(5))
     assert store.count(SPACE.id) == 0
     assert list(store.scan(SPACE.id)) == []
+
+
+VERSION_1 = """
+CREATE TABLE spaces (
+    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
+    created REAL NOT NULL, provenance TEXT NOT NULL, rows INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE vectors (
+    number INTEGER PRIMARY KEY, space INTEGER NOT NULL REFERENCES spaces(key), id TEXT NOT NULL,
+    digest TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, stored REAL NOT NULL,
+    vector BLOB NOT NULL
+);
+CREATE UNIQUE INDEX vectors_by_id ON vectors (space, id);
+CREATE INDEX vectors_by_content ON vectors (space, digest);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TRIGGER one_more AFTER INSERT ON vectors
+    BEGIN UPDATE spaces SET rows = rows + 1 WHERE key = NEW.space; END;
+CREATE TRIGGER one_less AFTER DELETE ON vectors
+    BEGIN UPDATE spaces SET rows = rows - 1 WHERE key = OLD.space; END;
+PRAGMA user_version = 1;
+"""
+OPENER = "import sys; from worker.vectors import open_store; open_store(sys.argv[1]).check()"
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(path):
+    """By several programs at once: every row stays, and counts and versions go on from there."""
+    path.parent.mkdir()
+    vectors = unit(3)
+    with sqlite3.connect(path) as db:
+        db.executescript(VERSION_1)
+        db.execute("INSERT INTO spaces VALUES (1, ?, ?, 5.0, '{}', 0)", (SPACE.id, SPACE.to_json()))
+        db.execute("INSERT INTO facts VALUES ('current', ?)", (SPACE.id,))
+        for row, vector in zip(rows(3), vectors, strict=True):
+            db.execute("INSERT INTO vectors VALUES (NULL, 1, ?, ?, ?, ?, 5.0, ?)", (*row, vector.tobytes()))
+    db.close()
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER, f"sqlite:{path}"], cwd=PROJECT) for _ in range(4)]
+    assert [opener.wait() for opener in openers] == [0] * 4
+    store = SQLiteStore(str(path))
+    assert store.current() == SPACE.id
+    assert store.get(SPACE.id, ["p00001"])["p00001"].tobytes() == vectors[1].tobytes()
+    assert (store.spaces()[0].created, store.spaces()[0].changed) == (5.0, 5.0)
+    before = store.version(SPACE.id)
+    store.put(SPACE, rows(4), unit(4))
+    assert store.count(SPACE.id) == 4
+    assert store.version(SPACE.id) != before
+    store.close()
+
+
+def test_a_row_changed_by_hand_is_noticed(store, path):
+    """Triggers count, not the program: whoever deletes with another tool changes count and version, too."""
+    store.put(SPACE, rows(3), unit(3))
+    before = store.version(SPACE.id)
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM vectors WHERE id = 'p00001'")
+    db.close()
+    assert store.count(SPACE.id) == 2
+    assert store.version(SPACE.id) != before
+
+
+def test_read_sees_one_moment(store, path):
+    """Rows that go and come back while somebody reads are neither missed nor seen twice."""
+    store.put(SPACE, rows(1000), unit(1000))
+    reading = store.read(SPACE.id, 100)
+    seen = [row.id for row in next(reading)[0]]
+    other = SQLiteStore(str(path))
+    other.delete(SPACE.id, [row.id for row in rows(1000)])
+    other.put(SPACE, rows(1000), unit(1000, 1))
+    seen += [row.id for some, _ in reading for row in some]
+    assert seen == [row.id for row in rows(1000)]
+    other.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak of memory in this way")
+def test_reading_takes_the_memory_of_a_chunk(path):
+    """A program that walks over 60 MB of vectors grows by a few."""
+    space = Space("wide", "0" * 32, "gelu", "8x8", 512)
+    store = SQLiteStore(str(path))
+    vectors = np.zeros((5000, 512), np.float32)
+    vectors[:, 0] = 1
+    for start in range(0, 30000, 5000):
+        store.put(space, [Row(f"{n:06}", f"{n}", 1, 1) for n in range(start, start + 5000)], vectors)
+    store.close()
+    code = (
+        "import resource, sys; from worker.vectors import open_store\n"
+        "store = open_store(sys.argv[1]); seen = 0\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "next(store.read(sys.argv[2], 1000)); before = peak()\n"
+        "for rows, matrix in store.read(sys.argv[2], 1000): seen += len(matrix)\n"
+        "print(seen, peak() - before)"
+    )
+    command = [sys.executable, "-c", code, f"sqlite:{path}", space.id]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    seen, grown_mb = map(int, done.stdout.split())
+    assert seen == 30000
+    assert grown_mb < 20
 
 
 def test_pages_keep_the_file_near_the_raw_size(path):

@@ -6,12 +6,14 @@ posters:worker:NAME   hash   state, host, pid, device, model, space, …   ANNOU
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
+from worker.errors import SpaceMismatch
 from worker.ledger_scripts import SAY
 from worker.redis_client import answers, connect
+from worker.space import Space
 
 PREFIX: Final = "posters:worker:"
 NAMES: Final = "posters:workers"
@@ -80,3 +82,20 @@ class Announcements:
     def close(self) -> None:
         """Let go of the connections."""
         self._redis.close()
+
+
+def common_space(workers: Iterable[Announcement]) -> Space | None:
+    """The space that the ready ones among the workers make vectors of; None while none is ready.
+
+    Raises:
+        SpaceMismatch: they make vectors of more than one; names who makes which.
+    """
+    makers = {worker.get("space_json"): worker for worker in workers if worker.state == READY}
+    if len(makers) > 1:
+        told = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in makers.values())
+        raise SpaceMismatch(
+            f"the workers make vectors of {len(makers)} spaces ({told}), and nobody can tell which of them will "
+            "take a poster: stop those of the model that you leave "
+            f"(one that was killed is forgotten after {ANNOUNCEMENT_S} s)"
+        )
+    return next((Space.from_json(text) for text in makers if text), None)

@@ -15,7 +15,8 @@ from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
 
 from worker.errors import ConfigurationError
-from worker.messages import BULK, EMBED_TASK, LANES, QUEUES, EmbedBatch
+from worker.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, EmbedBatch
+from worker.queries import encode_query
 from worker.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, answers, broker
 from worker.settings import Settings, load_settings
 
@@ -95,16 +96,26 @@ def send(app: Celery, batch: EmbedBatch) -> None:
     Raises:
         RedisUnreachable: within 5 s, when Redis is away, hangs, or is full.
     """
+    shown = f"<{len(batch.posters)} posters>"  # paths do not belong into Celery's log
+    _send(app, EMBED_TASK, batch.encode(), batch.batch, batch.lane, shown)
+
+
+def send_query(app: Celery, token: str) -> None:
+    """Put a query on the interactive lane; raises as `send`."""
+    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE, "<an image>")
+
+
+def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str, shown: str) -> None:
     with answers(app.conf.broker_url):
         try:
             app.send_task(
-                EMBED_TASK,
-                args=[batch.encode()],
-                task_id=batch.batch,
-                queue=QUEUES[batch.lane],
+                task,
+                args=[message],
+                task_id=task_id,
+                queue=QUEUES[lane],
                 retry=False,
                 ignore_result=True,
-                argsrepr=f"<{len(batch.posters)} posters>",  # paths do not belong into Celery's log
+                argsrepr=shown,
             )
         except KombuError as error:  # it wraps what redis-py raised while it connected
             raise (error.__cause__ or ConnectionError(str(error))) from None

@@ -14,7 +14,8 @@ LANES: Final = (INTERACTIVE, BULK)
 QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
 
 EMBED_TASK: Final = "posters.embed"
-TASKS: Final = frozenset((EMBED_TASK,))  # each takes one JSON object
+QUERY_TASK: Final = "posters.query"
+TASKS: Final = frozenset((EMBED_TASK, QUERY_TASK))  # each takes one JSON object
 VERSION: Final = 1
 
 MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows

@@ -136,6 +136,20 @@ class Pipeline:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
         return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
 
+    def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
+        """Embed an image that is no poster: float32 (dimension,), unit length; nothing is stored.
+
+        Raises:
+            UnreadablePoster: it has no vector; says why.
+            DeviceLost: the accelerator needs a fresh process.
+        """
+        pixels = decode(data, self.embedder.geometry, name=name, limits=self._limits, budget=self._budget)
+        result = self.embedder.submit(pixels.unsqueeze(0)).result()
+        for reason in result.failures.values():
+            raise UnreadablePoster(name, "internal", reason)
+        vector: Vectors = result.vectors[0]
+        return vector
+
     def close(self) -> None:
         """End the threads; the store stays open, it belongs to the caller."""
         self._readers.shutdown(cancel_futures=True)

@@ -51,6 +51,7 @@ class Pulse(threading.Thread):
         self._work: tuple[EmbedBatch, str, float] | None = None  # batch, holder, when it began
         self._done, self._lost = 0, False
         self._left_at: float | None = None
+        self._looking_since: float | None = None
         self._ended = threading.Event()
 
     def say(self, state: str, **fields: object) -> bool:
@@ -70,6 +71,15 @@ class Pulse(threading.Thread):
             yield
         finally:
             self._work = None
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Inside the block something that is no batch is worked on; in a solo worker it may take as long as one."""
+        self._looking_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._looking_since = None
 
     def tell(self, done: int) -> None:
         """Hear how many posters are done; Stopped when the rest is not to be done here."""
@@ -104,6 +114,10 @@ class Pulse(threading.Thread):
                 renewed = now  # whoever works reports it; try again at the next renewal
             if self._solo and work:
                 self._watch(work, now)
+            looking = self._looking_since
+            if self._solo and looking is not None and now - looking > self._settings.batch_time_limit_s:
+                logger.critical("a query hangs; this process leaves, its supervisor starts another")
+                _exit()
 
     def stop(self) -> None:
         """End the thread, withdraw the announcement, let go of the card."""

@@ -8,16 +8,17 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from worker.announcement import LOADING, READY, WAITING
 from worker.custody import Custody, sign
-from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable
+from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import EmbedBatch
 from worker.progress import Claim, Failure, Outcome
 from worker.pulse import Pulse, Stopped
 from worker.quarantine import Quarantine
+from worker.queries import CRASHED, Answer, Queries
 from worker.settings import Settings
 from worker.timings import Timings
 
@@ -34,7 +35,7 @@ FADING: Final = 0.8  # per batch: what is announced tells of the last five or so
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Told = TypeVar("Told")
 
 
 class Station:
@@ -47,6 +48,7 @@ class Station:
         self._settings, self._owner = settings, owner
         self._pipeline, self._store, self._ledger, self._pulse = pipeline, store, ledger, pulse
         self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
+        self._queries = Queries(settings.redis_url)
         self._pause_s = FIRST_PAUSE_S
         self._lately = Timings()
 
@@ -68,6 +70,18 @@ class Station:
             with suppress(RedisUnreachable):
                 self._custody.give_back(batch, holder, count=self._pulse.overdue())
             raise
+
+    def answer(self, token: str) -> None:
+        """Embed the image of a query and answer whoever waits for it; nothing of it is stored or counted."""
+        try:
+            data = self._queries.take(token)
+            self._queries.answer(token, CRASHED if data is None else self._look_at(data))
+        except RedisUnreachable as error:
+            logger.error("query %s: %s", token, error)  # whoever waits hears nothing in time, and may ask again
+        except Exception as error:  # a defect of ours: whoever waits is told at once; Celery must not see it, as above
+            logger.exception("query %s", token)
+            with suppress(RedisUnreachable):
+                self._queries.answer(token, {"word": "internal", "reason": f"{type(error).__name__}: {error}"})
 
     def leave(self) -> None:
         """Give back the batch in work after its present chunk; called from a signal's handler or a thread."""
@@ -110,9 +124,7 @@ class Station:
             logger.warning("batch %s is left where it is: %s", batch.batch, reason)
             return not self._custody.give_back(batch, holder)
         except DeviceLost as error:
-            logger.critical("batch %s: %s; this process leaves, a fresh one takes over", batch.batch, error)
-            logging.shutdown()
-            os._exit(EX_DEVICE_LOST)  # a normal exit would wait for a device that no longer answers
+            self._leave(error, f"batch {batch.batch}")
         except (PosterError, OSError) as error:
             pause = self._pause_s * random.uniform(0.75, 1.25)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
@@ -132,7 +144,7 @@ class Station:
         self._report(batch, outcome, seconds, counted)
         return True
 
-    def _insist(self, ask: Callable[[], Answer]) -> Answer:
+    def _insist(self, ask: Callable[[], Told]) -> Told:
         """Ask until Redis answers: without it there is nothing else to do, and what was done must be counted.
 
         Raises:
@@ -160,6 +172,21 @@ class Station:
         everybody = self._insist(self._pulse.announcements.everybody)
         others = [other for other in everybody if other.name != self._pulse.name_of_worker]
         return any(other.state in (LOADING, WAITING) or other.get("space") == batch.space for other in others)
+
+    def _look_at(self, data: bytes) -> Answer | dict[str, str]:
+        try:
+            with self._pulse.look():
+                vector = self._pipeline.embed_one(data)
+        except UnreadablePoster as error:
+            return {"word": error.word, "reason": error.reason}
+        except DeviceLost as error:
+            self._leave(error, "a query")
+        return Answer(self._pipeline.embedder.space.id, vector.astype("<f4").tobytes())
+
+    def _leave(self, error: DeviceLost, what: str) -> NoReturn:
+        logger.critical("%s: %s; this process leaves, a fresh one takes over", what, error)
+        logging.shutdown()
+        os._exit(EX_DEVICE_LOST)  # a normal exit would wait for a device that no longer answers
 
     def _isolate(self, batch: EmbedBatch, crashes: int) -> None:
         """Close in on the poster that ends the process: cut the batch in two, or bury the one poster."""

@@ -1,4 +1,4 @@
-"""The Celery task: unwrap, call, report. And the signals that give a worker process its station.
+"""The Celery tasks: unwrap, call, report. And the signals that give a worker process its station.
 
 This module is imported by the parent process too, which must stay without torch: what needs torch is
 imported by the handler that runs in the process that does the work.
@@ -19,8 +19,9 @@ from celery.worker import state as celery_state
 
 from worker.attendant import Attendant
 from worker.errors import BadMessage
-from worker.messages import EMBED_TASK, EmbedBatch
+from worker.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
 from worker.opening import start_station
+from worker.queries import decode_query
 from worker.settings import load_settings
 from worker.station import Station
 
@@ -49,6 +50,20 @@ def embed(task: Task, message: Any) -> None:
         return
     if not _station.work(batch):
         raise Reject("this worker stops before the batch is done", requeue=True)
+
+
+@shared_task(name=QUERY_TASK, bind=True, max_retries=1, default_retry_delay=0, ignore_result=True)
+def answer(task: Task, message: Any) -> None:
+    """Answer one query."""
+    if _station is None:
+        time.sleep(LEAVING_S)
+        raise Reject("this worker has no model and is about to leave", requeue=True)
+    try:
+        token = decode_query(message)
+    except BadMessage as error:
+        _station.quarantine(message, error, str(task.request.id))
+        return
+    _station.answer(token)
 
 
 @signals.after_setup_logger.connect

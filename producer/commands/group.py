@@ -10,7 +10,16 @@ from typing import Any, Final
 
 import click
 
-from worker.errors import ConfigurationError, JobUnknown, NoWorker, PosterError, RedisUnreachable
+from worker.errors import (
+    ConfigurationError,
+    EmbedTimeout,
+    JobUnknown,
+    NoWorker,
+    PosterError,
+    RedisUnreachable,
+    StoreError,
+    StoreUnavailable,
+)
 
 EX_OK: Final = 0
 EX_SOME_FAILED: Final = 1
@@ -25,10 +34,10 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (RedisUnreachable, NoWorker) as error:
+        except (RedisUnreachable, NoWorker, EmbedTimeout, StoreUnavailable) as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EX_OUT_OF_REACH)
-        except (ConfigurationError, JobUnknown) as error:
+        except (ConfigurationError, JobUnknown, StoreError) as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EX_USAGE)
         except PosterError as error:
@@ -62,4 +71,5 @@ def example(text: str) -> Callable[[Any], Any]:
     return decorate
 
 
+space_option = click.option("--space", help="Id of a space, or its beginning; default: the one that readers use.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")

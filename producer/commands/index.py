@@ -13,6 +13,7 @@ import click
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example
 from producer.indexing import currency, find, index, ledger_entry, ledger_line, look_at_catalogue, say
+from producer.spaces import last_words
 from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
 from worker.progress import Failure
@@ -56,6 +57,8 @@ def index_command(
     _warn_if_untrained(producer)
     if progress.embedded and not detach:
         _say_what_held_it_up(producer)
+    if words := last_words(producer.settings, producer.space()):
+        say(words)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 

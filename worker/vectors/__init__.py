@@ -33,12 +33,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class SpaceInfo:
-    """A space in the store: how many vectors, how many bytes of numbers, since when, made with what."""
+    """A space in the store.
+
+    Attributes:
+        space: which it is.
+        count: how many vectors it holds.
+        bytes: of their numbers alone, 4 * dimension each.
+        created: when its first chunk came, seconds since 1970.
+        changed: when a row of it last came, was replaced or went, seconds since 1970.
+        provenance: library versions, precision and device of whoever wrote last.
+    """
 
     space: Space
     count: int
     bytes: int
     created: float
+    changed: float
     provenance: Mapping[str, str]
 
 
@@ -77,8 +87,25 @@ class VectorStore(Protocol):
     def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
         """Yield ``(ids, (n, dimension) float32)`` over all rows: ids in code point order, constant memory."""
 
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        """Yield ``(rows, (n, dimension) float32)`` over all rows, in the order in which they are read fastest.
+
+        Constant memory. Every row that is there throughout comes exactly once, and no id comes twice;
+        what is written meanwhile may come or not. SQLite yields the rows of one moment.
+        """
+
+    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
+        """Yield all ids in code point order, without reading a vector; constant memory."""
+
     def count(self, space_id: str) -> int:
         """How many vectors the space holds."""
+
+    def version(self, space_id: str) -> str:
+        """A stamp that is another one after every put, delete and drop in that space; takes microseconds.
+
+        Equal stamps mean equal rows. A space that the store does not know has the stamp ``""``; one that
+        was dropped and made anew never has a stamp that it had before.
+        """
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         """Remove rows; how many were there."""

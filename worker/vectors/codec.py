@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,6 +14,11 @@ from worker.vectors import Row, Vectors
 
 DTYPE: Final = np.dtype("<f4")  # little-endian float32 on every machine
 LENGTH_TOLERANCE: Final = 1e-3  # rounding of 512 float32 squares is below 1e-6; a forgotten normalisation is not
+
+
+def first_version() -> int:
+    """Where a space's version begins to count: nowhere in particular, so that one made anew never repeats a stamp."""
+    return secrets.randbits(60)  # room for 2**62 changes in a signed 64-bit number
 
 
 def pack(vectors: Vectors) -> list[bytes]:

@@ -12,16 +12,21 @@ import numpy as np
 from worker.errors import StoreError
 from worker.space import Space
 from worker.vectors import Row, SpaceInfo, Vectors
-from worker.vectors.codec import checked
+from worker.vectors.codec import checked, first_version
 
 
 @dataclass
 class _Held:
     space: Space
     created: float
+    changed: float
     provenance: Mapping[str, str]
+    version: int = field(default_factory=first_version)
     rows: dict[str, Row] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
+
+    def touch(self, now: float) -> None:
+        self.version, self.changed = self.version + 1, now
 
 
 class MemoryStore:
@@ -38,9 +43,12 @@ class MemoryStore:
     ) -> None:
         rows, vectors = checked(space, rows, vectors)
         with self._lock:
-            held = self._spaces.setdefault(space.id, _Held(space, time.time(), {}))
+            now = time.time()
+            held = self._spaces.setdefault(space.id, _Held(space, now, now, {}))
             held.provenance = dict(provenance) if provenance is not None else held.provenance
             self._current = self._current or space.id
+            if rows:
+                held.touch(now)
             for row, vector in zip(rows, vectors, strict=True):
                 held.rows[row.id], held.vectors[row.id] = row, vector.copy()
 
@@ -69,10 +77,30 @@ class MemoryStore:
             part = items[start : start + chunk]
             yield [name for name, _ in part], np.stack([vector for _, vector in part])
 
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            items = [(row, held.vectors[name]) for name, row in held.rows.items()] if held else []
+        for start in range(0, len(items), chunk):
+            part = items[start : start + chunk]
+            yield [row for row, _ in part], np.stack([vector for _, vector in part])
+
+    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            names = sorted(held.rows) if held else []
+        for start in range(0, len(names), chunk):
+            yield names[start : start + chunk]
+
     def count(self, space_id: str) -> int:
         with self._lock:
             held = self._spaces.get(space_id)
             return len(held.rows) if held else 0
+
+    def version(self, space_id: str) -> str:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            return str(held.version) if held else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         with self._lock:
@@ -81,13 +109,20 @@ class MemoryStore:
             for name in gone:
                 assert held is not None
                 del held.rows[name], held.vectors[name]
+            if held and gone:
+                held.touch(time.time())
             return len(gone)
 
     def spaces(self) -> list[SpaceInfo]:
         with self._lock:
             return [
                 SpaceInfo(
-                    held.space, len(held.rows), len(held.rows) * held.space.dimension * 4, held.created, held.provenance
+                    held.space,
+                    len(held.rows),
+                    len(held.rows) * held.space.dimension * 4,
+                    held.created,
+                    held.changed,
+                    held.provenance,
                 )
                 for held in sorted(self._spaces.values(), key=lambda held: held.created)
             ]

@@ -3,7 +3,7 @@
 posters:v:SPACE:ID        hash   vector, digest, size, mtime_ns, stored
 posters:vector-ids:SPACE  zset   every id with score 0, so that ranges come in byte order
 posters:content:SPACE     hash   digest → an id of that content
-posters:space:SPACE       hash   space, created, provenance
+posters:space:SPACE       hash   space, created, changed, version, provenance
 posters:spaces            zset   space ids by the time they were made
 posters:current-space     string the space that readers use
 """
@@ -23,7 +23,7 @@ from worker.redis_client import answers, connect
 from worker.settings import without_password
 from worker.space import Space
 from worker.vectors import Row, SpaceInfo, Vectors
-from worker.vectors.codec import checked, pack, unpack, unpack_many
+from worker.vectors.codec import checked, first_version, pack, unpack, unpack_many
 
 SPACES: Final = "posters:spaces"
 CURRENT: Final = "posters:current-space"
@@ -53,6 +53,7 @@ class RedisStore:
                 entry["provenance"] = json.dumps(dict(provenance), sort_keys=True)
             pipe.hset(_space_key(space.id), mapping=entry)
             pipe.hsetnx(_space_key(space.id), "created", now)
+            pipe.hsetnx(_space_key(space.id), "version", str(first_version()))
             pipe.zadd(SPACES, {space.id: now}, nx=True)
             pipe.setnx(CURRENT, space.id)
             for row, raw in zip(rows, pack(vectors), strict=True):
@@ -70,6 +71,7 @@ class RedisStore:
                 pipe.hset(_content_key(space.id), row.digest, row.id)
             if rows:
                 pipe.zadd(_ids_key(space.id), {row.id: 0 for row in rows})
+                self._touch(pipe, space.id, now)
             pipe.execute()
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
@@ -109,6 +111,24 @@ class RedisStore:
         dimension = self._dimension(space_id)
         if dimension is None:
             return
+        for names in self.ids(space_id, chunk):
+            found = self._fields(space_id, names, ["vector"])
+            there = [name for name in names if found[name][0] is not None]  # others went since the ids were read
+            if there:
+                yield there, unpack_many([found[name][0] for name in there], dimension)
+
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        dimension = self._dimension(space_id)
+        if dimension is None:
+            return
+        for names in self.ids(space_id, chunk):
+            found = self._fields(space_id, names, ["vector", "digest", "size", "mtime_ns"])
+            there = [name for name in names if found[name][0] is not None]  # others went since the ids were read
+            rows = [Row(name, found[name][1].decode(), *map(int, found[name][2:])) for name in there]
+            if there:
+                yield rows, unpack_many([found[name][0] for name in there], dimension)
+
+    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
         after = b"-"
         while True:
             with self._told():
@@ -116,15 +136,16 @@ class RedisStore:
             if not page:
                 return
             after = b"(" + page[-1]
-            names = [name.decode() for name in page]
-            found = self._fields(space_id, names, ["vector"])
-            there = [name for name in names if found[name][0] is not None]  # others went since the page was read
-            if there:
-                yield there, unpack_many([found[name][0] for name in there], dimension)
+            yield [name.decode() for name in page]
 
     def count(self, space_id: str) -> int:
         with self._told():
             return int(self._redis.zcard(_ids_key(space_id)))
+
+    def version(self, space_id: str) -> str:
+        with self._told():
+            stamp = cast(bytes | None, self._redis.hget(_space_key(space_id), "version"))
+        return stamp.decode() if stamp else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
@@ -137,6 +158,8 @@ class RedisStore:
                     pipe.delete(_key(space_id, name))
                 for digest in digests.values():
                     pipe.hdel(_content_key(space_id), digest)
+                if digests:
+                    self._touch(pipe, space_id, repr(time.time()))
                 pipe.zrem(_ids_key(space_id), *part)
                 gone += int(pipe.execute()[-1])
         return gone
@@ -150,7 +173,9 @@ class RedisStore:
             space = Space.from_json(entry[b"space"].decode())
             count = self.count(name)
             provenance = json.loads(entry.get(b"provenance", b"{}"))
-            infos.append(SpaceInfo(space, count, count * space.dimension * 4, float(entry[b"created"]), provenance))
+            created = float(entry[b"created"])
+            changed = float(entry.get(b"changed", created))
+            infos.append(SpaceInfo(space, count, count * space.dimension * 4, created, changed, provenance))
         return infos
 
     def current(self) -> str | None:
@@ -188,6 +213,11 @@ class RedisStore:
 
     def close(self) -> None:
         self._redis.close()
+
+    def _touch(self, pipe: Any, space_id: str, now: str) -> None:
+        """Within the transaction that changes rows: give the space another version."""
+        pipe.hincrby(_space_key(space_id), "version", 1)
+        pipe.hset(_space_key(space_id), "changed", now)
 
     def _fields(self, space_id: str, ids: Sequence[str], names: list[str]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}

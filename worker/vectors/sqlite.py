@@ -7,39 +7,20 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 from worker.errors import StoreError, StoreUnavailable
 from worker.space import Space
 from worker.vectors import Row, SpaceInfo, Vectors
-from worker.vectors.codec import checked, pack, unpack, unpack_many
+from worker.vectors.codec import checked, first_version, pack, unpack, unpack_many
+from worker.vectors.sqlite_schema import FROM_VERSION_1, SCHEMA_VERSION, TABLES, TRIGGERS
 
-SCHEMA_VERSION: Final = 1
 PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
 BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
 ASKED_AT_ONCE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
 
-# Rows lie in the order in which they came; reading them in that order is three times faster than by id.
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS spaces (
-    key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
-    created REAL NOT NULL, provenance TEXT NOT NULL, rows INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS vectors (
-    number INTEGER PRIMARY KEY, space INTEGER NOT NULL REFERENCES spaces(key), id TEXT NOT NULL,
-    digest TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, stored REAL NOT NULL,
-    vector BLOB NOT NULL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS vectors_by_id ON vectors (space, id);
-CREATE INDEX IF NOT EXISTS vectors_by_content ON vectors (space, digest);
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TRIGGER IF NOT EXISTS one_more AFTER INSERT ON vectors
-    BEGIN UPDATE spaces SET rows = rows + 1 WHERE key = NEW.space; END;
-CREATE TRIGGER IF NOT EXISTS one_less AFTER DELETE ON vectors
-    BEGIN UPDATE spaces SET rows = rows - 1 WHERE key = OLD.space; END;
-"""
 _UPSERT: Final = """
 INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
@@ -110,10 +91,41 @@ class SQLiteStore:
             after = found[-1][0]
             yield [name for name, _, _ in found], unpack_many([raw for _, raw, _ in found], _dimension(found[0][2]))
 
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        with self._told(), closing(self._connect()) as db:  # of its own: one statement sees one moment, however long
+            space = db.execute("SELECT key, space FROM spaces WHERE id = ?", (space_id,)).fetchone()
+            if space is None:
+                return
+            # the plus keeps SQLite from going by an index over the space, in whose order the rows do not lie
+            query = "SELECT vector, id, digest, size, mtime_ns FROM vectors WHERE +space = ? ORDER BY number"
+            cursor, dimension = db.execute(query, (space[0],)), _dimension(space[1])
+            while found := cursor.fetchmany(chunk):
+                rows = [Row._make(values[1:]) for values in found]
+                yield rows, unpack_many([values[0] for values in found], dimension)
+
+    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
+        after = ""
+        query = (
+            "SELECT v.id FROM vectors v WHERE v.space = (SELECT key FROM spaces WHERE id = ?) "
+            "AND v.id > ? ORDER BY v.id LIMIT ?"
+        )
+        while True:
+            with self._told():
+                found = [name for (name,) in self._connection.execute(query, (space_id, after, chunk))]
+            if not found:
+                return
+            after = found[-1]
+            yield found
+
     def count(self, space_id: str) -> int:
         with self._told():
             found = self._connection.execute("SELECT rows FROM spaces WHERE id = ?", (space_id,)).fetchone()
         return int(found[0]) if found else 0
+
+    def version(self, space_id: str) -> str:
+        with self._told():
+            found = self._connection.execute("SELECT version FROM spaces WHERE id = ?", (space_id,)).fetchone()
+        return str(found[0]) if found else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
@@ -130,12 +142,12 @@ class SQLiteStore:
     def spaces(self) -> list[SpaceInfo]:
         with self._told():
             found = self._connection.execute(
-                "SELECT space, rows, created, provenance FROM spaces ORDER BY key"
+                "SELECT space, rows, created, changed, provenance FROM spaces ORDER BY key"
             ).fetchall()
         infos = []
-        for text, rows, created, provenance in found:
+        for text, rows, created, changed, provenance in found:
             space = Space.from_json(text)
-            infos.append(SpaceInfo(space, rows, rows * space.dimension * 4, created, json.loads(provenance)))
+            infos.append(SpaceInfo(space, rows, rows * space.dimension * 4, created, changed, json.loads(provenance)))
         return infos
 
     def current(self) -> str | None:
@@ -176,14 +188,15 @@ class SQLiteStore:
         """This thread's connection; SQLite's own locks then order the threads as they order processes."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(
-                self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._local.connection = connection
+            connection = self._local.connection = self._connect()
             with self._lock:
                 self._connections.append(connection)
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
     def _prepare(self, db: sqlite3.Connection) -> None:
@@ -194,12 +207,16 @@ class SQLiteStore:
             )
         if version == SCHEMA_VERSION:
             return
-        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and version == 0:
-            tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-            if "spaces" not in tables:
-                raise StoreError(f"{self._path} is a SQLite file of another program (tables {', '.join(tables)})")
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if tables and "spaces" not in tables:
+            raise StoreError(f"{self._path} is a SQLite file of another program (tables {', '.join(tables)})")
         db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        with self._writing():
+            version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been here first
+            if version < SCHEMA_VERSION:
+                for statement in (*(FROM_VERSION_1 if version else TABLES), *TRIGGERS):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _make_known(
         self, db: sqlite3.Connection, space: Space, provenance: Mapping[str, str] | None, now: float
@@ -208,8 +225,8 @@ class SQLiteStore:
         told = json.dumps(dict(provenance), sort_keys=True) if provenance is not None else None
         if found is None:
             key = db.execute(
-                "INSERT INTO spaces (id, space, created, provenance) VALUES (?, ?, ?, ?)",
-                (space.id, space.to_json(), now, told or "{}"),
+                "INSERT INTO spaces (id, space, created, changed, version, provenance) VALUES (?, ?, ?, ?, ?, ?)",
+                (space.id, space.to_json(), now, now, first_version(), told or "{}"),
             ).lastrowid
             db.execute("INSERT OR IGNORE INTO facts VALUES ('current', ?)", (space.id,))
             assert key is not None
