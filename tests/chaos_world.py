@@ -88,7 +88,10 @@ class ChaosWorld(World):
         """`pause_s` is slept before each forward pass, so that there is a middle to hit."""
         (folder / "redis").mkdir(parents=True)
         (folder / "mischief").mkdir()
-        super().__init__(folder, RedisServer(AOF, folder=folder / "redis"), **settings)
+        server = RedisServer(AOF, folder=folder / "redis")
+        if settings.get("store") == "redis":  # the same server, another database, as docker-compose.yml has it
+            settings["store"] = server.url.removesuffix("/0") + "/1"
+        super().__init__(folder, server, **settings)
         self.running: list[Running] = []
         self._producers: list[Producer] = []
         self._mischief = folder / "mischief"

@@ -66,13 +66,14 @@ def test_redis_flapping(enduring, measured):
 
 @pytest.mark.chaos
 @pytest.mark.xfail(strict=True, reason="the producer does not notice that the ledger forgot its last steps")
+@pytest.mark.parametrize("store", ["SQLite", "Redis"])
 @scenario(
-    "Redis comes back from an AOF that is some seconds old",
+    "Redis comes back from an AOF that is some seconds old; vectors in {store}",
     "what it forgot is sent again: every poster that `index` took is counted",
 )
-def test_redis_from_a_stale_aof(fresh, measured):
-    """Batches that were finished are open again, and others were never written down."""
-    world = fresh(window="4")
+def test_redis_from_a_stale_aof(fresh, measured, store):
+    """Batches that were finished are open again, and others were never written down, nor were vectors."""
+    world = fresh(window="4", **({"store": "redis"} if store == "Redis" else {}))
     names = world.draw(240)
     world.worker("w").wait_until_ready()
     running = world.index_in_background(batch=10)
@@ -108,7 +109,9 @@ def test_redis_from_a_stale_aof_after_sending(fresh, measured):
     measured(recovered, world.embedded() - 240)
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "seconds", [5, pytest.param(33, marks=pytest.mark.chaos), pytest.param(60, marks=pytest.mark.chaos)]
+)
 @scenario(
     "Redis hangs (SIGSTOP) for {seconds} s",
     "a backend's call fails within 5 s and says so; `index` and worker go on when Redis answers",

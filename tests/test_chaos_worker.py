@@ -31,13 +31,14 @@ def test_a_killed_child(enduring, measured):
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("store", ["SQLite", "Redis"])
 @scenario(
-    "`kill -9` of the whole worker, and a supervisor that starts it again",
+    "`kill -9` of the whole worker, and a supervisor that starts it again; vectors in {store}",
     "its batches come back no later than the claim's lifetime and 10 s after the new one is ready",
 )
-def test_a_killed_worker(fresh, measured):
+def test_a_killed_worker(fresh, measured, store):
     """Parent and child at once, as a power cut does."""
-    world = fresh()
+    world = fresh(**({"store": "redis"} if store == "Redis" else {}))
     names = world.draw(120)
     first = world.worker("w").wait_until_ready()
     running = world.index_in_background(batch=20)
@@ -162,6 +163,7 @@ def test_a_hang_in_the_model(fresh, measured):
     measured(recovered, world.embedded() - 60)
 
 
+@pytest.mark.chaos
 @scenario("the GPU's context breaks for good", "the child leaves, a fresh one takes over at once")
 def test_a_lost_device(enduring, measured):
     """CUDA's 'unspecified launch failure': every further call in the process would fail."""
