@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
+from patience import wait_for
 
 from worker.messages import EMBED_TASK, QUEUES, EmbedBatch, Poster
 

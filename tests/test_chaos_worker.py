@@ -5,7 +5,7 @@ import time
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
+from patience import wait_for
 from tiny_model import write_tiny_model
 
 
@@ -215,7 +215,7 @@ def test_a_changed_model(fresh, measured):
     assert first.stop() == 0
     job = world.producer.enqueue([world.root / name for name in queued])
     other = write_tiny_model(world.folder / "other", seed=1)
-    world.learn(other)
+    world.references.learn(other)
     world.worker("b", POSTERS_MODEL_NAME=other).wait_until_ready()
     assert job.wait(60).at_rest
     failing = {failure.id: failure.word for failure in job.failures()}
