@@ -2,7 +2,7 @@
 # make test   lint, type-check, test
 # make setup  only what the two need: .venv, Python packages, redis-server
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fuzz bench bench-images bench-memory clean
+.PHONY: help setup demo test lint chaos fuzz bench bench-images bench-memory clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -36,6 +36,15 @@ lint: setup  ## Lint and type-check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: setup faketime  ## Kill, stop, fill, and cut everything, then a soak of SECONDS=60; WRITE=1 updates the table
+	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m '' --table -rs --durations=5 \
+		$(if $(WRITE),--write-table docs/reliability.md) -s tests/test_chaos_*.py
+
+# One scenario needs it, and is skipped with a reason where it cannot be had.
+.PHONY: faketime
+faketime:
+	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || .ci/install-package faketime || true
 
 fuzz: setup  ## Mutate images; CASES=5000 sets how many
 	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest tests/test_images_fuzz.py

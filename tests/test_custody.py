@@ -156,6 +156,18 @@ def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(le
     assert custody.returned() == []
 
 
+def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, custody):
+    """Its parent says so: the attempt stays counted, and whoever is alive sends the batch again."""
+    begin(ledger, batch())
+    custody.claim(batch(), "one#a")
+    assert not custody.free(batch(), "two"), "another's batch is not ours to free"
+    assert custody.free(batch(), "one")
+    assert custody.returned() == [("job", "job.1")]
+    assert custody.claim(batch(), "two#b") == (Claim.WORK, 2, True)
+    custody.finish(batch(), Outcome(embedded=4))
+    assert not custody.free(batch(), "two")
+
+
 def test_cutting_a_batch_keeps_every_poster(ledger, custody):
     """The halves replace the whole: same posters, counted once."""
     begin(ledger, batch(count=5))

@@ -140,7 +140,7 @@ def test_make_help_lists_every_target():
     """Each documented target exists; `make` alone changes nothing."""
     done = subprocess.run(["make"], cwd=PROJECT, capture_output=True, text=True, check=True)
     listed = set(re.findall(r"make ([a-z-]+)", done.stdout))
-    assert {"setup", "demo", "test", "lint", "fuzz", "bench", "bench-images"} <= listed
+    assert {"setup", "demo", "test", "lint", "chaos", "fuzz", "bench", "bench-images"} <= listed
 
 
 def test_ci_runs_the_readmes_command():

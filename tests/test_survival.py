@@ -14,23 +14,22 @@ def lonely(redis_url, redis_server, tmp_path):
     world.close()
 
 
-@pytest.mark.parametrize("fate", ["lose", "hang"])
+@pytest.mark.parametrize("fate", ["lose-device", "hang"])
 def test_a_worker_whose_device_is_lost_or_hangs_goes_on_in_a_fresh_process(lonely, tmp_path, fate):
     """An illegal access in the middle of a job: the child leaves, another loads and takes the batch again.
 
     A forward pass that never comes back is ended by the time limit, with the same result.
     """
     names = lonely.draw(60)
-    file = tmp_path / "fate"
-    worker = lonely.worker("w", "--include", "mischief", MISCHIEF_DEVICE=str(file)).wait_until_ready()
+    worker = lonely.worker("w", "--include", "mischief", MISCHIEF=str(tmp_path)).wait_until_ready()
     before = worker.child()
-    file.write_text(fate)
+    (tmp_path / fate).touch()
     ledger = lonely.index("--batch", "20")
     assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == (60, 60, 0)
     assert lonely.stored() == set(names)
-    assert not file.exists()
+    assert not (tmp_path / fate).exists()
     said = worker.said()
-    if fate == "lose":
+    if fate == "lose-device":
         assert "the GPU's context is broken: CUDA error: an illegal memory access" in said
         assert "a fresh one takes over" in said
     ends = time.monotonic() + 30

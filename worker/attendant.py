@@ -18,6 +18,7 @@ from worker.celery import create_app, send
 from worker.custody import Custody
 from worker.errors import PosterError
 from worker.ledger import Ledger
+from worker.messages import EmbedBatch
 from worker.pulse import FORCE_S
 from worker.repair import Repair
 from worker.settings import Settings
@@ -38,6 +39,9 @@ class Attendant(threading.Thread):
         """`consumer` is Celery's; `give_up` is called when no model could be loaded; `station`: a solo worker's own."""
         super().__init__(name="attendant", daemon=True)
         self._settings, self._consumer, self._give_up, self._station = settings, consumer, give_up, station
+        self.node = str(consumer.hostname)
+        self._ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
+        self._custody = Custody(self._ledger)
         self._closing = threading.Event()
         self._cold = False
         self._announcements = Announcements(settings.redis_url)
@@ -45,13 +49,19 @@ class Attendant(threading.Thread):
     def run(self) -> None:
         """Look every second until the worker closes; then see to it that it does in settings.stop_s."""
         app = create_app(self._settings)  # a producer's: bounded waiting, its own connections
-        ledger = Ledger(self._settings.redis_url, claim_s=self._settings.claim_s)
-        repair = Repair(Custody(ledger), ledger, lambda batch: send(app, batch))
+        repair = Repair(self._custody, self._ledger, lambda batch: send(app, batch))
         self._tend(repair)
         repair.close()
-        ledger.close()
-        self._announcements.close()
         self._see_it_end()
+
+    def bury(self, message: object, owner: str) -> None:
+        """Free the batch that a child died with, or was ended for; called by Celery's own thread."""
+        if self._station is not None:
+            return  # a solo worker has no child
+        try:
+            self._custody.free(EmbedBatch.decode(message), owner)
+        except PosterError as error:
+            logger.warning("the batch of a child that died has to wait until its claim expires: %s", error)
 
     def close(self, *, at_once: bool) -> None:
         """The worker stops: give its batch settings.stop_s, or no time at all. Returns at once."""
@@ -61,15 +71,15 @@ class Attendant(threading.Thread):
             self._station.leave()
 
     def _tend(self, repair: Repair) -> None:
-        name, first, silent = self._consumer.hostname, True, False
+        first, silent = True, False
         while not self._closing.wait(LOOK_S) and not self._pool_is_closing():
             try:
-                heard = self._announcements.hear(name)
+                heard = self._announcements.hear(self.node)
                 if heard is not None and heard.state == FAILED:
                     self._give_up()
                     return
                 if heard is None and self._station is None and first:
-                    self._announcements.say(name, LOADING, {})  # its child has not come so far
+                    self._announcements.say(self.node, LOADING, {})  # its child has not come so far
                 first = False
                 again = repair.run()
                 if again:

@@ -9,13 +9,17 @@ from typing import Final
 
 import torch
 
+from worker.announcement import RENEWAL_S
 from worker.errors import RedisUnreachable
 from worker.keys import card_key
 from worker.lease import Lease
 from worker.ledger import Ledger
 
 LEASE_S: Final = 15.0  # as long as an announcement: a worker that is silent for so long counts as dead
-LOOK_S: Final = 1.0  # how soon a worker that waits takes over when the card is let go
+LOOK_S: Final = 1.0
+# A holder that lives renews its lease in less. So a lease that expired because Redis' clock was put forward, or
+# because Redis was away, is its holder's again before one that waits takes it.
+SETTLE_S: Final = RENEWAL_S + 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +49,12 @@ def wait_for_card(
     said = ""
     while True:
         try:
-            holder = lease.take()
-            if holder is None:
+            holder = lease.held_by()
+            if holder in (None, owner):
+                if said:
+                    pause(SETTLE_S)
+                holder = lease.take()
+            if holder in (None, owner):
                 return lease
             reason = f"{holder} works on the card {card}; this worker waits, and takes over when that one ends"
         except RedisUnreachable as error:

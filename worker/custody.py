@@ -39,6 +39,7 @@ class Custody:
         self._claim, self._beat = script(ledger_scripts.CLAIM), script(ledger_scripts.BEAT)
         self._give_back, self._finish = script(ledger_scripts.GIVE_BACK), script(ledger_scripts.FINISH)
         self._cut, self._ids = script(ledger_scripts.CUT), script(ledger_scripts.IDS)
+        self._free = script(ledger_scripts.FREE)
 
     # the worker's side
 
@@ -70,6 +71,15 @@ class Custody:
         arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count)]
         with answers(self._url):
             return bool(self._give_back(keys, arguments))
+
+    def free(self, batch: EmbedBatch, owner: str) -> bool:
+        """Let go of a batch whose worker died with it, for its parent process; False when it was not `owner`'s.
+
+        Without it, whoever gets the batch next would respect the dead child's claim until that expires.
+        """
+        keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
+        with answers(self._url):
+            return bool(self._free(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
         """Count a batch as finished, once; False when it was finished before."""

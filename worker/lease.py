@@ -16,6 +16,7 @@ class Lease:
     def __init__(self, ledger: Ledger, key: str, holder: str, lasts_s: float) -> None:
         """`ledger` lends its connection; `lasts_s`: renew it well before."""
         self._url, self._key, self.holder, self._lasts_ms = ledger.url, key, holder, round(lasts_s * 1000)
+        self._redis = ledger.redis
         self._take = ledger.redis.register_script(ledger_scripts.TAKE)
         self._let_go = ledger.redis.register_script(ledger_scripts.LET_GO)
 
@@ -25,6 +26,12 @@ class Lease:
         with answers(self._url):
             holder = str(self._take([self._key], [self.holder, lasts_ms]))
         return None if holder == self.holder else holder
+
+    def held_by(self) -> str | None:
+        """Who holds it now; None when nobody does."""
+        with answers(self._url):
+            holder = self._redis.get(self._key)
+        return None if holder is None else str(holder)
 
     def let_go(self) -> None:
         """Free it at once, if it is ours."""

@@ -144,6 +144,16 @@ redis.call('HSET', KEYS[4], ARGV[1], ARGV[3])
 return 1
 """
 
+# KEYS open claim returned; ARGV batch owner job → 1 if the owner had it. For an owner whose child died with it: the
+# attempt stays counted, and it is sent again at once.
+FREE: Final = """
+local held = redis.call('GET', KEYS[2])
+if not held or string.sub(held, 1, #ARGV[2] + 1) ~= ARGV[2] .. '#' then return 0 end
+redis.call('DEL', KEYS[2])
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[3], ARGV[1], ARGV[3]) end
+return 1
+"""
+
 # KEYS job open tries doing failures vectors claim active returned; ARGV job batch now keep_s reply_s
 # unclaimed_only embedded reused unchanged failed cancelled, then n_failures (id json)*, then (id vector)*
 # → 1 if counted, 0 if it was before, or is claimed

@@ -137,8 +137,16 @@ def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
         yield tuple(posters[start:])
 
 
+def _is_text(value: object, limit: int = MAX_PATH_CHARACTERS) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int and -1 <= value < 2**63
+
+
 def _text(value: object, name: str, limit: int) -> str:
-    if not isinstance(value, str) or not value or len(value) > limit or "\0" in value:
+    if not isinstance(value, str) or not _is_text(value, limit):
         shown = (
             f"{value[:40]!r}… of {len(value)} characters" if isinstance(value, str) and len(value) > 40 else repr(value)
         )
@@ -153,7 +161,7 @@ def _flag(value: object, name: str) -> bool:
 
 
 def _whole(value: object, name: str) -> int:
-    if type(value) is not int or not -1 <= value < 2**63:
+    if not isinstance(value, int) or not _is_whole(value):
         raise BadMessage(f"{name} must be a whole number from -1 to 2**63-1, not {value!r}")
     return value
 
@@ -166,14 +174,14 @@ def _posters(value: object) -> tuple[Poster, ...]:
     for number, entry in enumerate(value):
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != len(Poster._fields):
             raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
-        posters.append(
-            Poster(
-                _text(entry[0], f"posters[{number}].id", MAX_PATH_CHARACTERS),
-                _text(entry[1], f"posters[{number}].path", MAX_PATH_CHARACTERS),
-                _whole(entry[2], f"posters[{number}].size"),
-                _whole(entry[3], f"posters[{number}].mtime_ns"),
-            )
-        )
+        name, path, size, mtime_ns = entry
+        if not (_is_text(name) and _is_text(path) and _is_whole(size) and _is_whole(mtime_ns)):
+            # only now, when something is wrong, the words for it: they would take longer than the looking
+            _text(name, f"posters[{number}].id", MAX_PATH_CHARACTERS)
+            _text(path, f"posters[{number}].path", MAX_PATH_CHARACTERS)
+            _whole(size, f"posters[{number}].size")
+            _whole(mtime_ns, f"posters[{number}].mtime_ns")
+        posters.append(Poster(name, path, size, mtime_ns))
     if len({poster.id for poster in posters}) != len(posters):
         raise BadMessage("posters holds an id twice")
     return tuple(posters)

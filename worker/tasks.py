@@ -94,8 +94,8 @@ def _load(sender: str | None = None, **_: Any) -> None:
     """Load the model in the process that will use it: the prefork child, or the solo process."""
     global _station
     name = sender or "worker"
-    _station = start_station(load_settings(), name, owner=_owner(name), solo=_is_solo())
-    if _is_solo():
+    _station = start_station(load_settings(), name, owner=_owner(name), solo=_is_main())
+    if _is_main():
         if _station is None:
             sys.exit(EX_CONFIG)
         atexit.register(_say_goodbye)  # a cold shutdown tells nobody
@@ -107,6 +107,15 @@ def _attend(sender: Any, **_: Any) -> None:
     global _attendant
     _attendant = Attendant(load_settings(), sender, give_up=_leave, station=_station)
     _attendant.start()
+
+
+@signals.task_retry.connect
+@signals.task_failure.connect
+def _bury(sender: Any = None, request: Any = None, args: Any = None, **_: Any) -> None:
+    """In the parent process: its child died with a batch (Celery sends it again), or was ended after its time limit."""
+    arguments = args if request is None else request.args
+    if _attendant is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
+        _attendant.bury(arguments[0], _owner(_attendant.node))
 
 
 @signals.worker_shutting_down.connect
@@ -130,8 +139,8 @@ def _leave() -> None:
     celery_state.should_stop = EX_CONFIG
 
 
-def _is_solo() -> bool:
-    """True where tasks run in the process that consumes them."""
+def _is_main() -> bool:
+    """True in the process that consumes; where a model is loaded in it, this is the solo pool."""
     from billiard.process import current_process
 
     return bool(current_process().name == "MainProcess")
@@ -139,4 +148,4 @@ def _is_solo() -> bool:
 
 def _owner(name: str) -> str:
     """Who claims batches: equal for a child and the child that replaces it, so that it takes over at once."""
-    return f"{name}/{os.getpid() if _is_solo() else os.getppid()}"
+    return f"{name}/{os.getpid() if _is_main() else os.getppid()}"

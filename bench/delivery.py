@@ -1,0 +1,187 @@
+"""What ledger and queue add to a batch: each step by itself, and the whole way through a real worker.
+
+The whole way is measured with batches whose posters are all stored already: a worker that is given hundreds of them
+spends its time on taking, unpacking, claiming, finishing and acknowledging, and on one look into the store, which is
+measured by itself and taken off. Processor time counts, which a busy machine does not change; the clock is shown too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from bench.posters import write_jpegs
+from producer import Producer
+from producer.demo import own_redis, own_worker
+from worker.celery import create_app, send
+from worker.custody import Custody, sign
+from worker.envelope import objection
+from worker.ledger import Ledger
+from worker.messages import BULK, QUEUES, EmbedBatch, Poster
+from worker.progress import Outcome
+from worker.settings import Settings, load_settings
+
+POSTERS: Final = 256  # in a batch, as settings.posters_per_batch
+WARM: Final = 20  # batches that are not measured
+MS: Final = 1000.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--batches", default=300, show_default=True, help="How many batches each figure is made of.")
+@click.option("--images", default=512, show_default=True, help="Posters of the job whose share is told.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(batches: int, images: int, as_json: bool) -> None:
+    """Tell what a batch costs beside its embedding. Linux: it reads the workers' processor time in /proc."""
+    with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder, own_redis(Path(folder)) as url:
+        click.echo(f"drawing {images} posters …", err=True)
+        root = Path(folder, "posters")
+        write_jpegs(root, max(images, POSTERS))
+        os.environ |= {"POSTERS_ROOT": str(root), "POSTERS_CATALOGUE": "none"}
+        settings = load_settings(pretrained="untrained", redis_url=url, store=f"sqlite:{Path(folder, 'vectors.db')}")
+        steps = _steps(settings, batches)
+        with own_worker(settings, Path(folder)) as name:
+            producer = Producer(settings)
+            try:
+                rate = _embed(producer, sorted(path.name for path in root.iterdir()))
+                whole = _whole_way(producer, name, batches)
+            finally:
+                producer.close()
+    added = whole["processor_ms"] - whole["store_ms"]
+    share = added / MS / (POSTERS / rate)
+    if as_json:
+        figures = {"added_ms_per_batch": round(added, 2), "images_per_second": round(rate, 1), "share": round(share, 4)}
+        cores = len(os.sched_getaffinity(0))
+        click.echo(json.dumps({"steps_ms": steps, "whole_way": whole, **figures, "cores": cores}))
+        return
+    click.echo(f"a batch of {POSTERS} posters, median of {batches}")
+    for step, took in steps.items():
+        click.echo(f"  {step:34} {took:6.2f} ms")
+    click.echo(
+        f"  through the worker, nothing to embed {whole['processor_ms']:4.2f} ms of processor time, "
+        f"{whole['clock_ms']:.2f} ms on the clock; of that {whole['store_ms']:.2f} ms for the store"
+    )
+    click.echo(f"ledger and delivery add {added:.2f} ms to a batch that takes {POSTERS / rate * MS:.0f} ms to embed")
+    click.echo(f"  {100 * share:.2f} % of a job at {rate:.1f} images/s")
+
+
+def _steps(settings: Settings, count: int) -> dict[str, float]:
+    """Median milliseconds of each step, on batches of the usual size and names of a usual length."""
+    ledger = Ledger(settings.redis_url)
+    custody, app = Custody(ledger), create_app(settings)
+    batches = [EmbedBatch("bench", f"bench.{number}", _posters(number)) for number in range(1, count + 1)]
+    ledger.create("bench")
+    holders = {batch.batch: sign("bench") for batch in batches}
+    numbers = {batch.batch: number for number, batch in enumerate(batches, 1)}
+    found = {
+        "producer: write it down": _each(batches, lambda one: ledger.step("bench", numbers[one.batch], batch=one)),
+        "producer: send it": _each(batches, lambda one: send(app, one)),
+    }
+    elements = [text.encode() for text in ledger.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
+    bodies = [one.encode() for one in batches]
+    found |= {
+        "worker: look at it at the door": _each(elements, objection),
+        "worker: unpack and check it": _each(bodies, EmbedBatch.decode),
+        "worker: claim it": _each(batches, lambda one: custody.claim(one, holders[one.batch])),
+        "worker: say how far it is": _each(batches, lambda one: custody.beat(one, holders[one.batch], 1)),
+        "worker: finish it": _each(batches, lambda one: custody.finish(one, Outcome(embedded=POSTERS))),
+    }
+    ledger.redis.flushdb()
+    ledger.close()
+    app.close()
+    return {step: round(took, 3) for step, took in found.items()}
+
+
+def _posters(batch: int) -> tuple[Poster, ...]:
+    names = [f"collection/season-{batch:03}/poster-{number:06}.jpg" for number in range(POSTERS)]
+    return tuple(Poster(name, name, 250_000 + batch, 1_700_000_000_000_000_000 + batch) for name in names)
+
+
+def _each(items: Iterable[Any], step: Callable[[Any], object]) -> float:
+    took = []
+    for item in items:
+        began = time.perf_counter()
+        step(item)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took) * MS
+
+
+def _embed(producer: Producer, names: list[str]) -> float:
+    """Embed every poster once; images per second."""
+    began = time.perf_counter()
+    progress = producer.enqueue(names).wait()
+    if progress.embedded != len(names):
+        raise click.ClickException(f"the job did not embed all: {progress}")
+    return len(names) / (time.perf_counter() - began)
+
+
+def _whole_way(producer: Producer, worker: str, count: int) -> dict[str, float]:
+    """Milliseconds per batch through the worker when there is nothing to embed, and of the store in that."""
+    heard = producer.announcements.hear(worker)
+    if heard is None:
+        raise click.ClickException("the worker is gone")
+    child = int(heard.get("pid"))
+    parent = int(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    names = sorted(path.name for path in producer.settings.root.iterdir())[:POSTERS]
+    posters = [
+        Poster(name, name, (s := (producer.settings.root / name).stat()).st_size, s.st_mtime_ns) for name in names
+    ]
+    for process in (parent, child):
+        os.kill(process, signal.SIGSTOP)  # so that all of it waits, and the producer is not measured
+    job = producer.begin()
+    for _ in producer.feed(job, chain.from_iterable([posters] * (count + 2 * WARM))):
+        pass
+    for process in (parent, child):
+        os.kill(process, signal.SIGCONT)
+    _wait_for(lambda: job.progress().settled >= WARM * POSTERS)
+    settled, began, used = job.progress().settled, time.perf_counter(), _processor_s(parent, child)
+    _wait_for(lambda: job.progress().settled >= (count + WARM) * POSTERS)
+    done = (job.progress().settled - settled) / POSTERS
+    clock, processor = time.perf_counter() - began, _processor_s(parent, child) - used
+    job.wait()
+    return {
+        "clock_ms": round(clock / done * MS, 2),
+        "processor_ms": round(processor / done * MS, 2),
+        "store_ms": round(_look_into_store(producer, names), 2),
+    }
+
+
+def _processor_s(*processes: int) -> float:
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _look_into_store(producer: Producer, names: list[str]) -> float:
+    """Milliseconds of processor time for what the pipeline asks the store about such a batch."""
+    store, looks = producer.store(), 50
+    space = store.current() or ""
+    began = time.process_time()
+    for _ in range(looks):
+        store.rows(space, names)
+    took = time.process_time() - began
+    store.close()
+    return took / looks * MS
+
+
+def _wait_for(look: Callable[[], bool], within_s: float = 300.0) -> None:
+    ends = time.monotonic() + within_s
+    while not look():
+        if time.monotonic() > ends:
+            raise click.ClickException("the worker does not come to an end")
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench.delivery")
