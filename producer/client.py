@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from producer.catalogue import inside_root, poster_id
+from producer.catalogue import Catalogue, read_catalogue
+from producer.folders import inside_root, poster_id
 from worker.announcement import READY, Announcement, Announcements
 from worker.celery import create_app, send
 from worker.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
@@ -100,6 +102,8 @@ class Producer:
         self._app = create_app(self.settings)
         self._repair = Repair(self.settings.redis_url, self.ledger, self.send)
         self._repaired = time.monotonic()
+        self._catalogue: Catalogue | None = None
+        self._reading = threading.Lock()
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
         """Queue posters and return at once.
@@ -110,7 +114,8 @@ class Producer:
             force: embed even what the store already holds.
 
         Raises:
-            ConfigurationError: a path lies outside the posters root; nothing was queued.
+            ConfigurationError: a path lies outside the posters root, or the catalogue, which gives
+                posters their ids, cannot be read; nothing was queued.
             RedisUnreachable: Redis is away; what was queued before that goes on under the job.
         """
         posters = list({poster.id: poster for poster in map(self._poster, paths)}.values())
@@ -189,6 +194,7 @@ class Producer:
         lane: str = BULK,
         force: bool = False,
         reply: bool = False,
+        verify: bool = False,
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
         patient: bool = False,
     ) -> Iterator[int]:
@@ -198,6 +204,7 @@ class Producer:
 
         Args:
             posters: read lazily; a Failure among them is counted as it is.
+            verify: let the worker compare contents, and trust no modification time.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
             patient: wait for a Redis that is away, instead of raising.
         """
@@ -210,7 +217,7 @@ class Producer:
             current = is_current(candidates) if candidates and not force else set()
             todo = tuple(poster for poster in candidates if poster.id not in current)
             name = f"{job.id}.{step}"
-            batch = EmbedBatch(job.id, name, todo, lane, None, force, reply) if todo else None
+            batch = EmbedBatch(job.id, name, todo, lane, None, force, reply, verify) if todo else None
             write = partial(self.ledger.step, job.id, step, unchanged=len(current), failures=failures)
             if not self._persist(partial(write, batch=batch), patient):
                 break  # the job was cancelled
@@ -249,8 +256,18 @@ class Producer:
     def _poster(self, path: str | Path) -> Poster:
         root = Path(os.path.realpath(self.settings.root))
         relative = inside_root(root, path)
+        key = poster_id(relative)
+        place = self._known_catalogue().at([key]).get(key)
+        identity = place.id if place is not None else key
         try:
             stat = os.stat(root / relative)
         except OSError:  # not visible from here; the worker decides
-            return Poster(poster_id(relative), relative)
-        return Poster(poster_id(relative), relative, stat.st_size, stat.st_mtime_ns)
+            return Poster(identity, relative)
+        return Poster(identity, relative, stat.st_size, stat.st_mtime_ns)
+
+    def _known_catalogue(self) -> Catalogue:
+        """The catalogue as it is now: read on first use, and again when its file has changed."""
+        with self._reading:
+            if self._catalogue is None or self._catalogue.is_outdated():
+                self._catalogue = read_catalogue(self.settings.catalogue)
+            return self._catalogue

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from heapq import nsmallest
 from itertools import islice
+from pathlib import Path
+from typing import Final
 
 import click
 
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example
-from producer.indexing import currency, find, index, ledger_entry, ledger_line, look_at_catalogue, say
+from producer.currency import Currency
+from producer.finding import Note, was_sent
+from producer.indexing import index, ledger_entry, ledger_line, say, search, summarise
 from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
 from worker.progress import Failure
 from worker.settings import load_settings
+
+SHOWN: Final = 20  # failures that a person reads without asking for them
 
 
 @example("python -m producer index posters/")
@@ -22,19 +29,20 @@ from worker.settings import load_settings
 @click.argument("paths", nargs=-1, metavar="[PATH…]")
 @click.option("--batch", type=click.IntRange(1, 4096), help="Posters per message (default 256).")
 @click.option("--force", is_flag=True, help="Embed what the store already holds, too.")
+@click.option("--verify", is_flag=True, help="Compare contents (the worker reads every file); trust no date.")
 @click.option("--detach", is_flag=True, help="Send everything and leave; follow with `status`.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be sent, one path per line; sends nothing.")
 @as_json
 def index_command(
-    paths: tuple[str, ...], batch: int | None, force: bool, detach: bool, dry_run: bool, as_json: bool
+    paths: tuple[str, ...], batch: int | None, force: bool, verify: bool, detach: bool, dry_run: bool, as_json: bool
 ) -> None:
     """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed."""
     producer = Producer(load_settings(posters_per_batch=batch))
     if dry_run:
-        _dry_run(producer, paths, force=force)
+        _dry_run(producer, paths, force=force or verify, as_json=as_json)
         return
     try:
-        job, progress = index(producer, paths, force=force, detach=detach, quiet=as_json)
+        job, progress = index(producer, paths, force=force, detach=detach, quiet=as_json, verify=verify)
     except KeyboardInterrupt as interrupt:
         job_id = interrupt.args[0] if interrupt.args else "last"
         say(f"interrupted; job {job_id} goes on. Follow it: `python -m producer status {job_id}`; ")
@@ -42,11 +50,10 @@ def index_command(
         sys.exit(EX_INTERRUPTED)
     if detach:
         say(f"sent; follow it with `python -m producer status {job.id}`")
-    failures = job.failures() if progress.failed else []
-    for failure in failures[:20]:
+    for failure in nsmallest(SHOWN, producer.ledger.failures(job.id)) if progress.failed else ():
         say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-    if len(failures) > 20:
-        say(f"… and {len(failures) - 20} more: `python -m producer failures {job.id}`")
+    if progress.failed > SHOWN:
+        say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {job.id}`")
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     _warn_if_untrained(producer)
@@ -69,7 +76,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
         return
     new = producer.begin()
-    for _ in producer.feed(new, (_as_poster(failure) for failure in again)):
+    for _ in producer.feed(new, (_as_sent(failure, producer.settings.catalogue) for failure in again)):
         pass
     say(f"sent {len(again)} poster(s) as job {new.id}")
     progress = new.wait()
@@ -77,10 +84,17 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
 
-def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None:
-    found = find(producer, paths)
-    look_at_catalogue(producer.settings)
-    is_current = currency(producer)
+def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> None:
+    """List what would be sent, on stdout; what would fail and what is in no entry, on stderr, or as JSON lines."""
+
+    def tell(note: Note, path: str) -> None:
+        if as_json:
+            click.echo(json.dumps({"note": note.value, "path": path}))
+        else:
+            say(f"{note.value}: {path}")
+
+    found = search(producer, paths, tell)
+    is_current = Currency(producer, say)
     todo = unchanged = broken = 0
     while block := list(islice(found, producer.settings.posters_per_batch)):
         posters = [item for item in block if isinstance(item, Poster)]
@@ -89,16 +103,21 @@ def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None
         for item in block:
             if isinstance(item, Failure):
                 broken += 1
-                say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
+                if as_json:
+                    click.echo(json.dumps({"would": "fail", **item._asdict()}))
+                else:
+                    say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
             elif item.id not in current:
                 todo += 1
-                click.echo(item.path)
+                click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
+    is_current.close()
+    summarise(found, producer.settings)
     say(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
 
 
-def _as_poster(failure: Failure) -> Poster | Failure:
-    """A failed poster as it is sent again; one that never was a file fails again as it did."""
-    return Poster(failure.id, failure.path) if failure.word != "unsupported" or "#" not in failure.id else failure
+def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
+    """A failed poster as it is sent again; what never was a poster fails again as it did."""
+    return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure
 
 
 def _warn_if_untrained(producer: Producer) -> None:
