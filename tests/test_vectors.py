@@ -66,6 +66,22 @@ def test_scan_yields_every_row_once_in_id_order(store):
     assert np.array_equal(matrix, given[[ids.index(name) for name in names]])
 
 
+def test_ids_come_in_code_point_order(store):
+    """Without vectors; pages as small as asked for; of that space alone; all, or those that begin alike."""
+    ids = ["z", "a", "é", "Z", "\uffee", "\U0001f600", "a/1", "a/2", "a/進", "a0", "a.jpg", "A/1"]
+    store.put(SPACE, rows(*ids), vectors(12))
+    store.put(OTHER, rows("other"), vectors(1))
+    pages = list(store.ids(SPACE.id, 5))
+    assert [len(page) for page in pages] == [5, 5, 2]
+    assert [name for page in pages for name in page] == sorted(ids)
+    for chunk in (1, 2, 3, 100):
+        found = [name for page in store.ids(SPACE.id, chunk, prefix="a/") for name in page]
+        assert found == ["a/1", "a/2", "a/進"]
+    assert list(store.ids(SPACE.id, prefix="\U0001f600")) == [["\U0001f600"]]
+    assert list(store.ids(SPACE.id, prefix="b")) == []
+    assert list(store.ids("unknown")) == []
+
+
 def test_putting_again_replaces(store):
     """An id has one row; the last put wins, also within one chunk."""
     first, second = vectors(3, 1), vectors(3, 2)
@@ -87,6 +103,24 @@ def test_content_finds_a_vector_and_never_a_stale_one(store):
     store.delete(SPACE.id, ["b"])
     assert store.by_content(SPACE.id, ["d-b", "d-a"]) == {}
     assert store.by_content(SPACE.id, ["new-a"]).keys() == {"new-a"}
+
+
+def test_content_is_found_as_long_as_one_poster_has_it(store):
+    """Copies: when one of them changes or goes, the others still lead to the vector, to the last."""
+    one = np.repeat(vectors(1), 3, axis=0)
+    copies = [Row(name, "same", 1, 1) for name in ("a", "b:c", "d")]
+    for last in range(3):
+        store.put(SPACE, copies, one)
+        others = [row.id for number, row in enumerate(copies) if number != last]
+        store.delete(SPACE.id, others[:1])
+        assert np.array_equal(store.by_content(SPACE.id, ["same"])["same"], one[0])
+        store.put(SPACE, [Row(others[1], "another", 1, 1)], vectors(1, 7))
+        assert np.array_equal(store.by_content(SPACE.id, ["same"])["same"], one[0])
+        store.delete(SPACE.id, [copies[last].id])
+        assert store.by_content(SPACE.id, ["same"]) == {}
+        assert store.by_content(SPACE.id, ["another"]).keys() == {"another"}
+        store.drop(SPACE.id)
+        assert store.by_content(SPACE.id, ["another"]) == {}
 
 
 @pytest.mark.parametrize(

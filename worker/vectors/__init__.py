@@ -77,6 +77,9 @@ class VectorStore(Protocol):
     def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
         """Yield ``(ids, (n, dimension) float32)`` over all rows: ids in code point order, constant memory."""
 
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        """Yield all ids that begin with `prefix` in code point order, without reading a vector; constant memory."""
+
     def count(self, space_id: str) -> int:
         """How many vectors the space holds."""
 

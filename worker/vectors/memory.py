@@ -69,6 +69,13 @@ class MemoryStore:
             part = items[start : start + chunk]
             yield [name for name, _ in part], np.stack([vector for _, vector in part])
 
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            names = sorted(name for name in held.rows if name.startswith(prefix)) if held else []
+        for start in range(0, len(names), chunk):
+            yield names[start : start + chunk]
+
     def count(self, space_id: str) -> int:
         with self._lock:
             held = self._spaces.get(space_id)

@@ -110,6 +110,22 @@ class SQLiteStore:
             after = found[-1][0]
             yield [name for name, _, _ in found], unpack_many([raw for _, raw, _ in found], _dimension(found[0][2]))
 
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        query = (
+            "SELECT v.id FROM vectors v WHERE v.space = (SELECT key FROM spaces WHERE id = ?) "
+            "AND v.id >= ? ORDER BY v.id LIMIT ?"
+        )
+        first = prefix
+        while True:
+            with self._told():
+                page = [name for (name,) in self._connection.execute(query, (space_id, first, chunk))]
+            within = [name for name in page if name.startswith(prefix)]
+            if within:
+                yield within
+            if len(within) < len(page) or not page:
+                return
+            first = page[-1] + "\0"  # the next text there can be
+
     def count(self, space_id: str) -> int:
         with self._told():
             found = self._connection.execute("SELECT rows FROM spaces WHERE id = ?", (space_id,)).fetchone()
