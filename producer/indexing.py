@@ -126,26 +126,37 @@ def summarise(found: Search, settings: Settings) -> None:
         say(f"{unlisted} folder(s) could not be listed; what lies in them was not looked at")
 
 
-def index(
-    producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool, verify: bool = False
+def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
+    """Send what is below `paths` and, unless `detach`, wait for it; as send_all."""
+    # the search first, so that a wrong path leaves no empty job behind
+    return send_all(producer, search(producer, paths), force=force, detach=detach, quiet=quiet)
+
+
+def send_all(
+    producer: Producer,
+    found: Search,
+    *,
+    force: bool = False,
+    verify: bool = False,
+    detach: bool = False,
+    quiet: bool = False,
 ) -> tuple[Job, Progress]:
-    """Send what is below `paths` and, unless `detach`, wait for it.
+    """Send what a search finds and, unless `detach`, wait for it.
 
     Keeps at most settings.window batches in flight. The first Ctrl-C sends the rest without waiting,
     so that the job goes on by itself.
 
     Args:
-        producer: whose posters root and catalogue are meant.
-        paths: files and folders; none: the whole posters root.
+        producer: whose queue, and whose store.
+        found: the posters.
         force: embed even what the store already holds.
+        verify: let the worker compare contents, and trust no modification time.
         detach: send everything and return.
         quiet: show no bar.
-        verify: let the worker compare contents, and trust no modification time.
 
     Raises:
         KeyboardInterrupt: with the job as its argument, after everything was sent.
     """
-    found = search(producer, paths)  # first, so that a wrong path leaves no empty job behind
     current = Currency(producer, say)
     job = producer.begin()
     feed = producer.feed(

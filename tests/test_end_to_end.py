@@ -300,7 +300,7 @@ def test_a_backend_hears_of_a_redis_that_is_away_within_5_seconds(tmp_path):
 def test_every_command_has_help_with_an_example(world):
     """And the help of the whole lists them."""
     listed = world.run("--help").stdout
-    for command in ("index", "status", "failures", "retry", "cancel", "doctor", "demo"):
+    for command in ("index", "status", "failures", "retry", "cancel", "prune", "doctor", "demo"):
         assert command in listed
         done = world.run(command, "--help")
         assert done.returncode == 0

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_what_is_put_is_read_bit_by_bit(store):
         assert found[name].tobytes() == vector.tobytes()
     assert store.rows(SPACE.id, [*ids, "absent"]) == {row.id: row for row in rows(*ids)}
     assert store.count(SPACE.id) == 4
+
+
+def test_it_is_known_when_a_row_was_written_last(store):
+    """Seconds since 1970; a row that is replaced is new; of that space alone."""
+    before = time.time()
+    store.put(SPACE, rows("a", "b"), vectors(2))
+    first = store.stored(SPACE.id, ["a", "b", "absent"])
+    assert first.keys() == {"a", "b"}
+    assert before - 0.01 <= first["a"] <= time.time() + 0.01
+    time.sleep(0.02)
+    store.put(SPACE, rows("a"), vectors(1))
+    assert store.stored(SPACE.id, ["a"])["a"] > first["a"]
+    assert store.stored(SPACE.id, ["b"]) == {"b": first["b"]}
+    store.delete(SPACE.id, ["a"])
+    assert store.stored(SPACE.id, ["a"]) == {}
+    assert store.stored("unknown", ["b"]) == {}
 
 
 def test_scan_yields_every_row_once_in_id_order(store):

@@ -71,6 +71,9 @@ class VectorStore(Protocol):
     def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
         """The rows of those ids that are there."""
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        """When the rows of those ids that are there were written last, seconds since 1970."""
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         """For each content digest that is there, a vector (dimension,) of that content."""
 

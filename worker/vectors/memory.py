@@ -22,6 +22,7 @@ class _Held:
     provenance: Mapping[str, str]
     rows: dict[str, Row] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
+    stored: dict[str, float] = field(default_factory=dict)
 
 
 class MemoryStore:
@@ -43,6 +44,7 @@ class MemoryStore:
             self._current = self._current or space.id
             for row, vector in zip(rows, vectors, strict=True):
                 held.rows[row.id], held.vectors[row.id] = row, vector.copy()
+                held.stored[row.id] = time.time()
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
@@ -53,6 +55,11 @@ class MemoryStore:
         with self._lock:
             held = self._spaces.get(space_id)
             return {name: held.rows[name] for name in ids if name in held.rows} if held else {}
+
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            return {name: held.stored[name] for name in ids if name in held.stored} if held else {}
 
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
@@ -87,7 +94,7 @@ class MemoryStore:
             gone = [name for name in dict.fromkeys(ids) if held and name in held.rows]
             for name in gone:
                 assert held is not None
-                del held.rows[name], held.vectors[name]
+                del held.rows[name], held.vectors[name], held.stored[name]
             return len(gone)
 
     def spaces(self) -> list[SpaceInfo]:

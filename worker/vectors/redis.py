@@ -91,6 +91,10 @@ class RedisStore:
             if digest is not None
         }
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        found = self._fields(space_id, ids, ["stored"])
+        return {name: float(stored) for name, (stored,) in found.items() if stored is not None}
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         dimension = self._dimension(space_id)
         if dimension is None or not digests:

@@ -90,6 +90,9 @@ class SQLiteStore:
         found = self._select("v.id, v.digest, v.size, v.mtime_ns", "v.id", space_id, ids)
         return {values[0]: Row(*values) for values in found}
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        return dict(self._select("v.id, v.stored", "v.id", space_id, ids))
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
         for digest, raw, space in self._select("v.digest, v.vector, s.space", "v.digest", space_id, digests):
