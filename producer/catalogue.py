@@ -48,7 +48,7 @@ class Catalogue:
     def __init__(self, path: Path | None) -> None:
         """An empty catalogue; `path` is the file that it stands for."""
         self.path = path
-        self._stamp = _stamp(path)
+        self.stamp = stamp_of(path)
         self._database = temporary_database()
         self._database.executescript(_TABLES)
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class Catalogue:
 
     def is_outdated(self) -> bool:
         """True when the file is not the one any more that was read."""
-        return _stamp(self.path) != self._stamp
+        return stamp_of(self.path) != self.stamp
 
     def select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         """Rows of the tables above; for this module's classes."""
@@ -207,7 +207,8 @@ def read_catalogue(path: Path | None) -> Catalogue:
     return catalogue
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def stamp_of(path: Path | None) -> tuple[int, int] | None:
+    """Size and modification time of a catalogue's file; None where there is none."""
     try:
         stat = path.stat() if path else None
     except OSError:

@@ -42,8 +42,13 @@ class Search(Iterator[Poster | Failure]):
         paths: Sequence[str | Path],
         catalogue: Catalogue,
         tell: Callable[[Note, str], None] = lambda note, path: None,
+        *,
+        with_problems: bool = True,
     ) -> None:
-        """As find_posters; `tell` hears every Note with the path that it is about."""
+        """As find_posters; `tell` hears every Note with the path that it is about.
+
+        Without `with_problems`, what is wrong with the catalogue is not yielded.
+        """
         self._base = resolved_root(root)
         self._top = os.path.join(self._base, "")
         self.starts = starts_of(self._base, paths)
@@ -52,6 +57,7 @@ class Search(Iterator[Poster | Failure]):
         self._unlisted: list[Failure] = []
         self._seen = bytearray()  # a bit per number of an entry
         self._spelled = SpooledSet()  # ids of files whose name on disk is not their id
+        self._with_problems = with_problems
         self._items = self._find()
 
     def __next__(self) -> Poster | Failure:
@@ -78,7 +84,8 @@ class Search(Iterator[Poster | Failure]):
                     if poster.size < 0:
                         self._note(Note.NOT_THERE, place.file)
                     yield poster
-        yield from self.catalogue.problems
+        if self._with_problems:
+            yield from self.catalogue.problems
 
     def _identify(self, files: Sequence[str]) -> Iterator[Poster | Failure]:
         """Give each file its id; a file whose id is another's is a failure."""

@@ -86,7 +86,8 @@ def outermost(starts: Iterable[str]) -> list[str]:
     """Drop what is named twice, or lies below another that is named."""
     chosen: list[str] = []
     for start in sorted(set(starts), key=lambda text: text.split("/")):
-        if not any(is_below(start, other) for other in chosen):
+        # in this order, all that lies below a path follows it without a gap
+        if not chosen or not is_below(start, chosen[-1]):
             chosen.append(start)
     return chosen
 

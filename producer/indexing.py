@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -53,7 +54,7 @@ def ledger_line(progress: Progress) -> str:
 
 
 @dataclass
-class Watch:
+class Obstacles:
     """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
 
     producer: Producer
@@ -67,7 +68,7 @@ class Watch:
         try:
             workers = self.producer.workers()
         except RedisUnreachable as error:
-            self._say(f"{error} Waiting for it; Ctrl-C leaves.")
+            self._say(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
             return
         failed = [worker for worker in workers if worker.state == FAILED]
         if any(worker.state == READY for worker in workers):
@@ -82,10 +83,11 @@ class Watch:
                 "Waiting for it; Ctrl-C leaves, the job stays."
             )
 
-    def _say(self, text: str) -> None:
-        if text and text != self.said:
+    def _say(self, text: str, about: str = "") -> None:
+        """Say something else than the last time; with `about`, something about something else."""
+        if text and (about or text) != self.said:
             say(text)
-        self.said = text
+        self.said = about or text
 
 
 def search(
@@ -178,30 +180,40 @@ def send_all(
     return job, progress
 
 
-def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any]) -> Progress:
+def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *, rest: bool = True) -> Progress:
     """Send batch after batch within the window, and wait until nothing of the job is open.
 
+    Args:
+        producer: whose queue.
+        job: what the batches belong to.
+        feed: sends a batch whenever it is asked for the next number.
+        bar: shows how far it is.
+        rest: what to do at Ctrl-C: send the rest without waiting, or leave the job at what was sent.
+
     Raises:
-        KeyboardInterrupt: with the job's id, after the rest was sent.
+        KeyboardInterrupt: with the job's id.
     """
-    watch = Watch(producer)
+    obstacles = Obstacles(producer)
     sent = False
     try:
         while True:
-            watch.look()
-            progress = patiently(job.progress, watch)
+            obstacles.look()
+            progress = patiently(job.progress, obstacles)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            patiently(producer.repair_if_due, watch)
+            patiently(producer.repair_if_due, obstacles)
             if not sent and progress.open_batches < producer.settings.window:
                 sent = _send(feed, producer.settings.window - progress.open_batches)
             else:
                 if not sent:
-                    patiently(lambda: producer.ledger.still_sending(job.id), watch)
+                    patiently(lambda: producer.ledger.still_sending(job.id), obstacles)
                 time.sleep(LOOK_S)
     except KeyboardInterrupt:
-        if not sent:
+        if not sent and not rest:
+            with suppress(RedisUnreachable):  # then the ledger finds out by itself that nobody sends any more
+                producer.ledger.sent(job.id)
+        elif not sent:
             say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
             for _ in feed:
                 pass
@@ -238,11 +250,11 @@ def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
     threading.Thread(target=count, name="count", daemon=True).start()
 
 
-def patiently(call: Callable[[], Item], watch: Watch) -> Item:
+def patiently(call: Callable[[], Item], obstacles: Obstacles) -> Item:
     """Call until Redis answers, saying once that it does not."""
     while True:
         try:
             return call()
         except RedisUnreachable:
-            watch.look()
+            obstacles.look()
             time.sleep(RETRY_S)

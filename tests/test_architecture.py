@@ -42,6 +42,7 @@ HOMES = {
     "redis": {"worker.redis_client", "worker.vectors.redis"},
     "celery": {"worker.celery", "worker.tasks", "worker.attendant"},
     "kombu": {"worker.celery"},
+    "watchfiles": {"producer.events"},
     "sqlite3": {"worker.vectors.sqlite", "producer.spooled"},
 }
 
