@@ -89,12 +89,12 @@ class Scene:
 
     def grow(self, size: int) -> None:
         """Make it `size` posters."""
-        for first in range(self._size, size, PER_FOLDER):
-            folder = self.root / f"{first // PER_FOLDER:05}"
-            folder.mkdir(parents=True)
-            for number in range(first, min(size, first + PER_FOLDER)):
-                with (self.root / _file(number)).open("wb") as file:
-                    file.truncate(1000 + number)  # a size and no content: a million of them take no disk
+        for number in range(self._size, size):
+            path = self.root / _file(number)
+            if number % PER_FOLDER == 0:
+                path.parent.mkdir(parents=True)
+            with path.open("wb") as file:
+                file.truncate(1000 + number)  # a size and no content: a million of them take no disk
         self._fill("by-path", size, _file)
         self._fill("by-id", size, _id)
         with self.catalogue.open("w", encoding="utf-8") as out:

@@ -76,11 +76,11 @@ class Catalogue:
 
     def at(self, keys: Iterable[str]) -> dict[str, Place]:
         """For each file, by its poster_id, the entry that names it."""
-        return {row.key: row.place for row in self._rows_by("key", keys)}
+        return dict(self._places_by("key", keys))
 
     def of(self, ids: Iterable[str]) -> dict[str, Place]:
         """For each id, the entry that has it."""
-        return {row.id: row.place for row in self._rows_by("id", ids)}
+        return dict(self._places_by("id", ids))
 
     def claimed(self, ids: Iterable[str]) -> set[str]:
         """Those ids that stand in entries which cannot be used: nobody knows which poster is meant."""
@@ -129,9 +129,10 @@ class Catalogue:
                     self._database.execute("DELETE FROM entries WHERE number = ?", (number,))
                     break
 
-    def _rows_by(self, column: Literal["key", "id"], values: Iterable[str]) -> Iterator[Row]:
-        query = f"SELECT number, key, file, id, '' FROM entries WHERE {column} IN"
-        return (Row(*row) for row in self._select_in(query, values))
+    def _places_by(self, column: Literal["key", "id"], values: Iterable[str]) -> Iterator[tuple[str, Place]]:
+        query = f"SELECT {column}, number, key, file, id FROM entries WHERE {column} IN"
+        for value, number, key, file, identity in self._select_in(query, values):
+            yield value, Place(number, key if file is None else os.fsdecode(file), identity)
 
     def _select_in(self, query: str, values: Iterable[str]) -> Iterator[Any]:
         source = iter(values)

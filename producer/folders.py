@@ -99,7 +99,7 @@ def is_below(file: str, folder: str) -> bool:
 
 def is_looked_for(name: str) -> bool:
     """True when a search takes a file of that name for a poster."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return name[:1] != "." and name[name.rfind(".") :].lower() in EXTENSIONS  # without a dot, its last letter
 
 
 def walk(base: Path, start: str, trouble: Callable[[str, OSError], None]) -> Iterator[str]:

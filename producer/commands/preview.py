@@ -19,6 +19,8 @@ def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json:
     """List what would be sent, on stdout; what would fail and what is in no entry, on stderr; or all as JSON lines."""
 
     def tell(note: Note, path: str) -> None:
+        if note is not Note.NO_ENTRY:
+            return  # a failure tells it, with the number of the entry
         if as_json:
             click.echo(json.dumps({"note": note.value, "path": path}))
         else:
