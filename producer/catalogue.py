@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from producer.entries import format_of, read_entries
 from producer.entry import Entry, Place, Problem, RawEntry, Row, checked
 from producer.folders import is_below, poster_id
-from producer.spooled import temporary_database
+from producer.spooled import room_is_told, temporary_database
 from worker.progress import Failure
 
 ASKED_AT_ONCE: Final = 500  # values per statement, below the limit of every SQLite built since 2008 (999)
@@ -92,7 +92,7 @@ class Catalogue:
 
     def select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         """Rows of the tables above; for this module's classes."""
-        with self._lock:
+        with self._lock, room_is_told():
             return self._database.execute(query, tuple(values)).fetchall()
 
     def close(self) -> None:
@@ -101,8 +101,8 @@ class Catalogue:
 
     def fill(self, raws: Iterable[RawEntry], unit: str) -> None:
         """Take in the entries of a file; for read_catalogue. What cannot be used becomes a problem."""
-        with self._lock:
-            source = iter(raws)
+        source = iter(raws)
+        with self._lock, room_is_told():
             self._database.execute("BEGIN")
             while block := list(map(checked, islice(source, TAKEN_AT_ONCE))):
                 rows = (row for row in block if isinstance(row, Row))
