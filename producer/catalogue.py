@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, ValuesView
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -49,6 +49,7 @@ class Catalogue:
         """An empty catalogue; `path` is the file that it stands for."""
         self.path = path
         self.stamp = stamp_of(path)
+        self.size = 0  # entries that can be used
         self._database = temporary_database()
         self._database.executescript(_TABLES)
         self._lock = threading.Lock()
@@ -112,6 +113,7 @@ class Catalogue:
             self._database.execute("COMMIT")
             self._database.executescript(_INDEXES)
             self._settle_twins(unit)
+            self.size = int(self._database.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def _settle_twins(self, unit: str) -> None:
         """Of entries that name the same file or have the same id, keep the first."""
@@ -157,17 +159,29 @@ class _Entries(Mapping[str, Entry]):
         return Row(*found[0]).entry
 
     def __iter__(self) -> Iterator[str]:
-        return (entry.file if self._column == "key" else entry.id for entry in self._all())
+        return (entry.file if self._column == "key" else entry.id for entry in self.all())
 
     def __len__(self) -> int:
-        return int(self._catalogue.select("SELECT count(*) FROM entries")[0][0])
+        return self._catalogue.size
 
-    def _all(self) -> Iterator[Entry]:
+    def values(self) -> ValuesView[Entry]:
+        return _Values(self)
+
+    def all(self) -> Iterator[Entry]:
         number = 0
         query = "SELECT number, key, file, id, about FROM entries WHERE number > ? ORDER BY number LIMIT ?"
         while page := self._catalogue.select(query, (number, TAKEN_AT_ONCE)):
             number = page[-1][0]
             yield from (Row(*row).entry for row in page)
+
+
+class _Values(ValuesView[Entry]):
+    """The entries in the order of the file, without looking each of them up."""
+
+    _mapping: _Entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._mapping.all()
 
 
 class _Problems(Collection[Failure]):
