@@ -6,10 +6,16 @@ from producer.commands.checks import demo, doctor
 from producer.commands.group import main
 from producer.commands.index import index_command, retry
 from producer.commands.jobs import cancel, failures, status
+from producer.commands.prune import prune
 from producer.commands.reading import duplicates, export, identify
 from producer.commands.spaces import spaces
 
-for command in (index_command, status, failures, retry, cancel, identify, duplicates, export, spaces, doctor, demo):
+COMMANDS = (
+    *(index_command, status, failures, retry, cancel, prune),
+    *(identify, duplicates, export, spaces),
+    *(doctor, demo),
+)
+for command in COMMANDS:
     main.add_command(command)
 
 if __name__ == "__main__":

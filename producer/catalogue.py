@@ -1,220 +1,215 @@
-"""Which posters there are: the files under the posters root, and what data/posters.json says of them."""
+"""What the catalogue (data/posters.json) says of posters: ids, titles, any further keys, and what is wrong with it."""
 
 from __future__ import annotations
 
-import json
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from worker.errors import ConfigurationError
-from worker.messages import Poster
+from producer.entries import format_of, read_entries
+from producer.entry import Entry, Place, Problem, RawEntry, Row, checked
+from producer.folders import is_below, poster_id
+from producer.spooled import temporary_database
 from worker.progress import Failure
 
-# What a folder is searched for. The content decides how a file is read, not this; HEIC is among them
-# so that its posters fail with a word instead of being passed over in silence.
-EXTENSIONS: Final = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-    )
-)
+ASKED_AT_ONCE: Final = 500  # values per statement, below the limit of every SQLite built since 2008 (999)
+TAKEN_AT_ONCE: Final = 1000  # entries written, or read back, in one go
+LAST: Final = "\U0010ffff"  # no file's name sorts behind it
+
+# `key` is how a file is recognised, whatever form its name has on disk; `file` is NULL where it is the same.
+# The indexes hold all that a scan asks for, and are made when everything is in: sorting is faster than inserting.
+_TABLES: Final = """
+CREATE TABLE entries (number INTEGER PRIMARY KEY, key TEXT, file BLOB, id TEXT, about TEXT);
+CREATE TABLE problems (number INTEGER PRIMARY KEY, id TEXT, word TEXT, reason TEXT);
+"""
+_INDEXES: Final = """
+CREATE INDEX by_key ON entries (key, file, id);
+CREATE INDEX by_id ON entries (id, key, file);
+CREATE INDEX claims ON problems (id);
+"""
+# Numbers of the entries that share a file or an id with another; mostly none.
+_TWINS: Final = """
+CREATE TABLE twins AS SELECT number FROM entries WHERE
+    key IN (SELECT key FROM entries GROUP BY key HAVING count(*) > 1) OR
+    id IN (SELECT id FROM entries GROUP BY id HAVING count(*) > 1)
+ORDER BY number;
+"""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One poster of the catalogue; `about` holds every key of it, title included."""
-
-    number: int
-    file: str
-    id: str
-    about: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Catalogue:
-    """The catalogue's entries by file, and what is wrong with the rest of it."""
+    """The entries of a catalogue, looked up on disk: a million of them take no more memory than a hundred.
 
-    path: Path | None
-    entries: Mapping[str, Entry] = field(default_factory=dict)
-    problems: Sequence[Failure] = ()
+    Made by read_catalogue; shows the file as it was then. Threads may share it.
+    """
 
-    @cached_property
-    def by_id(self) -> Mapping[str, Entry]:
-        """The same entries by poster id."""
-        return {entry.id: entry for entry in self.entries.values()}
-
-    def belongs_to(self, root: Path) -> bool:
-        """False when it names posters and not one of them lies under `root`: most likely another folder's."""
-        return not self.entries or any(os.path.lexists(root / file) for file in self.entries)
+    def __init__(self, path: Path | None) -> None:
+        """An empty catalogue; `path` is the file that it stands for."""
+        self.path = path
+        self._stamp = _stamp(path)
+        self._database = temporary_database()
+        self._database.executescript(_TABLES)
+        self._lock = threading.Lock()
+        self.entries: Mapping[str, Entry] = _Entries(self, "key")
+        self.by_id: Mapping[str, Entry] = _Entries(self, "id")
+        self.problems: Collection[Failure] = _Problems(self)
 
     def title(self, poster: str) -> str:
         """The title of a poster by its id; empty where the catalogue has none."""
         entry = self.by_id.get(poster)
         return str(entry.about.get("title", "")) if entry else ""
 
+    def belongs_to(self, root: Path) -> bool:
+        """False when it names posters and not one of them lies under `root`: most likely another folder's."""
+        return not self.entries or any(os.path.lexists(root / place.file) for place in self.places())
+
+    def places(self, below: str = "") -> Iterator[Place]:
+        """The entries whose file is `below` or lies below it (``""``: all), in the order of their files."""
+        folder = poster_id(below)
+        first, last = folder, f"{folder}0" if folder else LAST  # 0 follows / in Unicode
+        query = "SELECT number, key, file, id, '' FROM entries WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
+        while page := [Row(*row) for row in self.select(query, (first, last, TAKEN_AT_ONCE))]:
+            first = page[-1].key + "\0"
+            yield from (row.place for row in page if is_below(row.key, folder))
+
+    def at(self, keys: Iterable[str]) -> dict[str, Place]:
+        """For each file, by its poster_id, the entry that names it."""
+        return {row.key: row.place for row in self._rows_by("key", keys)}
+
+    def of(self, ids: Iterable[str]) -> dict[str, Place]:
+        """For each id, the entry that has it."""
+        return {row.id: row.place for row in self._rows_by("id", ids)}
+
+    def claimed(self, ids: Iterable[str]) -> set[str]:
+        """Those ids that stand in entries which cannot be used: nobody knows which poster is meant."""
+        return {name for (name,) in self._select_in("SELECT id FROM problems WHERE id IN", ids)}
+
+    def is_outdated(self) -> bool:
+        """True when the file is not the one any more that was read."""
+        return _stamp(self.path) != self._stamp
+
+    def select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
+        """Rows of the tables above; for this module's classes."""
+        with self._lock:
+            return self._database.execute(query, tuple(values)).fetchall()
+
+    def close(self) -> None:
+        """Let go of the memory, and of the file if there is one."""
+        self._database.close()
+
+    def fill(self, raws: Iterable[RawEntry], unit: str) -> None:
+        """Take in the entries of a file; for read_catalogue. What cannot be used becomes a problem."""
+        with self._lock:
+            source = iter(raws)
+            self._database.execute("BEGIN")
+            while block := list(map(checked, islice(source, TAKEN_AT_ONCE))):
+                rows = (row for row in block if isinstance(row, Row))
+                problems = (row for row in block if isinstance(row, Problem))
+                self._database.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+                self._database.executemany("INSERT INTO problems VALUES (?, ?, ?, ?)", problems)
+            self._database.execute("COMMIT")
+            self._database.executescript(_INDEXES)
+            self._settle_twins(unit)
+
+    def _settle_twins(self, unit: str) -> None:
+        """Of entries that name the same file or have the same id, keep the first."""
+        self._database.executescript(_TWINS)
+        query = "SELECT number, key, id FROM entries JOIN twins USING (number) ORDER BY number"
+        for number, key, identity in self._database.execute(query).fetchall():
+            for column, value, said in (("key", key, "names the file"), ("id", identity, "has the id")):
+                earlier = self._database.execute(
+                    f"SELECT min(number) FROM entries WHERE {column} = ? AND number < ?", (value, number)
+                ).fetchone()[0]
+                if earlier is not None:
+                    reason = f"{said} {value!r}, which {unit} {earlier} has already"
+                    problem = Problem(number, identity, "unsupported", reason)
+                    self._database.execute("INSERT INTO problems VALUES (?, ?, ?, ?)", problem)
+                    self._database.execute("DELETE FROM entries WHERE number = ?", (number,))
+                    break
+
+    def _rows_by(self, column: Literal["key", "id"], values: Iterable[str]) -> Iterator[Row]:
+        query = f"SELECT number, key, file, id, '' FROM entries WHERE {column} IN"
+        return (Row(*row) for row in self._select_in(query, values))
+
+    def _select_in(self, query: str, values: Iterable[str]) -> Iterator[Any]:
+        source = iter(values)
+        while part := list(islice(source, ASKED_AT_ONCE)):
+            yield from self.select(f"{query} ({','.join('?' * len(part))})", part)
+
+
+class _Entries(Mapping[str, Entry]):
+    """The entries by file, or by id."""
+
+    def __init__(self, catalogue: Catalogue, column: Literal["key", "id"]) -> None:
+        self._catalogue, self._column = catalogue, column
+
+    def __getitem__(self, name: str) -> Entry:
+        query = f"SELECT number, key, file, id, about FROM entries WHERE {self._column} = ?"
+        try:
+            found = self._catalogue.select(query, (poster_id(name) if self._column == "key" else name,))
+        except UnicodeEncodeError:
+            found = []  # no id that is text
+        if not found:
+            raise KeyError(name)
+        return Row(*found[0]).entry
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.file if self._column == "key" else entry.id for entry in self._all())
+
+    def __len__(self) -> int:
+        return int(self._catalogue.select("SELECT count(*) FROM entries")[0][0])
+
+    def _all(self) -> Iterator[Entry]:
+        number = 0
+        query = "SELECT number, key, file, id, about FROM entries WHERE number > ? ORDER BY number LIMIT ?"
+        while page := self._catalogue.select(query, (number, TAKEN_AT_ONCE)):
+            number = page[-1][0]
+            yield from (Row(*row).entry for row in page)
+
+
+class _Problems(Collection[Failure]):
+    """What is wrong with the catalogue, a failure for each entry that cannot be used."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    def __iter__(self) -> Iterator[Failure]:
+        path, after = self._catalogue.path, 0
+        query = "SELECT number, word, reason FROM problems WHERE number > ? ORDER BY number LIMIT ?"
+        while path and (page := self._catalogue.select(query, (after, TAKEN_AT_ONCE))):
+            for after, word, reason in page:
+                told = f"{format_of(path).unit} {after} of {path} {reason}; correct it and run `index` again"
+                yield Failure(f"{path.name}#{after}", f"{path}#{after}", word, told)
+
+    def __len__(self) -> int:
+        return int(self._catalogue.select("SELECT count(*) FROM problems")[0][0])
+
+    def __contains__(self, problem: object) -> bool:
+        return any(problem == one for one in self)
+
 
 def read_catalogue(path: Path | None) -> Catalogue:
-    """Read a list of objects with ``file`` (relative to the posters root), optional ``id``, any more keys.
+    """Read objects with ``file`` (relative to the posters root), optional ``id``, ``title`` and any more keys.
 
-    A file that is not there is an empty catalogue. An entry that cannot be used becomes a failure
-    that names its number, counted from 1, and spoils no other.
+    The name tells the format: ``.json`` a list of objects, or an object with the list `posters`;
+    ``.jsonl`` an object per line; ``.csv`` a header and lines. A file that is not there is an empty
+    catalogue. An entry that cannot be used becomes a failure that names its number or line, and
+    spoils no other.
 
     Raises:
-        ConfigurationError: the file is no JSON, or no list of posters.
+        ConfigurationError: the file as a whole cannot be read as what its name says.
     """
-    if path is None or not path.is_file():
-        return Catalogue(path)
+    catalogue = Catalogue(path)
+    if path is not None and path.is_file():
+        catalogue.fill(read_entries(path), format_of(path).unit)
+    return catalogue
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"the catalogue {path} is not readable JSON: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("posters"), list):
-        content = content["posters"]
-    if not isinstance(content, list):
-        raise ConfigurationError(f"the catalogue {path} must be a list of posters, or an object with `posters`")
-    entries: dict[str, Entry] = {}
-    ids: dict[str, int] = {}
-    problems = []
-    for number, about in enumerate(content, 1):
-        problem, entry = None, None
-        if not isinstance(about, dict) or not isinstance(about.get("file"), str) or not about["file"]:
-            problem = "has no `file`"
-        else:
-            file = os.path.normpath(about["file"]).replace(os.sep, "/")
-            identity = about.get("id", poster_id(file))
-            entry = Entry(number, file, str(identity), about)
-            if not isinstance(identity, str | int) or not entry.id:
-                problem = f"has an `id` that is neither text nor number: {identity!r}"
-            elif file in entries:
-                problem = f"names the file {file}, which entry {entries[file].number} names already"
-            elif entry.id in ids:
-                problem = f"has the id {entry.id!r}, which entry {ids[entry.id]} has already"
-        if problem or entry is None:
-            reason = f"entry {number} of {path} {problem}; correct it and run `index` again"
-            problems.append(Failure(f"{path.name}#{number}", f"{path}#{number}", "unsupported", reason))
-        else:
-            entries[entry.file], ids[entry.id] = entry, number
-    return Catalogue(path, entries, problems)
-
-
-def find_posters(root: Path, paths: Sequence[str | Path], catalogue: Catalogue) -> Iterator[Poster | Failure]:
-    """Find posters lazily, in a stable order; what cannot be sent comes as a Failure.
-
-    Args:
-        root: the posters root.
-        paths: files and folders, relative to the current folder or to the root; none: the whole root.
-            A path that is not there is yielded all the same, so that it fails by name.
-        catalogue: gives ids, and names files that must be there.
-
-    Raises:
-        ConfigurationError: a path lies outside the root, or the root is no folder.
-    """
-    base = Path(os.path.realpath(root))
-    if not base.is_dir():
-        raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    starts = _outermost(inside_root(base, path) for path in paths) if paths else [""]
-    return _find(base, starts, catalogue)
-
-
-def _find(base: Path, starts: Sequence[str], catalogue: Catalogue) -> Iterator[Poster | Failure]:
-    given = {name: entry.file for name, entry in catalogue.by_id.items()}
-    for start in starts:
-        expected = {file for file in catalogue.entries if _is_below(file, start)}
-        for relative in _walk(base, start) if (base / start).is_dir() else [start]:
-            expected.discard(relative)
-            entry = catalogue.entries.get(relative)
-            identity = entry.id if entry else poster_id(relative)
-            taken = given.get(identity, relative) != relative
-            if taken or (not entry and identity != relative and os.path.lexists(base / identity)):
-                owner = given.get(identity, identity)
-                reason = f"its id {identity!r} belongs to {owner}; give it an id of its own in the catalogue"
-                yield Failure(f"{identity} ({relative!a})", relative, "unsupported", reason)
-            else:
-                yield _look_at(base, identity, relative)
-        for file in sorted(expected):
-            yield _look_at(base, catalogue.entries[file].id, file)
-    yield from catalogue.problems
-
-
-def poster_id(relative: str) -> str:
-    """The id of a file without one of its own: its path, NFC; bytes that are no UTF-8 as ``%XX``."""
-    text = "".join(f"%{ord(letter) - 0xDC00:02X}" if "\udc80" <= letter <= "\udcff" else letter for letter in relative)
-    return unicodedata.normalize("NFC", text)
-
-
-def inside_root(root: Path, path: str | Path) -> str:
-    """`path` relative to `root` with ``/`` between its parts; ``""`` for the root itself.
-
-    A relative path is looked for in the current folder first, then under the root.
-
-    Raises:
-        ConfigurationError: it lies outside the root.
-    """
-    absolute = Path(os.path.abspath(path))
-    if not Path(path).is_absolute() and not os.path.lexists(absolute):
-        absolute = Path(os.path.abspath(root / path))
-    by_name = Path(os.path.realpath(absolute.parent)) / absolute.name  # the file itself may be a link
-    for candidate in (absolute, by_name, Path(os.path.realpath(absolute))):
-        if candidate.is_relative_to(root):
-            relative = candidate.relative_to(root).as_posix()
-            return "" if relative == "." else relative
-    raise ConfigurationError(
-        f"{path} lies outside the posters root {root}: set POSTERS_ROOT, for the producer and for its workers"
-    )
-
-
-def _outermost(starts: Iterable[str]) -> list[str]:
-    """Drop what is named twice, or lies below another that is named."""
-    chosen: list[str] = []
-    for start in sorted(set(starts), key=lambda text: text.split("/")):
-        if not any(_is_below(start, other) for other in chosen):
-            chosen.append(start)
-    return chosen
-
-
-def _is_below(file: str, folder: str) -> bool:
-    return not folder or file == folder or file.startswith(folder + "/")
-
-
-def _walk(base: Path, start: str) -> Iterator[str]:
-    """Relative paths of image files below a folder; hidden names and linked folders are passed over."""
-    folders = [start]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(base / folder) as found:
-            # names only: a million os.DirEntry would take a quarter of a gigabyte
-            names = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in found)
-        inner = []
-        for name, is_folder in names:
-            relative = f"{folder}/{name}" if folder else name
-            if name.startswith("."):
-                continue
-            if is_folder:
-                inner.append(relative)
-            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield relative
-        folders.extend(reversed(inner))
-
-
-def _look_at(base: Path, identity: str, relative: str) -> Poster:
-    try:
-        stat = os.stat(base / relative)
-    except OSError:  # the worker looks again, and says what is wrong in its own words
-        return Poster(identity, relative)
-    return Poster(identity, relative, stat.st_size, stat.st_mtime_ns)
+        stat = path.stat() if path else None
+    except OSError:
+        return None
+    return (stat.st_size, stat.st_mtime_ns) if stat else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from producer.catalogue import inside_root, poster_id
+from producer.catalogue import Catalogue, read_catalogue
+from producer.folders import inside_root, poster_id
 from worker.announcement import Announcement, Announcements, common_space
 from worker.celery import create_app, send, send_query
 from worker.custody import Custody
@@ -132,6 +134,8 @@ class Producer:
         self._queries = Queries(self.settings.redis_url)
         self._app = create_app(self.settings)
         self._repair = Repair(self.custody, self.ledger, self.send)
+        self._catalogue: Catalogue | None = None
+        self._reading = threading.Lock()
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
         """Queue posters and return at once.
@@ -145,7 +149,8 @@ class Producer:
         of 256: for a collection of millions use ``python -m producer index``, which keeps a window.
 
         Raises:
-            ConfigurationError: a path lies outside the posters root; what was queued before it is withdrawn.
+            ConfigurationError: a path lies outside the posters root, or the catalogue, which gives posters their
+                ids, cannot be read; what was queued before is withdrawn.
             RedisUnreachable: Redis is away, or full; what was queued before that goes on under the job.
         """
         posters = map(self._poster, paths)
@@ -257,6 +262,7 @@ class Producer:
         force: bool = False,
         reply: bool = False,
         space: str | None = None,
+        verify: bool = False,
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
         patient: bool = False,
     ) -> Iterator[int]:
@@ -268,6 +274,7 @@ class Producer:
             posters: read lazily; a Failure among them is counted as it is.
             space: id of the only space that the vectors may land in; None: the one that the workers
                 make when the first batch is sent with a worker ready. A worker of another fails them.
+            verify: let the worker compare contents, and trust no modification time.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
             patient: wait for a Redis that is away, instead of raising; `on_wait` hears of it.
 
@@ -288,7 +295,7 @@ class Producer:
             settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
-                batch = EmbedBatch(job.id, name, part, lane, space, force, reply) if part else None
+                batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
                 write = partial(self.ledger.step, job.id, job.steps + 1, batch=batch, **settled)
                 is_wanted = self._persist(write, patient)
                 if not is_wanted:
@@ -348,8 +355,18 @@ class Producer:
     def _poster(self, path: str | Path) -> Poster:
         root = Path(os.path.realpath(self.settings.root))
         relative = inside_root(root, path)
+        key = poster_id(relative)
+        place = self._known_catalogue().at([key]).get(key)
+        identity = place.id if place is not None else key
         try:
             stat = os.stat(root / relative)
         except OSError:  # not visible from here; the worker decides
-            return Poster(poster_id(relative), relative)
-        return Poster(poster_id(relative), relative, stat.st_size, stat.st_mtime_ns)
+            return Poster(identity, relative)
+        return Poster(identity, relative, stat.st_size, stat.st_mtime_ns)
+
+    def _known_catalogue(self) -> Catalogue:
+        """The catalogue as it is now: read on first use, and again when its file has changed."""
+        with self._reading:
+            if self._catalogue is None or self._catalogue.is_outdated():
+                self._catalogue = read_catalogue(self.settings.catalogue)
+            return self._catalogue

@@ -5,24 +5,27 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tqdm import tqdm
 
-from producer.catalogue import find_posters, read_catalogue
+from producer.catalogue import Catalogue, read_catalogue
 from producer.client import RETRY_S, Job, Producer
+from producer.currency import Currency
+from producer.finding import Note, Search
 from worker.announcement import FAILED, READY
-from worker.errors import LedgerSetBack, RedisUnreachable, StoreError
+from worker.errors import LedgerSetBack, RedisUnreachable
 from worker.messages import Poster
-from worker.progress import Failure, Progress
+from worker.progress import Progress
 from worker.settings import Settings
 
 LOOK_S: Final = 0.2
 ASK_FOR_WORKERS_S: Final = 2.0
 REST_BATCHES: Final = 256  # that an interrupted `index` may leave in Redis: 20 MB, 65,536 posters
+
+Item = TypeVar("Item")
 
 
 def say(text: str) -> None:
@@ -51,7 +54,7 @@ def ledger_line(progress: Progress) -> str:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
 
     producer: Producer
@@ -90,15 +93,22 @@ class _Watch:
         self.said = text
 
 
-def find(producer: Producer, paths: Sequence[str]) -> Iterator[Poster | Failure]:
-    """The posters below `paths`, with the catalogue's ids."""
+def search(
+    producer: Producer, paths: Sequence[str], tell: Callable[[Note, str], None] = lambda note, path: None
+) -> Search:
+    """The posters below `paths`, with the catalogue's ids; says what is odd about the catalogue as a whole.
+
+    Raises:
+        ConfigurationError: a path lies outside the posters root, or the catalogue cannot be read.
+    """
     settings = producer.settings
-    return find_posters(settings.root, paths, read_catalogue(settings.catalogue))
-
-
-def look_at_catalogue(settings: Settings) -> None:
-    """Say what is odd about the catalogue before its posters fail one by one."""
     catalogue = read_catalogue(settings.catalogue)
+    look_at_catalogue(settings, catalogue)
+    return Search(settings.root, paths, catalogue, tell)
+
+
+def look_at_catalogue(settings: Settings, catalogue: Catalogue) -> None:
+    """Say what is odd about the catalogue before its posters fail one by one."""
     if settings.catalogue and "catalogue" in settings.model_fields_set and not settings.catalogue.is_file():
         say(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
     elif not catalogue.belongs_to(settings.root):
@@ -108,88 +118,108 @@ def look_at_catalogue(settings: Settings) -> None:
         )
 
 
-def currency(producer: Producer) -> Callable[[Sequence[Poster]], set[str]]:
-    """A function that tells which posters' vectors are up to date, by size and modification time.
-
-    Where the store cannot be seen from here, or no worker is ready to tell its space, it says of none
-    that it is: the worker, which knows both, looks again. The store's current space would be a guess,
-    and wrong on the day on which the model was changed.
-    """
-    if producer.settings.store.startswith("sqlite:"):
-        path = Path(producer.settings.store.removeprefix("sqlite:"))
-        if not path.exists():
-            return lambda posters: set()
-    try:
-        space = producer.space()
-        store = producer.store()
-    except (StoreError, RedisUnreachable) as error:
-        say(f"cannot look into the store from here, the worker will: {error}")
-        return lambda posters: set()
-    if space is None:
-        return lambda posters: set()
-    space_id = space.id
-
-    def current(posters: Sequence[Poster]) -> set[str]:
-        rows = store.rows(space_id, [poster.id for poster in posters])
-        return {
-            poster.id
-            for poster in posters
-            if (row := rows.get(poster.id)) and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)
-        }
-
-    return current
+def summarise(found: Search, settings: Settings) -> None:
+    """Say once, with numbers, what a search noticed beside posters."""
+    counts, name = found.counts, settings.catalogue
+    if problems := len(found.catalogue.problems):
+        say(f"{problems} of the entries of {name} cannot be used; each counts as failed and says why")
+    if missing := counts[Note.NOT_THERE]:
+        say(f"{missing} poster(s) that {name} names are not there; each counts as failed")
+    if unknown := counts[Note.NO_ENTRY]:
+        say(f"{unknown} file(s) are in no entry of {name} and have their paths as ids; `index --dry-run` lists them")
+    if unlisted := counts[Note.UNLISTED]:
+        say(f"{unlisted} folder(s) could not be listed; what lies in them was not looked at")
 
 
 def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
-    """Send what is below `paths` and, unless `detach`, wait for it.
+    """Send what is below `paths` and, unless `detach`, wait for it; as send_all."""
+    # the search first, so that a wrong path leaves no empty job behind
+    return send_all(producer, search(producer, paths), force=force, detach=detach, quiet=quiet)
+
+
+def send_all(
+    producer: Producer,
+    found: Search,
+    *,
+    force: bool = False,
+    verify: bool = False,
+    detach: bool = False,
+    quiet: bool = False,
+) -> tuple[Job, Progress]:
+    """Send what a search finds and, unless `detach`, wait for it.
 
     Keeps at most settings.window batches in flight. The first Ctrl-C sends REST_BATCHES more without
     waiting, so that the job goes on by itself. Where Redis came back without what it had confirmed, it looks
     again, as a new job, for what is missing.
+
+    Args:
+        producer: whose queue, and whose store.
+        found: the posters.
+        force: embed even what the store already holds.
+        verify: let the worker compare contents, and trust no modification time.
+        detach: send everything and return.
+        quiet: show no bar.
 
     Raises:
         KeyboardInterrupt: with the job as its argument, after that was sent.
     """
     while True:
         try:
-            return _index(producer, paths, force=force, detach=detach, quiet=quiet)
+            return _send_all(producer, found, force=force, verify=verify, detach=detach, quiet=quiet)
         except LedgerSetBack as error:
             if detach:
                 raise
             say(f"{error}. Looking again for what is missing …")
+            found.begin_again()
 
 
-def _index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
-    posters = find(producer, paths)  # first, so that a wrong path leaves no empty job behind
-    look_at_catalogue(producer.settings)
-    watch = _Watch(producer)
-    current = currency(producer)
+def _send_all(
+    producer: Producer, found: Search, *, force: bool, verify: bool, detach: bool, quiet: bool
+) -> tuple[Job, Progress]:
+    watch = Watch(producer)
+    current = Currency(producer, say)
     producer.on_wait = watch.tell
     job = producer.begin()
-    feed = producer.feed(job, posters, force=force, is_current=current, patient=not detach)
-    if detach:
-        for _ in feed:
-            pass
-        return job, job.progress()
-    bar = tqdm(desc="posters", unit="poster", file=sys.stderr, disable=True if quiet else None, smoothing=0.1)
-    _count_in_background(producer, paths, bar)
+    feed = producer.feed(
+        job, found, force=force, verify=verify, is_current=nobody if verify else current, patient=not detach
+    )
+    try:
+        if detach:
+            for _ in feed:
+                pass
+            progress = job.progress()
+        else:
+            with tqdm(desc="posters", unit="poster", file=sys.stderr, disable=True if quiet else None) as bar:
+                bar.smoothing = 0.1
+                _count_in_background(found, bar)
+                progress = follow(producer, job, feed, bar, watch)
+    finally:
+        current.close()
+    summarise(found, producer.settings)
+    return job, progress
+
+
+def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], watch: Watch) -> Progress:
+    """Send batch after batch within the window, and wait until nothing of the job is open.
+
+    Raises:
+        KeyboardInterrupt: with the job's id, after the rest was sent.
+    """
     sent = False
     try:
-        with bar:
-            while True:
-                watch.look()
-                progress = _patiently(job.progress, watch)
-                _show(bar, progress)
-                if sent and progress.at_rest:
-                    return job, progress
-                _patiently(producer.repair_if_due, watch)
-                if not sent and progress.open_batches < producer.settings.window:
-                    room = producer.settings.window - progress.open_batches
-                    sent = _send(feed, room)
-                else:
-                    if not sent:
-                        _patiently(lambda: producer.ledger.still_sending(job.id), watch)
-                    time.sleep(LOOK_S)
+        while True:
+            watch.look()
+            progress = patiently(job.progress, watch)
+            _show(bar, progress)
+            if sent and progress.at_rest:
+                return progress
+            patiently(producer.repair_if_due, watch)
+            if not sent and progress.open_batches < producer.settings.window:
+                sent = _send(feed, producer.settings.window - progress.open_batches)
+            else:
+                if not sent:
+                    patiently(lambda: producer.ledger.still_sending(job.id), watch)
+                time.sleep(LOOK_S)
     except KeyboardInterrupt:
         if not sent:
             say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
@@ -199,6 +229,11 @@ def _index(producer: Producer, paths: Sequence[str], *, force: bool, detach: boo
         raise KeyboardInterrupt(job.id) from None
 
 
+def nobody(posters: Sequence[Poster]) -> set[str]:
+    """The ids of no poster: every one is sent."""
+    return set()
+
+
 def _send(feed: Iterator[int], room: int) -> bool:
     """Send up to `room` batches; True when there are no more."""
     return any(next(feed, None) is None for _ in range(room))
@@ -206,27 +241,26 @@ def _send(feed: Iterator[int], room: int) -> bool:
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:
     bar.n = progress.settled + progress.doing
+    if bar.total is not None:
+        bar.total = max(bar.total, bar.n)  # entries without a file were not counted
     if progress.failed:
         bar.set_postfix(failed=progress.failed, refresh=False)
     bar.refresh()
 
 
-def _count_in_background(producer: Producer, paths: Sequence[str], bar: tqdm[Any]) -> None:
+def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
     """Give the bar its total once it is known; until then it shows count and rate, and no time left."""
     if bar.disable:
         return
 
     def count() -> None:
-        bar.total = _length(find(producer, paths))
+        bar.total = sum(1 for _ in found.files())
 
     threading.Thread(target=count, name="count", daemon=True).start()
 
 
-def _length(items: Iterable[object]) -> int:
-    return sum(1 for _ in items)
-
-
-def _patiently(call: Callable[[], Any], watch: _Watch) -> Any:
+def patiently(call: Callable[[], Item], watch: Watch) -> Item:
+    """Call until Redis answers, saying once that it does not."""
     while True:
         try:
             return call()

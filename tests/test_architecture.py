@@ -83,7 +83,7 @@ HOMES = {
     "redis": {"worker.broker", "worker.redis_client", "worker.vectors.redis"},
     "celery": {"worker.attendant", "worker.celery", "worker.consumer", "worker.tasks"},
     "kombu": {"worker.broker", "worker.celery"},
-    "sqlite3": {"worker.vectors.sqlite"},
+    "sqlite3": {"producer.spooled", "worker.vectors.sqlite"},
     "pyarrow": {"producer.metadata"},
     "faiss": {"producer.faiss_index"},
 }

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from producer.catalogue import find_posters, poster_id, read_catalogue
+from producer.catalogue import read_catalogue
+from producer.finding import find_posters
+from producer.folders import poster_id
 from producer.indexing import look_at_catalogue
 from worker.errors import ConfigurationError
 from worker.messages import Poster
@@ -155,10 +157,10 @@ def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
     """The samples' catalogue with one's own posters: said before two dozen posters fail one by one."""
     (tmp_path / "posters.json").write_text('[{"file": "a.png"}, {"file": "b.png"}]')
     settings = load_settings(root=tmp_path, catalogue=tmp_path / "posters.json")
-    look_at_catalogue(settings)
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
     assert "none of the 2 posters" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(b"")
-    look_at_catalogue(settings)
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
     assert capsys.readouterr().err == ""
 
 
@@ -167,7 +169,8 @@ def test_no_catalogue_can_be_asked_for(tmp_path, capsys):
     settings = load_settings(root=tmp_path, catalogue="none")
     assert settings.catalogue is None
     assert read_catalogue(settings.catalogue).entries == {}
-    look_at_catalogue(settings)
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
     assert capsys.readouterr().err == ""
-    look_at_catalogue(load_settings(root=tmp_path, catalogue=tmp_path / "typo.json"))
+    settings = load_settings(root=tmp_path, catalogue=tmp_path / "typo.json")
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
     assert "there is no catalogue" in capsys.readouterr().err

@@ -317,6 +317,7 @@ def test_every_command_has_help_with_an_example(world):
         "failures",
         "retry",
         "cancel",
+        "prune",
         "identify",
         "duplicates",
         "export",

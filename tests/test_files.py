@@ -187,3 +187,39 @@ def test_many_threads_read_their_own_file(root):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(root, monkeypatch):
+    """Half of the old and half of the new is no picture: what is returned is one state of the file, whole."""
+    path = root / "growing.jpg"
+    path.write_bytes(b"old")
+    os.utime(path, ns=(1, 1))
+    read_all, reads = files._read_all, []
+
+    def disturbed(*arguments):
+        reads.append(read_all(*arguments))
+        if len(reads) == 1:
+            path.write_bytes(b"new, and longer")
+        return reads[-1]
+
+    monkeypatch.setattr(files, "_read_all", disturbed)
+    content = read_file("growing.jpg", root=root)
+    assert reads == [b"old", b"new, and longer"]
+    assert (content.data, content.size) == (b"new, and longer", 15)
+    assert content.mtime_ns == path.stat().st_mtime_ns
+
+
+def test_a_file_that_never_rests_fails_by_name(root, monkeypatch):
+    """Somebody writes it all the time: the poster fails for now, and says that it is to be indexed again."""
+    path = root / "growing.jpg"
+    path.write_bytes(b"x")
+    read_all = files._read_all
+
+    def disturbed(*arguments):
+        data = read_all(*arguments)
+        path.write_bytes(data + b"x")
+        return data
+
+    monkeypatch.setattr(files, "_read_all", disturbed)
+    with pytest.raises(UnreadablePoster, match=r"growing\.jpg: unreadable: it changed while it was read, 3 times"):
+        read_file("growing.jpg", root=root)

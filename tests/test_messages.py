@@ -16,7 +16,7 @@ def batch(count: int = 3, **fields: object) -> EmbedBatch:
 def test_a_batch_survives_json():
     """Ids in any script, lone surrogates of a non-UTF-8 name and 64-bit times come back as they were."""
     odd = (Poster("進撃/a b\n.jpg", "進撃/a b\n.jpg", 1, 2**62), Poster("%FF.jpg", "\udcff.jpg"))
-    sent = batch(posters=odd, lane="interactive", space="vit-b-32.0123456789ab", force=True, reply=True)
+    sent = batch(posters=odd, lane="interactive", space="vit-b-32.0123456789ab", force=True, reply=True, verify=True)
     assert EmbedBatch.decode(json.loads(json.dumps(sent.encode()))) == sent
 
 
@@ -33,6 +33,7 @@ def test_a_batch_survives_json():
         ({"space": ""}, "space"),
         ({"force": 1}, "force"),
         ({"reply": "yes"}, "reply"),
+        ({"verify": 0}, "verify"),
         ({"extra": 1}, "extra"),
         ({"posters": []}, "posters"),
         ({"posters": "abc"}, "posters"),
@@ -71,3 +72,9 @@ def test_one_poster_cannot_be_cut():
     """A batch of one has no halves."""
     with pytest.raises(ValueError, match="one poster"):
         batch(1).halves()
+
+
+def test_messages_of_before_verify_are_understood_and_sent():
+    """A queue outlives an update, in both directions: the field is there only where it says something."""
+    assert "verify" not in batch().encode()
+    assert EmbedBatch.decode(batch().encode()).verify is False

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from producer.catalogue import find_posters, read_catalogue
+from producer.catalogue import read_catalogue
+from producer.finding import find_posters
 from worker.messages import Poster
 
 PROJECT = Path(__file__).parent.parent

@@ -57,6 +57,22 @@ def test_what_is_put_is_read_bit_by_bit(store):
     assert store.count(SPACE.id) == 4
 
 
+def test_it_is_known_when_a_row_was_written_last(store):
+    """Seconds since 1970; a row that is replaced is new; of that space alone."""
+    before = time.time()
+    store.put(SPACE, rows("a", "b"), vectors(2))
+    first = store.stored(SPACE.id, ["a", "b", "absent"])
+    assert first.keys() == {"a", "b"}
+    assert before - 0.01 <= first["a"] <= time.time() + 0.01
+    time.sleep(0.02)
+    store.put(SPACE, rows("a"), vectors(1))
+    assert store.stored(SPACE.id, ["a"])["a"] > first["a"]
+    assert store.stored(SPACE.id, ["b"]) == {"b": first["b"]}
+    store.delete(SPACE.id, ["a"])
+    assert store.stored(SPACE.id, ["a"]) == {}
+    assert store.stored("unknown", ["b"]) == {}
+
+
 def test_scan_yields_every_row_once_in_id_order(store):
     """Ids ascend by code point, matrix rows belong to their ids, chunks are as small as asked for."""
     ids = ["z", "a", "é", "Z", "m", "\U0001f600", "\uffee"]
@@ -98,13 +114,18 @@ def test_read_may_be_left_early(store):
 
 
 def test_ids_come_in_code_point_order(store):
-    """Without vectors; pages as small as asked for; of that space alone."""
-    ids = ["z", "a", "é", "Z", "\uffee", "\U0001f600"]
-    store.put(SPACE, rows(*ids), vectors(6))
+    """Without vectors; pages as small as asked for; of that space alone; all, or those that begin alike."""
+    ids = ["z", "a", "é", "Z", "\uffee", "\U0001f600", "a/1", "a/2", "a/進", "a0", "a.jpg", "A/1"]
+    store.put(SPACE, rows(*ids), vectors(12))
     store.put(OTHER, rows("other"), vectors(1))
-    pages = list(store.ids(SPACE.id, 4))
-    assert [len(page) for page in pages] == [4, 2]
+    pages = list(store.ids(SPACE.id, 5))
+    assert [len(page) for page in pages] == [5, 5, 2]
     assert [name for page in pages for name in page] == sorted(ids)
+    for chunk in (1, 2, 3, 100):
+        found = [name for page in store.ids(SPACE.id, chunk, prefix="a/") for name in page]
+        assert found == ["a/1", "a/2", "a/進"]
+    assert list(store.ids(SPACE.id, prefix="\U0001f600")) == [["\U0001f600"]]
+    assert list(store.ids(SPACE.id, prefix="b")) == []
     assert list(store.ids("unknown")) == []
 
 
@@ -179,6 +200,24 @@ def test_content_finds_a_vector_and_never_a_stale_one(store):
     store.delete(SPACE.id, ["b"])
     assert store.by_content(SPACE.id, ["d-b", "d-a"]) == {}
     assert store.by_content(SPACE.id, ["new-a"]).keys() == {"new-a"}
+
+
+def test_content_is_found_as_long_as_one_poster_has_it(store):
+    """Copies: when one of them changes or goes, the others still lead to the vector, to the last."""
+    one = np.repeat(vectors(1), 3, axis=0)
+    copies = [Row(name, "same", 1, 1) for name in ("a", "b:c", "d")]
+    for last in range(3):
+        store.put(SPACE, copies, one)
+        others = [row.id for number, row in enumerate(copies) if number != last]
+        store.delete(SPACE.id, others[:1])
+        assert np.array_equal(store.by_content(SPACE.id, ["same"])["same"], one[0])
+        store.put(SPACE, [Row(others[1], "another", 1, 1)], vectors(1, 7))
+        assert np.array_equal(store.by_content(SPACE.id, ["same"])["same"], one[0])
+        store.delete(SPACE.id, [copies[last].id])
+        assert store.by_content(SPACE.id, ["same"]) == {}
+        assert store.by_content(SPACE.id, ["another"]).keys() == {"another"}
+        store.drop(SPACE.id)
+        assert store.by_content(SPACE.id, ["another"]) == {}
 
 
 @pytest.mark.parametrize(

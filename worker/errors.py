@@ -5,7 +5,8 @@ PosterError
 │   ├── UnknownModel              open_clip has no model of that name
 │   ├── WeightsUnavailable        the weights are neither here nor within reach
 │   ├── ActivationMismatch        the weights were trained with the other activation
-│   └── DeviceUnavailable         the device that was asked for is not there
+│   ├── DeviceUnavailable         the device that was asked for is not there
+│   └── PruneRefused              more would be pruned than anybody is likely to mean
 ├── UnreadablePoster              one poster failed: a word, a sentence, a file
 ├── BadMessage                    a queue message that is not an EmbedBatch
 │   └── NewerMessage              it may be one for a newer version of this program
@@ -58,6 +59,10 @@ class ActivationMismatch(ConfigurationError):
 
 class DeviceUnavailable(ConfigurationError):
     """The device that was asked for by name is not there."""
+
+
+class PruneRefused(ConfigurationError):
+    """More vectors would be pruned than anybody is likely to mean; the text says how many, and the way out."""
 
 
 class UnreadablePoster(PosterError):

@@ -15,6 +15,7 @@ from typing import Final
 from worker.errors import UnreadablePoster
 
 READ_BYTES: Final = 1 << 20
+READS_MOST: Final = 3  # of a file that is being written; half of an old picture and half of a new one is none
 WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
 
 # What a file itself can be guilty of. Every other OSError (EIO, ESTALE, EMFILE, a network path that
@@ -58,7 +59,8 @@ def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_byt
         max_bytes: a larger file is refused before it is read.
 
     Raises:
-        UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable.
+        UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable
+            (also a file that is being written to while it is read).
         OSError: the trouble is not the poster's (the disk, the network, too many open files, the
             posters root is gone): try again later.
     """
@@ -127,20 +129,32 @@ def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
 
 
 def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
-    status = os.fstat(descriptor)
-    if status.st_size > max_bytes:
-        raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
+    for _ in range(READS_MOST):
+        status = os.fstat(descriptor)
+        if status.st_size > max_bytes:
+            raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        data = _read_all(descriptor, status.st_size, name, max_bytes)
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+            digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
+            return FileContent(data, digest, len(data), status.st_mtime_ns)
+    reason = (
+        f"it changed while it was read, {READS_MOST} times: somebody is writing it; index it again when that is over"
+    )
+    raise UnreadablePoster(name, "unreadable", reason)
+
+
+def _read_all(descriptor: int, size: int, name: str, max_bytes: int) -> bytes:
     with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
         parts = []
         left = max_bytes + 1  # a file that grows while it is read stays within the limit
-        while left and (part := file.read(min(left, max(READ_BYTES, status.st_size)))):
+        while left and (part := file.read(min(left, max(READ_BYTES, size)))):
             parts.append(part)
             left -= len(part)
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
     if not left:
         raise UnreadablePoster(name, "too-large", f"it grew past the limit of {max_bytes:,} bytes")
-    digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
-    return FileContent(data, digest, len(data), status.st_mtime_ns)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _explained(error: OSError, name: str, root: Path | None) -> OSError | UnreadablePoster:

@@ -57,6 +57,7 @@ class EmbedBatch:
         space: id of the only space that these vectors may land in; None: the worker's own.
         force: embed even what the store already holds.
         reply: put the vectors into the ledger too, for a caller that waits.
+        verify: compare contents; a file that looks unchanged is read all the same.
     """
 
     job: str
@@ -66,6 +67,7 @@ class EmbedBatch:
     space: str | None = None
     force: bool = False
     reply: bool = False
+    verify: bool = False
 
     def encode(self) -> dict[str, Any]:
         """The message as JSON types."""
@@ -78,6 +80,7 @@ class EmbedBatch:
             "force": self.force,
             "reply": self.reply,
             "posters": [list(poster) for poster in self.posters],
+            **({"verify": True} if self.verify else {}),  # left out, older workers understand the rest
         }
 
     @classmethod
@@ -110,6 +113,7 @@ class EmbedBatch:
             space=space,
             force=_flag(message.get("force"), "force"),
             reply=_flag(message.get("reply"), "reply"),
+            verify=_flag(message.get("verify", False), "verify"),
         )
 
     def halves(self) -> tuple[EmbedBatch, EmbedBatch]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +40,32 @@ PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
 
 
 class _Read(NamedTuple):
-    """A poster that was read: its row, and its vector if the store knew the content already."""
+    """A poster that was read.
+
+    Attributes:
+        row: what is known of it.
+        known: its vector, if the store knew the content already.
+        unchanged: the store has this content under this id.
+        twin: another poster of the batch has the same content; its pixels were not decoded.
+    """
 
     row: Row
-    known: Vectors | None
+    known: Vectors | None = None
+    unchanged: bool = False
+    twin: bool = False
+
+
+@dataclass
+class _Run:
+    """What the threads have to know of the batch that runs: its rows as they were, and contents as they are met."""
+
+    batch: EmbedBatch
+    before: Mapping[str, Row]
+    first: dict[str, str] | None  # digest → id of the poster that is decoded for all that have it
+
+    def is_twin(self, row: Row) -> bool:
+        """True when another poster of this batch was met before with the same content."""
+        return self.first is not None and self.first.setdefault(row.digest, row.id) != row.id
 
 
 @dataclass
@@ -58,6 +80,7 @@ class _Submitted:
     """A chunk whose good posters are on the device; `fresh` are their places in the chunk, and their rows."""
 
     chunk: _Chunk
+    settled: int  # its posters but for the twins, which come at the end of the batch
     fresh: list[tuple[int, Row]]
     pending: Pending | None
     rows: list[Row]  # of posters whose content the store knew already, with their vectors
@@ -68,6 +91,8 @@ class _Submitted:
 class _Tally:
     embedded: int = 0
     reused: int = 0
+    unchanged: int = 0  # by content; what is unchanged by size and time is not even read
+    twins: list[Poster] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     vectors: dict[str, bytes] = field(default_factory=dict)
 
@@ -121,8 +146,8 @@ class Pipeline:
         if batch.space not in (None, space.id):
             return Outcome(failures=tuple(_of_another_space(batch, space.id)))
         todo = list(batch.posters)
-        if not batch.force:
-            rows = self.store.rows(space.id, [poster.id for poster in todo])
+        rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
+        if not batch.force and not batch.verify:
             todo = [poster for poster in todo if not _is_current(poster, rows.get(poster.id))]
         unchanged = len(batch.posters) - len(todo)
         tally = _Tally()
@@ -130,10 +155,15 @@ class Pipeline:
             ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
             stored = self.store.get(space.id, sorted(ids))
             tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
-        self._run_chunks(todo, batch, tally, lambda done: progress(unchanged + done))
+        run = _Run(batch, rows, None if batch.force else {})
+        self._run_chunks(todo, run, tally, lambda done: progress(unchanged + done))
+        if tally.twins:  # now the store knows their content, or each fails as the first of them did
+            settled = unchanged + len(todo) - len(tally.twins)
+            self._run_chunks(tally.twins, _Run(batch, rows, None), tally, lambda done: progress(settled + done))
         self.timings.total, self.timings.images = self._clock() - began, tally.embedded
         if begun_before:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
+        unchanged += tally.unchanged
         return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
 
     def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
@@ -155,21 +185,19 @@ class Pipeline:
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown()
 
-    def _run_chunks(
-        self, todo: Sequence[Poster], batch: EmbedBatch, tally: _Tally, progress: Callable[[int], None]
-    ) -> None:
+    def _run_chunks(self, todo: Sequence[Poster], run: _Run, tally: _Tally, progress: Callable[[int], None]) -> None:
         on_device: deque[_Submitted] = deque()
         puts: deque[Future[int]] = deque()
         done = 0
-        chunks = self._decode_ahead(todo, batch.force)
+        chunks = self._decode_ahead(todo, run)
 
         def collect() -> None:
             submitted = on_device.popleft()
             rows, vectors = self._result(submitted, tally)
-            if batch.reply:
+            if run.batch.reply:
                 raw = vectors.astype("<f4")
                 tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
-            puts.append(self._writer.submit(self._put, rows, vectors, len(submitted.chunk.posters)))
+            puts.append(self._writer.submit(self._put, rows, vectors, submitted.settled))
 
         try:
             for chunk in chunks:
@@ -189,7 +217,7 @@ class Pipeline:
             for put in puts:
                 put.exception()  # nothing of this batch may be written after run has returned
 
-    def _decode_ahead(self, todo: Sequence[Poster], force: bool) -> Generator[_Chunk, None, None]:
+    def _decode_ahead(self, todo: Sequence[Poster], run: _Run) -> Generator[_Chunk, None, None]:
         """Yield chunks in order, every read done, while the next ones are being decoded."""
         waiting: deque[_Chunk] = deque()
         position, size = 0, max(1, self.embedder.chunk // FIRST_CHUNK_SHARE)
@@ -198,7 +226,7 @@ class Pipeline:
                 ahead = sum(len(chunk.posters) for chunk in waiting)
                 limit = self._look_ahead or CHUNKS_AHEAD * self.embedder.chunk
                 if position < len(todo) and (not waiting or ahead < limit):
-                    chunk = self._read_ahead(todo[position : position + size], force)
+                    chunk = self._read_ahead(todo[position : position + size], run)
                     position += len(chunk.posters)
                     size = min(2 * size, self.embedder.chunk)
                     waiting.append(chunk)
@@ -214,41 +242,52 @@ class Pipeline:
                 for read in chunk.reads:
                     read.cancel()
 
-    def _read_ahead(self, posters: Sequence[Poster], force: bool) -> _Chunk:
+    def _read_ahead(self, posters: Sequence[Poster], run: _Run) -> _Chunk:
         pixels = room_for(len(posters), self.embedder.geometry, self.embedder.device)
-        reads = [self._readers.submit(self._read, poster, pixels[row], force) for row, poster in enumerate(posters)]
+        reads = [self._readers.submit(self._read, poster, pixels[row], run) for row, poster in enumerate(posters)]
         return _Chunk(posters, pixels, reads)
 
-    def _read(self, poster: Poster, target: torch.Tensor, force: bool) -> _Read:
+    def _read(self, poster: Poster, target: torch.Tensor, run: _Run) -> _Read:
         content: FileContent = read_file(poster.path, root=self.root, max_bytes=self._max_file_bytes)
         row = Row(poster.id, content.digest, content.size, content.mtime_ns)
-        if not force:
+        before = run.before.get(poster.id)
+        if run.batch.verify and row == before and not run.batch.reply:
+            return _Read(row, unchanged=True)
+        if not run.batch.force:
             known = self.store.by_content(self.embedder.space.id, [content.digest])
             if known:
-                return _Read(row, known[content.digest])
+                same = run.batch.verify and before is not None and before.digest == content.digest
+                return _Read(row, known[content.digest], unchanged=same)
+            if run.is_twin(row):
+                return _Read(row, twin=True)
         geometry, limits = self.embedder.geometry, self._limits
         target.copy_(decode(content.data, geometry, name=poster.path, limits=limits, budget=self._budget))
-        return _Read(row, None)
+        return _Read(row)
 
     def _submit(self, chunk: _Chunk, tally: _Tally) -> _Submitted:
         """Send what was decoded to the device; posters that failed are tallied and left out."""
+        twins = len(tally.twins)
         fresh: list[tuple[int, Row]] = []
         rows: list[Row] = []
         vectors: list[Vectors] = []
         for index, (poster, read) in enumerate(zip(chunk.posters, chunk.reads, strict=True)):
             try:
-                row, known = read.result()
+                row, known, unchanged, twin = read.result()
             except UnreadablePoster as error:
                 tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
                 continue
-            if known is None:
-                fresh.append((index, row))
-            else:
+            tally.unchanged += unchanged
+            if twin:
+                tally.twins.append(poster)
+            elif known is not None:  # also a file with a new date only: its row is to say so
                 rows.append(row)
                 vectors.append(known)
-                tally.reused += 1
+                tally.reused += not unchanged
+            elif not unchanged:
+                fresh.append((index, row))
+        settled = len(chunk.posters) - (len(tally.twins) - twins)
         pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
-        return _Submitted(chunk, fresh, pending, rows, vectors)
+        return _Submitted(chunk, settled, fresh, pending, rows, vectors)
 
     def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
         """Rows and vectors of the chunk, aligned; posters that got no vector are tallied and left out."""

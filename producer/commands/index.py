@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import sys
+from heapq import nsmallest
 from itertools import chain, islice
+from pathlib import Path
 from typing import Final
 
 import click
 
 from producer.client import Producer
-from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example
-from producer.indexing import currency, find, index, ledger_entry, ledger_line, look_at_catalogue, say
+from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
+from producer.commands.prune import prune_and_say, require_catalogue, show, yes_option
+from producer.currency import Currency
+from producer.finding import Note, Search, was_sent
+from producer.indexing import ledger_entry, ledger_line, say, search, send_all, summarise
 from producer.spaces import last_words
-from worker.errors import FAILURE_WORDS
+from worker.errors import FAILURE_WORDS, ConfigurationError, PosterError
 from worker.messages import Poster
-from worker.progress import Failure
+from worker.progress import Failure, Progress
 from worker.settings import load_settings
 
-FAILURES_SHOWN: Final = 20
+SHOWN: Final = 20  # failures that a person reads without asking for them
 
 
 @example("python -m producer index posters/")
@@ -27,19 +31,39 @@ FAILURES_SHOWN: Final = 20
 @click.argument("paths", nargs=-1, metavar="[PATH…]")
 @click.option("--batch", type=click.IntRange(1, 4096), help="Posters per message (default 256).")
 @click.option("--force", is_flag=True, help="Embed what the store already holds, too.")
+@click.option("--verify", is_flag=True, help="Compare contents (the worker reads every file); trust no date.")
+@click.option("--prune", "prune_too", is_flag=True, help="Afterwards, drop vectors whose posters are gone from PATH.")
+@yes_option
 @click.option("--detach", is_flag=True, help="Send everything and leave; follow with `status`.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be sent, one path per line; sends nothing.")
 @as_json
 def index_command(
-    paths: tuple[str, ...], batch: int | None, force: bool, detach: bool, dry_run: bool, as_json: bool
+    paths: tuple[str, ...],
+    batch: int | None,
+    force: bool,
+    verify: bool,
+    prune_too: bool,
+    yes: bool,
+    detach: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed."""
+    if prune_too and detach:
+        raise click.UsageError(
+            "--prune waits for the job, so that a renamed poster keeps its vector: not with --detach"
+        )
     producer = Producer(load_settings(posters_per_batch=batch))
     if dry_run:
-        _dry_run(producer, paths, force=force)
+        found = _dry_run(producer, paths, force=force or verify, as_json=as_json)
+        if prune_too:
+            show(producer, found.starts, found.catalogue, yes=yes, as_json=as_json, mark="prune: ")
         return
+    if prune_too:
+        require_catalogue(producer)
+    found = search(producer, paths)
     try:
-        job, progress = index(producer, paths, force=force, detach=detach, quiet=as_json)
+        job, progress = send_all(producer, found, force=force, verify=verify, detach=detach, quiet=as_json)
     except KeyboardInterrupt as interrupt:
         job_id = interrupt.args[0] if interrupt.args else "last"
         say(f"interrupted; job {job_id} goes on. Follow it: `python -m producer status {job_id}`; ")
@@ -47,20 +71,23 @@ def index_command(
         sys.exit(EX_INTERRUPTED)
     if detach:
         say(f"sent; follow it with `python -m producer status {job.id}`")
-    failures = heapq.nsmallest(FAILURES_SHOWN, producer.ledger.failures(job.id)) if progress.failed else []
-    for failure in failures:
-        say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-    if progress.failed > len(failures):
-        say(f"… and {progress.failed - len(failures)} more: `python -m producer failures {job.id}`")
+    _say_failures(producer, progress)
+    status = EX_SOME_FAILED if progress.failed else EX_OK
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
+    elif prune_too:
+        try:
+            prune_and_say(producer, found.starts, found.catalogue, yes=yes)
+        except PosterError as error:  # the ledger is still to be told
+            say(f"error: {error}")
+            status = EX_USAGE if isinstance(error, ConfigurationError) else EX_SOME_FAILED
     _warn_if_untrained(producer)
     if progress.embedded and not detach:
         _say_what_held_it_up(producer)
     if words := last_words(producer.settings, producer.space()):
         say(words)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
-    sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
+    sys.exit(status)
 
 
 @example("python -m producer retry last --only crashed-worker")
@@ -79,7 +106,9 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
         return
     new, sent = producer.begin(), 0
-    for seen in producer.feed(new, map(_as_poster, chain([first], found))):
+    for seen in producer.feed(
+        new, (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
+    ):
         sent = seen
     say(f"sent {sent} poster(s) as job {new.id}")
     progress = new.wait()
@@ -87,10 +116,17 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
 
-def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None:
-    found = find(producer, paths)
-    look_at_catalogue(producer.settings)
-    is_current = currency(producer)
+def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> Search:
+    """List what would be sent, on stdout; what would fail and what is in no entry, on stderr; or all as JSON lines."""
+
+    def tell(note: Note, path: str) -> None:
+        if as_json:
+            click.echo(json.dumps({"note": note.value, "path": path}))
+        else:
+            say(f"{note.value}: {path}")
+
+    found = search(producer, paths, tell)
+    is_current = Currency(producer, say)
     todo = unchanged = broken = 0
     while block := list(islice(found, producer.settings.posters_per_batch)):
         posters = [item for item in block if isinstance(item, Poster)]
@@ -99,16 +135,29 @@ def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool) -> None
         for item in block:
             if isinstance(item, Failure):
                 broken += 1
-                say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
+                if as_json:
+                    click.echo(json.dumps({"would": "fail", **item._asdict()}))
+                else:
+                    say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
             elif item.id not in current:
                 todo += 1
-                click.echo(item.path)
+                click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
+    is_current.close()
+    summarise(found, producer.settings)
     say(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
+    return found
 
 
-def _as_poster(failure: Failure) -> Poster | Failure:
-    """A failed poster as it is sent again; one that never was a file fails again as it did."""
-    return Poster(failure.id, failure.path) if failure.word != "unsupported" or "#" not in failure.id else failure
+def _say_failures(producer: Producer, progress: Progress) -> None:
+    for failure in nsmallest(SHOWN, producer.ledger.failures(progress.job)) if progress.failed else ():
+        say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
+    if progress.failed > SHOWN:
+        say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
+
+
+def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
+    """A failed poster as it is sent again; what never was a poster fails again as it did."""
+    return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure
 
 
 def _say_what_held_it_up(producer: Producer) -> None:

@@ -81,6 +81,9 @@ class VectorStore(Protocol):
     def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
         """The rows of those ids that are there."""
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        """When the rows of those ids that are there were written last, seconds since 1970."""
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         """For each content digest that is there, a vector (dimension,) of that content."""
 
@@ -94,8 +97,8 @@ class VectorStore(Protocol):
         what is written meanwhile may come or not. SQLite yields the rows of one moment.
         """
 
-    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
-        """Yield all ids in code point order, without reading a vector; constant memory."""
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        """Yield all ids that begin with `prefix` in code point order, without reading a vector; constant memory."""
 
     def count(self, space_id: str) -> int:
         """How many vectors the space holds."""

@@ -24,6 +24,7 @@ class _Held:
     version: int = field(default_factory=first_version)
     rows: dict[str, Row] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
+    stored: dict[str, float] = field(default_factory=dict)
 
     def touch(self, now: float) -> None:
         self.version, self.changed = self.version + 1, now
@@ -51,6 +52,7 @@ class MemoryStore:
                 held.touch(now)
             for row, vector in zip(rows, vectors, strict=True):
                 held.rows[row.id], held.vectors[row.id] = row, vector.copy()
+                held.stored[row.id] = time.time()
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
@@ -61,6 +63,11 @@ class MemoryStore:
         with self._lock:
             held = self._spaces.get(space_id)
             return {name: held.rows[name] for name in ids if name in held.rows} if held else {}
+
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        with self._lock:
+            held = self._spaces.get(space_id)
+            return {name: held.stored[name] for name in ids if name in held.stored} if held else {}
 
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
@@ -85,10 +92,10 @@ class MemoryStore:
             part = items[start : start + chunk]
             yield [row for row, _ in part], np.stack([vector for _, vector in part])
 
-    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
         with self._lock:
             held = self._spaces.get(space_id)
-            names = sorted(held.rows) if held else []
+            names = sorted(name for name in held.rows if name.startswith(prefix)) if held else []
         for start in range(0, len(names), chunk):
             yield names[start : start + chunk]
 
@@ -108,7 +115,7 @@ class MemoryStore:
             gone = [name for name in dict.fromkeys(ids) if held and name in held.rows]
             for name in gone:
                 assert held is not None
-                del held.rows[name], held.vectors[name]
+                del held.rows[name], held.vectors[name], held.stored[name]
             if held and gone:
                 held.touch(time.time())
             return len(gone)

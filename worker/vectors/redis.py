@@ -2,7 +2,7 @@
 
 posters:v:SPACE:ID        hash   vector, digest, size, mtime_ns, stored
 posters:vector-ids:SPACE  zset   every id with score 0, so that ranges come in byte order
-posters:content:SPACE     hash   digest → an id of that content
+posters:contents:SPACE    zset   digest:id of every row with score 0, so that a range finds the rows of a content
 posters:space:SPACE       hash   space, created, changed, version, provenance
 posters:spaces            zset   space ids by the time they were made
 posters:current-space     string the space that readers use
@@ -28,6 +28,7 @@ from worker.vectors.codec import checked, first_version, pack, unpack, unpack_ma
 SPACES: Final = "posters:spaces"
 CURRENT: Final = "posters:current-space"
 ASKED_AT_ONCE: Final = 512  # rows per round trip: one megabyte of 512-number vectors
+CANDIDATES: Final = 4  # rows of a content that are looked at: two writers of one id may leave a stale one behind
 ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that writes its AOF
 
 
@@ -67,9 +68,9 @@ class RedisStore:
                 pipe.hset(_key(space.id, row.id), mapping=fields)
                 old = before.get(row.id)
                 if old is not None and old != row.digest:
-                    pipe.hdel(_content_key(space.id), old)
-                pipe.hset(_content_key(space.id), row.digest, row.id)
+                    pipe.zrem(_contents_key(space.id), _content(old, row.id))
             if rows:
+                pipe.zadd(_contents_key(space.id), {_content(row.digest, row.id): 0 for row in rows})
                 pipe.zadd(_ids_key(space.id), {row.id: 0 for row in rows})
                 self._touch(pipe, space.id, now)
             pipe.execute()
@@ -92,17 +93,29 @@ class RedisStore:
             if digest is not None
         }
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        found = self._fields(space_id, ids, ["stored"])
+        return {name: float(stored) for name, (stored,) in found.items() if stored is not None}
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         dimension = self._dimension(space_id)
         if dimension is None or not digests:
             return {}
         with self._told():
-            named = cast(list[bytes | None], self._redis.hmget(_content_key(space_id), list(digests)))
-        ids = {digest: name.decode() for digest, name in zip(digests, named, strict=True) if name}
-        found = self._fields(space_id, list(ids.values()), ["vector", "digest"])
+            pipe = self._redis.pipeline(transaction=False)
+            for digest in digests:
+                # ; follows : in ASCII
+                pipe.zrangebylex(_contents_key(space_id), f"[{digest}:", f"({digest};", start=0, num=CANDIDATES)
+            named = cast(list[list[bytes]], pipe.execute())
+        ids = [
+            (digest, name.decode().removeprefix(f"{digest}:"))
+            for digest, names in zip(digests, named, strict=True)
+            for name in names
+        ]
+        found = self._fields(space_id, [name for _, name in ids], ["vector", "digest"])
         return {
             digest: unpack(found[name][0], dimension)
-            for digest, name in ids.items()
+            for digest, name in ids
             # the row may have got another content or have gone since the index was read
             if found[name][0] is not None and found[name][1].decode() == digest
         }
@@ -128,15 +141,18 @@ class RedisStore:
             if there:
                 yield rows, unpack_many([found[name][0] for name in there], dimension)
 
-    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
-        after = b"-"
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        start = f"[{prefix}".encode() if prefix else b"-"
         while True:
             with self._told():
-                page = cast(list[bytes], self._redis.zrangebylex(_ids_key(space_id), after, "+", start=0, num=chunk))
-            if not page:
+                page = cast(list[bytes], self._redis.zrangebylex(_ids_key(space_id), start, "+", start=0, num=chunk))
+            names = [name.decode() for name in page]
+            within = [name for name in names if name.startswith(prefix)]
+            if within:
+                yield within
+            if len(within) < len(page) or not page:
                 return
-            after = b"(" + page[-1]
-            yield [name.decode() for name in page]
+            start = b"(" + page[-1]
 
     def count(self, space_id: str) -> int:
         with self._told():
@@ -156,8 +172,8 @@ class RedisStore:
                 pipe = self._redis.pipeline(transaction=True)
                 for name in part:
                     pipe.delete(_key(space_id, name))
-                for digest in digests.values():
-                    pipe.hdel(_content_key(space_id), digest)
+                for name, digest in digests.items():
+                    pipe.zrem(_contents_key(space_id), _content(digest, name))
                 if digests:
                     self._touch(pipe, space_id, repr(time.time()))
                 pipe.zrem(_ids_key(space_id), *part)
@@ -197,7 +213,7 @@ class RedisStore:
         with self._told():
             while page := cast(list[bytes], self._redis.zrange(_ids_key(space_id), 0, ASKED_AT_ONCE - 1)):
                 gone += self.delete(space_id, [name.decode() for name in page])
-            self._redis.delete(_space_key(space_id), _content_key(space_id))
+            self._redis.delete(_space_key(space_id), _contents_key(space_id))
             self._redis.zrem(SPACES, space_id)
             if self.current() == space_id:
                 left = cast(list[bytes], self._redis.zrange(SPACES, 0, 0))
@@ -256,8 +272,12 @@ def _ids_key(space_id: str) -> str:
     return f"posters:vector-ids:{space_id}"
 
 
-def _content_key(space_id: str) -> str:
-    return f"posters:content:{space_id}"
+def _contents_key(space_id: str) -> str:
+    return f"posters:contents:{space_id}"
+
+
+def _content(digest: str, name: str) -> str:
+    return f"{digest}:{name}"
 
 
 def _space_key(space_id: str) -> str:

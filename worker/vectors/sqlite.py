@@ -71,6 +71,9 @@ class SQLiteStore:
         found = self._select("v.id, v.digest, v.size, v.mtime_ns", "v.id", space_id, ids)
         return {values[0]: Row(*values) for values in found}
 
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        return dict(self._select("v.id, v.stored", "v.id", space_id, ids))
+
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
         for digest, raw, space in self._select("v.digest, v.vector, s.space", "v.digest", space_id, digests):
@@ -103,19 +106,21 @@ class SQLiteStore:
                 rows = [Row._make(values[1:]) for values in found]
                 yield rows, unpack_many([values[0] for values in found], dimension)
 
-    def ids(self, space_id: str, chunk: int = 65536) -> Iterator[list[str]]:
-        after = ""
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
         query = (
             "SELECT v.id FROM vectors v WHERE v.space = (SELECT key FROM spaces WHERE id = ?) "
-            "AND v.id > ? ORDER BY v.id LIMIT ?"
+            "AND v.id >= ? ORDER BY v.id LIMIT ?"
         )
+        first = prefix
         while True:
             with self._told():
-                found = [name for (name,) in self._connection.execute(query, (space_id, after, chunk))]
-            if not found:
+                page = [name for (name,) in self._connection.execute(query, (space_id, first, chunk))]
+            within = [name for name in page if name.startswith(prefix)]
+            if within:
+                yield within
+            if len(within) < len(page) or not page:
                 return
-            after = found[-1]
-            yield found
+            first = page[-1] + "\0"  # the next text there can be
 
     def count(self, space_id: str) -> int:
         with self._told():

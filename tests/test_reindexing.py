@@ -1,0 +1,348 @@
+"""Indexing again, as a user does it: a real Redis, a real worker, the command line, and the plug pulled."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import closing
+
+import pytest
+from redis_server import RedisServer
+from world import World, adds_up
+
+from bench.image_samples import encoded, picture
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def world(server, tmp_path_factory):
+    """One worker for all tests of this file that do not hurt it; each has a folder of its own."""
+    world = World(tmp_path_factory.mktemp("world"), server)
+    world.worker("shared").wait_until_ready()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def lonely(redis_url, redis_server, tmp_path):
+    """An installation with nobody at work yet."""
+    world = World(tmp_path, redis_server)
+    yield world
+    world.close()
+
+
+def folder(world, name, count=12):
+    """A folder with some posters, indexed; the folder, and the ids."""
+    (world.root / name).mkdir()
+    names = world.draw(count, f"{name}/p")
+    assert world.index(str(world.root / name))["embedded"] == count
+    return world.root / name, names
+
+
+def counts(ledger):
+    return tuple(ledger[name] for name in ("embedded", "reused", "unchanged", "failed"))
+
+
+def vector(world, name):
+    with closing(world.producer.store()) as store:
+        return store.get(store.current(), [name]).get(name)
+
+
+def test_only_what_changed_is_embedded(world):
+    """New and changed: embedded. Renamed, copied, touched: reused. The rest: not even sent. Then nothing at all."""
+    path, names = folder(world, "changes")
+    before = vector(world, names[0]), vector(world, names[1])
+    world.draw(2, "changes/new")
+    (path / "p0000.jpg").write_bytes(encoded(picture(120, 180, seed=99), "JPEG"))
+    (path / "p0001.jpg").rename(path / "renamed.jpg")
+    shutil.copyfile(path / "p0002.jpg", path / "copy.jpg")
+    os.utime(path / "p0003.jpg")
+    ledger = world.index(str(path))
+    assert counts(ledger) == (3, 3, 9, 0)
+    assert vector(world, names[0]) @ before[0] < 0.9999
+    assert (vector(world, "changes/renamed.jpg") == before[1]).all()
+    assert (vector(world, "changes/copy.jpg") == vector(world, names[2])).all()
+    assert counts(world.index(str(path))) == (0, 0, 15, 0)
+
+
+def test_copies_that_come_together_are_embedded_once(world):
+    """Ten files of one content in one batch: one forward pass, ten rows."""
+    (world.root / "copies").mkdir()
+    data = encoded(picture(120, 180, seed=3), "JPEG") + b"copies"
+    for number in range(10):
+        (world.root / "copies" / f"{number}.jpg").write_bytes(data)
+    assert counts(world.index(str(world.root / "copies"))) == (1, 9, 0, 0)
+    assert sum(name.startswith("copies/") for name in world.stored()) == 10
+
+
+def test_verify_compares_contents(world):
+    """Another picture under the old size and date: passed over by default, found with --verify, and nothing more."""
+    path, names = folder(world, "verified", 6)
+    first = path / "p0000.jpg"
+    stat, before = first.stat(), vector(world, names[0])
+    data = encoded(picture(120, 180, seed=98), "JPEG", quality=60)
+    first.write_bytes(data.ljust(stat.st_size, b"#"))
+    assert first.stat().st_size == stat.st_size
+    os.utime(first, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
+    os.utime(path / "p0001.jpg")
+    assert counts(world.index(str(path))) == (0, 1, 5, 0)
+    assert (vector(world, names[0]) == before).all()
+    os.utime(path / "p0001.jpg")
+    assert counts(world.index(str(path), "--verify")) == (1, 0, 5, 0)
+    assert vector(world, names[0]) @ before < 0.9999
+    assert counts(world.index(str(path))) == (0, 0, 6, 0)
+
+
+def test_deleted_posters_are_shown_then_pruned(world):
+    """--dry-run lists and keeps; --prune drops; the ledger keeps its keys, and its line stays the last."""
+    path, names = folder(world, "deleted")
+    (path / "p0003.jpg").unlink()
+    (path / "p0004.jpg").rename(path / "moved.jpg")
+    shown = world.run("index", str(path), "--dry-run", "--prune")
+    assert shown.stdout.split("\n") == ["deleted/moved.jpg", "prune: deleted/p0003.jpg", "prune: deleted/p0004.jpg", ""]
+    assert "2 of 12 poster(s) to prune; nothing was pruned" in shown.stderr
+    assert set(names) <= world.stored()
+    assert counts(world.index(str(path))) == (0, 1, 10, 0)
+    assert set(names) <= world.stored()
+    done = world.run("index", str(path), "--prune")
+    assert done.returncode == 0
+    assert "pruned 2 of 13 poster(s)" in done.stderr
+    assert done.stdout.startswith("job ")
+    assert len(done.stdout.splitlines()) == 1
+    left = {name for name in world.stored() if name.startswith("deleted/")}
+    assert left == set(names) - {"deleted/p0003.jpg", "deleted/p0004.jpg"} | {"deleted/moved.jpg"}
+    assert "pruned" not in world.index(str(path), "--prune")
+
+
+def test_a_renamed_poster_keeps_its_vector_when_the_old_name_is_pruned_at_once(world):
+    """Indexing comes first: the vector is copied, and only then the old row goes."""
+    path, _ = folder(world, "renamed")
+    for number in range(5):
+        (path / f"p{number:04}.jpg").rename(path / f"new{number}.jpg")
+    assert counts(world.index(str(path), "--prune")) == (0, 5, 7, 0)
+    assert {f"renamed/new{number}.jpg" for number in range(5)} <= world.stored()
+    assert "renamed/p0000.jpg" not in world.stored()
+
+
+def test_pruning_more_than_half_needs_a_yes(world):
+    """Status 2, the numbers, the way out; the job itself is done and its ledger printed."""
+    path, names = folder(world, "half")
+    for number in range(7):
+        (path / f"p{number:04}.jpg").unlink()
+    done = world.run("index", str(path), "--prune", "--json")
+    assert done.returncode == 2
+    assert "7 of 12 posters" in done.stderr
+    assert "--yes" in done.stderr
+    assert json.loads(done.stdout)["unchanged"] == 5
+    assert set(names) <= world.stored()
+    done = world.run("prune", str(path))
+    assert (done.returncode, done.stdout) == (2, "")
+    done = world.run("prune", str(path), "--yes", "--json")
+    assert json.loads(done.stdout) == {"held": 12, "pruned": 7, "empty": 0, "hidden": 0}
+    assert len(set(names) & world.stored()) == 5
+
+
+def test_prune_and_detach_exclude_each_other(world):
+    """The one waits for the job, the other does not."""
+    done = world.run("index", "--prune", "--detach")
+    assert done.returncode == 2
+    assert "not with --detach" in done.stderr
+
+
+def test_prune_needs_neither_worker_nor_redis(world):
+    """Where the store is a file: it and the posters root are all that is asked."""
+    path, _ = folder(world, "alone")
+    (path / "p0005.jpg").unlink()
+    away = {"POSTERS_REDIS_URL": "redis://127.0.0.1:1/0"}
+    assert world.run("prune", str(path), "--dry-run", **away).stdout == "alone/p0005.jpg\n"
+    done = world.run("prune", str(path), **away)
+    assert done.returncode == 0, done.stderr
+    assert "pruned 1 of 12 poster(s)" in done.stderr
+
+
+def test_a_root_that_is_empty_or_gone_prunes_nothing(world, tmp_path):
+    """The disk is not mounted: status 2, whatever is said; and a store that is not there is not made."""
+    before = world.stored()
+    (tmp_path / "empty").mkdir()
+    done = world.run("prune", "--yes", POSTERS_ROOT=str(tmp_path / "empty"))
+    assert done.returncode == 2
+    assert "is its disk mounted" in done.stderr
+    done = world.run("index", "--prune", "--yes", POSTERS_ROOT=str(tmp_path / "empty"))
+    assert done.returncode == 2
+    assert "is its disk mounted" in done.stderr
+    assert "submitted 0" in done.stdout
+    assert world.run("prune", "--yes", POSTERS_ROOT=str(tmp_path / "gone")).returncode == 2
+    assert world.stored() == before
+    done = world.run("prune", POSTERS_STORE=f"sqlite:{tmp_path / 'none.db'}")
+    assert (done.returncode, (tmp_path / "none.db").exists()) == (0, False)
+    assert "no vectors yet" in done.stderr
+
+
+def test_a_catalogue_that_is_not_there_prunes_nothing(world, tmp_path):
+    """Its ids would all look gone."""
+    done = world.run("prune", "--yes", POSTERS_CATALOGUE=str(tmp_path / "typo.json"))
+    assert done.returncode == 2
+    assert "there is no catalogue" in done.stderr
+
+
+def test_the_catalogue_is_taken_at_its_word_and_its_faults_are_named(world, tmp_path):
+    """Ids and titles from CSV; a bad line, a double, a missing file and a file in no entry: counted, named, once."""
+    (world.root / "named").mkdir()
+    world.draw(5, "named/p")
+    (tmp_path / "posters.csv").write_text(
+        "id,file,title\nbebop,named\\p0000.jpg,Cowboy Bebop\n,named/p0001.jpg,\nbebop,named/p0002.jpg,Twice\n"
+        "gone,named/gone.jpg,Gone\nx,,No file\n",
+        encoding="utf-8-sig",
+    )
+    catalogue = {"POSTERS_CATALOGUE": str(tmp_path / "posters.csv")}
+    done = world.run("index", str(world.root / "named"), **catalogue)
+    assert done.returncode == 1
+    ledger = dict(zip(*[iter(done.stdout.split())] * 2, strict=True))
+    assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == ("8", "5", "3")
+    assert "posters.csv#4: unsupported: line 4 of " in done.stderr
+    assert "has the id 'bebop', which line 2 has already" in done.stderr
+    assert "posters.csv#6: unsupported: line 6 of " in done.stderr
+    assert "failed: named/gone.jpg: missing" in done.stderr
+    assert f"2 of the entries of {tmp_path / 'posters.csv'} cannot be used" in done.stderr
+    assert "1 poster(s) that" in done.stderr
+    assert "3 file(s) are in no entry of" in done.stderr
+    assert {"bebop", "named/p0001.jpg", "named/p0002.jpg"} <= world.stored()
+    assert "named/p0000.jpg" not in world.stored()
+
+    shown = world.run("index", str(world.root / "named"), "--dry-run", **catalogue)
+    for number in (2, 3, 4):
+        assert f"in no entry of the catalogue: named/p{number:04}.jpg\n" in shown.stderr
+    assert "in the catalogue, and not there: named/gone.jpg\n" in shown.stderr
+    assert shown.stdout == "named/gone.jpg\n"
+    lines = [json.loads(line) for line in world.run(
+        "index", str(world.root / "named"), "--dry-run", "--json", **catalogue).stdout.splitlines()]  # fmt: skip
+    assert [line["path"] for line in lines if line.get("would") == "send"] == ["named/gone.jpg"]
+    assert sum(line.get("would") == "fail" for line in lines) == 2
+    assert sum("note" in line for line in lines) == 4
+
+    # a backend means the same poster
+    producer = type(world.producer)(world.settings.model_copy(update={"catalogue": tmp_path / "posters.csv"}))
+    assert (producer.embed("named/p0000.jpg") == vector(world, "bebop")).all()
+    assert "named/p0000.jpg" not in world.stored()
+    (tmp_path / "posters.csv").write_text("id,file\nspike,named/p0000.jpg\n")
+    assert producer.enqueue(["named/p0000.jpg"]).wait(20).reused == 1
+    producer.close()
+    assert "spike" in world.stored()
+
+
+def test_a_broken_catalogue_stops_before_anything_is_sent(world, tmp_path):
+    """Line and column; status 2; no job."""
+    (tmp_path / "posters.json").write_text('[{"file": "a.jpg"},\n {"file": "b.jpg"]')
+    before = world.producer.ledger.jobs()
+    done = world.run("index", POSTERS_CATALOGUE=str(tmp_path / "posters.json"))
+    assert done.returncode == 2
+    assert "line 2, column 18" in done.stderr
+    assert world.producer.ledger.jobs() == before
+
+
+def test_a_retry_leaves_what_never_was_a_poster(world, tmp_path):
+    """An entry without a file fails again by its number, and stores nothing under it."""
+    (world.root / "retried").mkdir()
+    world.draw(1, "retried/p")
+    (tmp_path / "p.json").write_text(json.dumps([{"file": "../x.jpg"}, {"file": "retried/gone.jpg"}]))
+    catalogue = {"POSTERS_CATALOGUE": str(tmp_path / "p.json")}
+    assert world.run("index", str(world.root / "retried"), **catalogue).returncode == 1
+    done = world.run("retry", "last", "--json", **catalogue)
+    assert json.loads(done.stdout)["failed"] == 2
+    words = {failure.id: failure.word for failure in world.producer.job("last").failures()}
+    assert words == {"p.json#1": "outside-root", "retried/gone.jpg": "missing"}
+
+
+def test_a_worker_that_is_ready_later_is_asked_then(lonely):
+    """What was sent before it was ready is found unchanged by the worker; the rest is not sent any more."""
+    lonely.draw(40)
+    lonely.worker("first").wait_until_ready()
+    assert lonely.index()["embedded"] == 40
+    lonely.workers[0].stop()
+    process = lonely.start("index", "--json", "--batch", "1", POSTERS_WINDOW="3")
+    time.sleep(2)
+    lonely.worker("second").wait_until_ready()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    ledger = json.loads(out)
+    assert counts(ledger) == (0, 0, 40, 0)
+    with lonely.redis.client as client:
+        assert client.hget(f"posters:job:{ledger['job']}", "step") == "40"
+
+
+def test_another_model_makes_everything_new(lonely):
+    """`unchanged` is asked of the worker's space, not of the one that readers use."""
+    lonely.draw(5)
+    lonely.worker("first").wait_until_ready()
+    assert lonely.index()["embedded"] == 5
+    lonely.workers[0].stop()
+    from tiny_model import write_tiny_model
+
+    other = write_tiny_model(lonely.folder / "other", seed=1)
+    lonely.worker("second", POSTERS_MODEL_NAME=other).wait_until_ready()
+    assert counts(lonely.index()) == (5, 0, 0, 0)
+    (lonely.root / "p0001.jpg").unlink()
+    assert "pruned 1 of 5" in lonely.run("prune").stderr
+    with closing(lonely.producer.store()) as store:
+        assert [info.count for info in store.spaces()] == [4, 4]
+
+
+# ─── pulling the plug ───
+
+
+def stored_some(world, at_least):
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        stored = world.stored()
+        if len(stored) >= at_least:
+            return stored
+        time.sleep(0.02)
+    raise AssertionError(world.workers[-1].said())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_killed_worker_loses_no_finished_chunk(lonely):
+    """kill -9 of parent and child in the middle of a batch: what was stored is not embedded a second time."""
+    names = lonely.draw(80)
+    first = lonely.worker("a", "--include", "mischief", MISCHIEF_SLEEP_S="0.3").wait_until_ready()
+    process = lonely.start("index", "--json", "--batch", "80")
+    stored_some(lonely, 20)
+    first.kill()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    kept = lonely.stored()
+    assert 20 <= len(kept) < 80
+    lonely.run("cancel", "last")
+    with closing(lonely.producer.store()) as store:
+        before = store.stored(store.current(), names)
+    lonely.worker("b").wait_until_ready()
+    assert counts(lonely.index()) == (80 - len(kept), 0, len(kept), 0)
+    with closing(lonely.producer.store()) as store:
+        after = store.stored(store.current(), names)
+    assert all(after[name] == before[name] for name in kept)
+    assert lonely.stored() == set(names)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
+def test_a_killed_producer_loses_no_finished_chunk(lonely):
+    """kill -9 while it sends: what it sent is done, and the same command again does the rest."""
+    names = lonely.draw(80)
+    lonely.worker("a", "--include", "mischief", MISCHIEF_SLEEP_S="0.3").wait_until_ready()
+    process = lonely.start("index", "--json", "--batch", "10", POSTERS_WINDOW="2")
+    stored_some(lonely, 15)
+    process.kill()
+    process.communicate()
+    first = lonely.producer.job("last")
+    ledger = lonely.index()
+    assert adds_up(ledger)
+    assert ledger["submitted"] == 80
+    assert ledger["unchanged"] >= 15
+    assert first.progress().embedded + ledger["embedded"] == 80
+    assert lonely.stored() == set(names)
