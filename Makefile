@@ -2,7 +2,7 @@
 # make test   lint, type-check, test
 # make setup  only what the two need: .venv, Python packages, redis-server
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chaos fuzz bench bench-images bench-memory clean
+.PHONY: help setup demo test lint chaos fuzz bench bench-images bench-memory bench-scale clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -57,6 +57,9 @@ bench-memory: setup  ## Does a worker's memory stay flat over 20,000 posters?
 
 bench-images: setup  ## Time reading and decoding, per format
 	$(BIN)/python -m bench.images
+
+bench-scale: setup  ## Index a million posters again: seconds and memory, at three sizes
+	$(BIN)/python -m bench.scale
 
 clean:  ## Remove .venv and caches; posters and vectors stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from bench.checkpoint import write_checkpoint
-from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue
+from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue, end_properly
 from bench.machine import machine, versions
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
@@ -30,6 +30,7 @@ from worker.errors import PosterError
 from worker.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = {"cpu": 256, "cuda": 4096}  # of each kind: half a minute for the slowest; 4096 PNG take 10 GB
 WARM_UP_IMAGES = 32
 BATCH = {"cpu": 64, "cuda": 256}  # of the peers; clip-retrieval's own default of 256 is slower on a CPU
 
@@ -39,7 +40,7 @@ BATCH = {"cpu": 64, "cuda": 256}  # of the peers; clip-retrieval's own default o
     epilog="\b\nExamples:\n  python -m bench --posters jpeg --rounds 5\n"
     "  python -m bench --images 20000 --batch 4096   on a card",
 )
-@click.option("--images", default=256, show_default=True, help="Posters of each kind.")
+@click.option("--images", default=0, help="Posters of each kind [default: 256, on a card 4096].")
 @click.option(
     "--posters",
     type=click.Choice([*KINDS, "all"]),
@@ -64,7 +65,9 @@ def main(
 ) -> None:  # fmt: skip
     """Compare with open_clip, clip-retrieval and transformers; and with our own ceilings. Writes bench/results/."""
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that random weights are not trained
+    end_properly()
     chosen = choose_device(device)
+    images = images or IMAGES[chosen.type]
     kinds = list(KINDS.values()) if posters == "all" else [KINDS[posters]]
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder:
         root = Path(folder, "posters")

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from bench.checkpoint import write_checkpoint
-from bench.contest import Job, ThroughQueue
+from bench.contest import Job, ThroughQueue, end_properly
 from bench.posters import KINDS, write_posters
 from bench.processes import resident_bytes, tree
 from worker.device import choose_device
@@ -34,6 +34,7 @@ GROWTH_ALLOWED_MIB = 30
 def main(images: int, posters: str, device: str, precision: str, model: str) -> None:
     """Show the memory of worker and child after each thousand posters; status 1 when it grows by more than 30 MiB."""
     logging.getLogger().setLevel(logging.ERROR)
+    end_properly()
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder:
         root = Path(folder, "posters")
         job = Job(root / posters, write_posters(root / posters, KINDS[posters], THOUSAND))

@@ -26,13 +26,15 @@ def tree(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Proportional set size: pages that processes share are counted once among them. 0 where it cannot be read."""
+    """What a process itself has written to memory; pages that it shares with others count in parts. 0 where unknown.
+
+    The code of libraries is left out: how much of it counts as whose changes with who else has loaded it.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
-    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+    return 1024 * sum(int(size) for size in re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", text, re.MULTILINE))
 
 
 class PeakMemory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, ValuesView
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from producer.entries import format_of, read_entries
 from producer.entry import Entry, Place, Problem, RawEntry, Row, checked
 from producer.folders import is_below, poster_id
-from producer.spooled import temporary_database
+from producer.spooled import room_is_told, temporary_database
 from worker.progress import Failure
 
 ASKED_AT_ONCE: Final = 500  # values per statement, below the limit of every SQLite built since 2008 (999)
@@ -48,7 +48,8 @@ class Catalogue:
     def __init__(self, path: Path | None) -> None:
         """An empty catalogue; `path` is the file that it stands for."""
         self.path = path
-        self._stamp = _stamp(path)
+        self.stamp = stamp_of(path)
+        self.size = 0  # entries that can be used
         self._database = temporary_database()
         self._database.executescript(_TABLES)
         self._lock = threading.Lock()
@@ -76,11 +77,17 @@ class Catalogue:
 
     def at(self, keys: Iterable[str]) -> dict[str, Place]:
         """For each file, by its poster_id, the entry that names it."""
-        return {row.key: row.place for row in self._rows_by("key", keys)}
+        return dict(self._places_by("key", keys))
 
     def of(self, ids: Iterable[str]) -> dict[str, Place]:
         """For each id, the entry that has it."""
-        return {row.id: row.place for row in self._rows_by("id", ids)}
+        return dict(self._places_by("id", ids))
+
+    def described(self, ids: Iterable[str]) -> dict[str, Entry]:
+        """For each id, the whole entry that has it, with all its keys."""
+        query = "SELECT number, key, file, id, about FROM entries WHERE id IN"
+        rows = (Row(*found) for found in self._select_in(query, ids))
+        return {row.id: row.entry for row in rows}
 
     def claimed(self, ids: Iterable[str]) -> set[str]:
         """Those ids that stand in entries which cannot be used: nobody knows which poster is meant."""
@@ -88,11 +95,11 @@ class Catalogue:
 
     def is_outdated(self) -> bool:
         """True when the file is not the one any more that was read."""
-        return _stamp(self.path) != self._stamp
+        return stamp_of(self.path) != self.stamp
 
     def select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         """Rows of the tables above; for this module's classes."""
-        with self._lock:
+        with self._lock, room_is_told():
             return self._database.execute(query, tuple(values)).fetchall()
 
     def close(self) -> None:
@@ -101,8 +108,8 @@ class Catalogue:
 
     def fill(self, raws: Iterable[RawEntry], unit: str) -> None:
         """Take in the entries of a file; for read_catalogue. What cannot be used becomes a problem."""
-        with self._lock:
-            source = iter(raws)
+        source = iter(raws)
+        with self._lock, room_is_told():
             self._database.execute("BEGIN")
             while block := list(map(checked, islice(source, TAKEN_AT_ONCE))):
                 rows = (row for row in block if isinstance(row, Row))
@@ -112,6 +119,7 @@ class Catalogue:
             self._database.execute("COMMIT")
             self._database.executescript(_INDEXES)
             self._settle_twins(unit)
+            self.size = int(self._database.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def _settle_twins(self, unit: str) -> None:
         """Of entries that name the same file or have the same id, keep the first."""
@@ -129,9 +137,10 @@ class Catalogue:
                     self._database.execute("DELETE FROM entries WHERE number = ?", (number,))
                     break
 
-    def _rows_by(self, column: Literal["key", "id"], values: Iterable[str]) -> Iterator[Row]:
-        query = f"SELECT number, key, file, id, '' FROM entries WHERE {column} IN"
-        return (Row(*row) for row in self._select_in(query, values))
+    def _places_by(self, column: Literal["key", "id"], values: Iterable[str]) -> Iterator[tuple[str, Place]]:
+        query = f"SELECT {column}, number, key, file, id FROM entries WHERE {column} IN"
+        for value, number, key, file, identity in self._select_in(query, values):
+            yield value, Place(number, key if file is None else os.fsdecode(file), identity)
 
     def _select_in(self, query: str, values: Iterable[str]) -> Iterator[Any]:
         source = iter(values)
@@ -156,17 +165,29 @@ class _Entries(Mapping[str, Entry]):
         return Row(*found[0]).entry
 
     def __iter__(self) -> Iterator[str]:
-        return (entry.file if self._column == "key" else entry.id for entry in self._all())
+        return (entry.file if self._column == "key" else entry.id for entry in self.all())
 
     def __len__(self) -> int:
-        return int(self._catalogue.select("SELECT count(*) FROM entries")[0][0])
+        return self._catalogue.size
 
-    def _all(self) -> Iterator[Entry]:
+    def values(self) -> ValuesView[Entry]:
+        return _Values(self)
+
+    def all(self) -> Iterator[Entry]:
         number = 0
         query = "SELECT number, key, file, id, about FROM entries WHERE number > ? ORDER BY number LIMIT ?"
         while page := self._catalogue.select(query, (number, TAKEN_AT_ONCE)):
             number = page[-1][0]
             yield from (Row(*row).entry for row in page)
+
+
+class _Values(ValuesView[Entry]):
+    """The entries in the order of the file, without looking each of them up."""
+
+    _mapping: _Entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self._mapping.all()
 
 
 class _Problems(Collection[Failure]):
@@ -207,7 +228,8 @@ def read_catalogue(path: Path | None) -> Catalogue:
     return catalogue
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def stamp_of(path: Path | None) -> tuple[int, int] | None:
+    """Size and modification time of a catalogue's file; None where there is none."""
     try:
         stat = path.stat() if path else None
     except OSError:

@@ -12,108 +12,36 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import numpy as np
-
 from producer.catalogue import Catalogue, read_catalogue
 from producer.folders import inside_root, poster_id
+from producer.interactive import Interactive
+from producer.job import Job
 from worker.announcement import Announcement, Announcements, common_space
 from worker.celery import create_app, send, send_query
 from worker.custody import Custody
 from worker.errors import (
     ConfigurationError,
-    EmbedTimeout,
-    JobUnknown,
-    LedgerSetBack,
     NoWorker,
     RedisUnreachable,
     SpaceMismatch,
-    UnreadablePoster,
 )
-from worker.keys import REPLY_S
 from worker.ledger import Ledger
-from worker.messages import BULK, INTERACTIVE, EmbedBatch, Poster, fitting
-from worker.progress import Failure, Progress
+from worker.messages import BULK, EmbedBatch, Poster, fitting
+from worker.progress import Failure
 from worker.quarantine import Quarantine
-from worker.queries import Queries
 from worker.repair import Repair
 from worker.settings import Settings, load_settings, without_password
 from worker.space import Space
 from worker.vectors import open_store
-from worker.vectors.spaced import SpacedVectors, spaced
+from worker.vectors.spaced import SpacedVectors
 
 if TYPE_CHECKING:
     from worker.vectors import VectorStore
 
-FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
-LATER_LOOK_S: Final = 0.2
 RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
 SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
-READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices that the model is loaded
-BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
 Item = TypeVar("Item")
-
-
-class Job:
-    """One run of the producer, as the ledger knows it. Cheap: holds an id, asks the ledger each time."""
-
-    def __init__(self, producer: Producer, job_id: str) -> None:
-        """Jobs come from Producer.enqueue and Producer.job."""
-        self.id = job_id
-        self.steps = 0  # that this object has written down; 0 where another process does
-        self._producer = producer
-
-    def progress(self) -> Progress:
-        """The counts of this moment.
-
-        Raises:
-            JobUnknown: the ledger has no such job (any more).
-            LedgerSetBack: Redis came back without some of what this object has sent: send it again.
-        """
-        try:
-            progress = self._producer.ledger.progress(self.id)
-            kept = progress.steps
-        except JobUnknown:
-            if not self.steps:
-                raise
-            kept = 0
-        if kept < self.steps:
-            raise LedgerSetBack(
-                f"Redis came back without {self.steps - kept} of the {self.steps} steps of job {self.id}, as from an "
-                "old copy of its data: send the same posters again, those that are stored cost nothing"
-            )
-        return progress
-
-    def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> Progress:
-        """Wait until nothing of the job is open; send again what was lost meanwhile.
-
-        Args:
-            timeout: seconds; None waits for as long as it takes.
-            on_progress: called at every look, several times a second.
-
-        Returns:
-            The last progress seen; ``at_rest`` is False when the time ran out.
-        """
-        ends = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_LOOK_S
-        while True:
-            progress = self.progress()
-            if on_progress:
-                on_progress(progress)
-            left = pause if ends is None else min(pause, ends - time.monotonic())
-            if progress.at_rest or left <= 0:
-                return progress
-            self._producer.repair_if_due()
-            time.sleep(left)
-            pause = min(1.5 * pause, LATER_LOOK_S)
-
-    def failures(self) -> list[Failure]:
-        """Every failure with its word and sentence, ordered by poster id."""
-        return sorted(self._producer.ledger.failures(self.id))
-
-    def cancel(self) -> int:
-        """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
-        return self._producer.custody.cancel(self.id)
 
 
 class Producer:
@@ -131,8 +59,8 @@ class Producer:
         self.announcements = Announcements(self.settings.redis_url)
         self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
         self.on_wait: Callable[[RedisUnreachable], object] = lambda error: None  # called while `feed` waits
-        self._queries = Queries(self.settings.redis_url)
         self._app = create_app(self.settings)
+        self._interactive = Interactive(self, partial(send_query, self._app))
         self._repair = Repair(self.custody, self.ledger, self.send)
         self._catalogue: Catalogue | None = None
         self._reading = threading.Lock()
@@ -153,7 +81,9 @@ class Producer:
                 ids, cannot be read; what was queued before is withdrawn.
             RedisUnreachable: Redis is away, or full; what was queued before that goes on under the job.
         """
-        posters = map(self._poster, paths)
+        if isinstance(paths, str | Path):
+            raise ConfigurationError(f"enqueue takes a list of paths, not one path: enqueue([{str(paths)!r}])")
+        posters = map(self.poster, paths)
         first = list(islice(posters, self.settings.posters_per_batch))  # a wrong path here leaves no job behind
         job = self.begin()
         try:
@@ -168,8 +98,10 @@ class Producer:
     def embed(self, path: str | Path, timeout: float = 5.0) -> SpacedVectors:
         """Embed one poster ahead of all bulk work and wait for its vector, float32 (dimension,), unit length.
 
-        A poster that the store holds and that has not changed is answered from there. The vector knows its
-        space (``vector.space``), so that Index.search can refuse one of another model.
+        A poster that the store holds and that has not changed is answered from there, without a worker, where
+        the store can be seen from here. Else it waits for the batch that is in work, as all that is ahead of
+        bulk work does, and its vector is stored. The vector knows its space (``vector.space``), so that
+        Index.search can refuse one of another model.
 
         Raises:
             NoWorker: nobody works on the queue.
@@ -177,25 +109,7 @@ class Producer:
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
             SpaceMismatch: the workers' models are not one, or were changed while this call waited.
         """
-        ends = time.monotonic() + timeout
-        poster = self._poster(path)
-        space = self._ready_space(ends, poster.path)
-        job = self.begin(keep_s=REPLY_S)
-        for _ in self.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
-            pass
-        progress = job.wait(max(0.0, ends - time.monotonic()))
-        raw = self.ledger.vectors(job.id, [poster.id]).get(poster.id)
-        if raw is not None:
-            return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
-        for failure in job.failures():
-            now = self.space() if failure.word == "internal" else None
-            if now is not None and now.id != space:
-                raise SpaceMismatch(f"{failure.path}: {failure.reason}")
-            raise UnreadablePoster(failure.path, failure.word, failure.reason)
-        job.cancel()
-        raise EmbedTimeout(
-            f"no vector for {poster.path} within {timeout:g} s (job {job.id} is {progress.state}): {BUSY}"
-        )
+        return self._interactive.embed(self.poster(path), timeout)
 
     def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
         """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
@@ -208,14 +122,7 @@ class Producer:
         Raises:
             NoWorker, UnreadablePoster, EmbedTimeout: as `embed`.
         """
-        ends = time.monotonic() + timeout
-        self._ready_space(ends, name)
-        token = self._queries.put(image, max(0.1, ends - time.monotonic()), name)
-        send_query(self._app, token)
-        answer = self._queries.wait(token, ends - time.monotonic(), name)
-        if answer is None:
-            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
-        return spaced(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
+        return self._interactive.embed_image(image, timeout, name)
 
     def job(self, job_id: str) -> Job:
         """A job by its id, or the newest one by ``last``; JobUnknown shows on first use."""
@@ -318,7 +225,7 @@ class Producer:
         """Let go of the connections."""
         self._repair.close()
         self.announcements.close()
-        self._queries.close()
+        self._interactive.close()
         self.ledger.close()
         self._app.close()
 
@@ -332,16 +239,6 @@ class Producer:
             f"the job was begun for {space}. Run the same command again"
         )
 
-    def _ready_space(self, ends: float, name: str) -> str:
-        """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""
-        while True:
-            space = common_space(self.workers(at_least_one=True))
-            if space is not None:
-                return space.id
-            if time.monotonic() >= ends:
-                raise EmbedTimeout(f"no vector for {name}: {BUSY}")
-            time.sleep(READY_LOOK_S)
-
     def _persist(self, call: Callable[[], Item], patient: bool) -> Item:
         while True:
             try:
@@ -352,7 +249,12 @@ class Producer:
                 self.on_wait(error)
                 time.sleep(RETRY_S)
 
-    def _poster(self, path: str | Path) -> Poster:
+    def poster(self, path: str | Path) -> Poster:
+        """A file as the queue names it: with the catalogue's id, and as it is now.
+
+        Raises:
+            ConfigurationError: it lies outside the posters root, or the catalogue cannot be read.
+        """
         root = Path(os.path.realpath(self.settings.root))
         relative = inside_root(root, path)
         key = poster_id(relative)

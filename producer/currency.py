@@ -35,10 +35,7 @@ class Currency:
 
     def __call__(self, posters: Sequence[Poster]) -> set[str]:
         """Of some posters, the ids of those that need no work."""
-        if time.monotonic() - self._asked >= ASK_AGAIN_S:
-            self._asked = time.monotonic()
-            self._space = self._ask()
-        if self._space is None or self._store is None:
+        if not self.is_known() or self._store is None or self._space is None:
             return set()
         try:
             rows = self._store.rows(self._space, [poster.id for poster in posters])
@@ -46,6 +43,13 @@ class Currency:
             self._tell(error)
             return set()
         return {poster.id for poster in posters if is_current(poster, rows.get(poster.id))}
+
+    def is_known(self) -> bool:
+        """True when the workers' space is known, and the store can be seen or is still to be made."""
+        if time.monotonic() - self._asked >= ASK_AGAIN_S:
+            self._asked = time.monotonic()
+            self._space = self._ask()
+        return self._space is not None
 
     def close(self) -> None:
         """Let go of the store."""
@@ -56,11 +60,10 @@ class Currency:
     def _ask(self) -> str | None:
         """Id of the space that the workers make; None while that, or the store, is out of reach."""
         url = self._producer.settings.store
-        if url.startswith("sqlite:") and not Path(url.removeprefix("sqlite:")).exists():
-            return None
         try:
             space = self._producer.space()
-            if self._store is None:
+            is_made = not url.startswith("sqlite:") or Path(url.removeprefix("sqlite:")).exists()
+            if self._store is None and is_made:
                 self._store = self._producer.store()
         except PosterError as error:
             self._tell(error)

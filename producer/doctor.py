@@ -107,6 +107,12 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
     if other:
         advice = "set POSTERS_STORE to the same for both"
         return Finding("store", False, f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
+    made = ready[0].get("space") if ready else ""
+    if current and made and made != current:
+        advice = f"`python -m producer spaces` tells when {made} is complete, `spaces use {made}` makes it the readers'"
+        return Finding(
+            "store", False, f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice
+        )
     return Finding("store", True, seen)
 
 

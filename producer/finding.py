@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from producer.catalogue import Catalogue
+from producer.entries import format_of
 from producer.entry import Place
 from producer.folders import poster_id, resolved_root, starts_of, walk
 from producer.spooled import SpooledSet
@@ -42,17 +43,24 @@ class Search(Iterator[Poster | Failure]):
         paths: Sequence[str | Path],
         catalogue: Catalogue,
         tell: Callable[[Note, str], None] = lambda note, path: None,
+        *,
+        with_problems: bool = True,
     ) -> None:
-        """As find_posters; `tell` hears every Note with the path that it is about."""
+        """As find_posters; `tell` hears every Note with the path that it is about.
+
+        Without `with_problems`, what is wrong with the catalogue is not yielded.
+        """
         self._base = resolved_root(root)
         self._top = os.path.join(self._base, "")
         self.starts = starts_of(self._base, paths)
-        self.catalogue, self._has_entries, self._tell = catalogue, bool(catalogue.entries), tell
+        self.catalogue, self._tell = catalogue, tell
+        self._with_problems = with_problems
         self.begin_again()
 
     def begin_again(self) -> None:
         """Forget what was found, and look from the beginning."""
         self.counts = dict.fromkeys(Note, 0)
+        self._entries, self._met = len(self.catalogue.entries), 0  # all there are, and those whose file was met
         self._unlisted: list[Failure] = []
         self._seen = bytearray()  # a bit per number of an entry
         self._spelled = SpooledSet()  # ids of files whose name on disk is not their id
@@ -76,25 +84,24 @@ class Search(Iterator[Poster | Failure]):
                 yield from self._identify(block)
             yield from self._unlisted
             self._unlisted.clear()
-            for place in self.catalogue.places(start) if self._has_entries else ():
+            for place in self.catalogue.places(start) if self._met < self._entries else ():
                 if not self._is_seen(place):
-                    poster = self._look_at(place.id, place.file)
-                    if poster.size < 0:
-                        self._note(Note.NOT_THERE, place.file)
-                    yield poster
-        yield from self.catalogue.problems
+                    yield self._look_for(place)
+        if self._with_problems:
+            yield from self.catalogue.problems
 
     def _identify(self, files: Sequence[str]) -> Iterator[Poster | Failure]:
         """Give each file its id; a file whose id is another's is a failure."""
         keys = [poster_id(file) for file in files]
-        entries = self.catalogue.at(keys) if self._has_entries else {}
-        owners = self.catalogue.of(keys) if self._has_entries else {}
+        entries = self.catalogue.at(keys) if self._entries else {}
+        others = [key for key in keys if key not in entries] if self._entries else []
+        owners = self.catalogue.of(others) if others else {}
         for file, key in zip(files, keys, strict=True):
             entry = entries.get(key)
             if entry is not None:
                 other = self._other_of_entry(entry, file)
             else:
-                self._note(Note.NO_ENTRY, file, when=self._has_entries)
+                self._note(Note.NO_ENTRY, file, when=self._entries > 0)
                 other = owners[key].file if key in owners else self._other_of_spelling(key, file)
             identity = entry.id if entry is not None else key
             if other is None:
@@ -115,6 +122,20 @@ class Search(Iterator[Poster | Failure]):
         if file == key:
             return None
         return key if os.path.lexists(self._top + key) or not self._spelled.add(key) else None
+
+    def _look_for(self, place: Place) -> Poster | Failure:
+        """A file that no folder showed: passed over because of its name or place, or not there."""
+        try:
+            os.stat(self._top + place.file)
+        except (FileNotFoundError, NotADirectoryError):
+            self._note(Note.NOT_THERE, place.file)
+            path = self.catalogue.path
+            unit = format_of(path).unit if path else "entry"
+            reason = f"{unit} {place.number} of {path} names it, and there is no such file"
+            return Failure(place.id, place.file, "missing", reason)
+        except OSError:
+            pass  # the worker looks again, and says what is wrong in its own words
+        return self._look_at(place.id, place.file)
 
     def _look_at(self, identity: str, file: str) -> Poster:
         try:
@@ -142,6 +163,7 @@ class Search(Iterator[Poster | Failure]):
         if place >= len(self._seen):
             self._seen.extend(bytes(place + 1 - len(self._seen)))
         self._seen[place] |= 1 << bit
+        self._met += 1
 
 
 def find_posters(root: Path, paths: Sequence[str | Path], catalogue: Catalogue) -> Search:

@@ -86,7 +86,8 @@ def outermost(starts: Iterable[str]) -> list[str]:
     """Drop what is named twice, or lies below another that is named."""
     chosen: list[str] = []
     for start in sorted(set(starts), key=lambda text: text.split("/")):
-        if not any(is_below(start, other) for other in chosen):
+        # in this order, all that lies below a path follows it without a gap
+        if not chosen or not is_below(start, chosen[-1]):
             chosen.append(start)
     return chosen
 
@@ -98,7 +99,7 @@ def is_below(file: str, folder: str) -> bool:
 
 def is_looked_for(name: str) -> bool:
     """True when a search takes a file of that name for a poster."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return name[:1] != "." and name[name.rfind(".") :].lower() in EXTENSIONS  # without a dot, its last letter
 
 
 def walk(base: Path, start: str, trouble: Callable[[str, OSError], None]) -> Iterator[str]:

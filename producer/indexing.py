@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -54,7 +55,7 @@ def ledger_line(progress: Progress) -> str:
 
 
 @dataclass
-class Watch:
+class Obstacles:
     """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
 
     producer: Producer
@@ -84,13 +85,14 @@ class Watch:
             )
 
     def tell(self, error: RedisUnreachable) -> None:
-        """Redis is away, or refuses what is to be sent."""
-        self._say(f"{error} Waiting for it; Ctrl-C leaves.")
+        """Redis is away, or refuses what is to be sent; said once, however its words differ."""
+        self._say(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
 
-    def _say(self, text: str) -> None:
-        if text and text != self.said:
+    def _say(self, text: str, about: str = "") -> None:
+        """Say something else than the last time; with `about`, something about something else."""
+        if text and (about or text) != self.said:
             say(text)
-        self.said = text
+        self.said = about or text
 
 
 def search(
@@ -176,9 +178,7 @@ def send_all(
 def _send_all(
     producer: Producer, found: Search, *, force: bool, verify: bool, detach: bool, quiet: bool
 ) -> tuple[Job, Progress]:
-    watch = Watch(producer)
     current = Currency(producer, say)
-    producer.on_wait = watch.tell
     job = producer.begin()
     feed = producer.feed(
         job, found, force=force, verify=verify, is_current=nobody if verify else current, patient=not detach
@@ -192,36 +192,48 @@ def _send_all(
             with tqdm(desc="posters", unit="poster", file=sys.stderr, disable=True if quiet else None) as bar:
                 bar.smoothing = 0.1
                 _count_in_background(found, bar)
-                progress = follow(producer, job, feed, bar, watch)
+                progress = follow(producer, job, feed, bar)
     finally:
         current.close()
     summarise(found, producer.settings)
     return job, progress
 
 
-def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], watch: Watch) -> Progress:
+def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *, rest: bool = True) -> Progress:
     """Send batch after batch within the window, and wait until nothing of the job is open.
 
+    Args:
+        producer: whose queue.
+        job: what the batches belong to.
+        feed: sends a batch whenever it is asked for the next number.
+        bar: shows how far it is.
+        rest: what to do at Ctrl-C: send the rest without waiting, or leave the job at what was sent.
+
     Raises:
-        KeyboardInterrupt: with the job's id, after the rest was sent.
+        KeyboardInterrupt: with the job's id.
     """
+    obstacles = Obstacles(producer)
+    producer.on_wait = obstacles.tell
     sent = False
     try:
         while True:
-            watch.look()
-            progress = patiently(job.progress, watch)
+            obstacles.look()
+            progress = patiently(job.progress, obstacles)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            patiently(producer.repair_if_due, watch)
+            patiently(producer.repair_if_due, obstacles)
             if not sent and progress.open_batches < producer.settings.window:
                 sent = _send(feed, producer.settings.window - progress.open_batches)
             else:
                 if not sent:
-                    patiently(lambda: producer.ledger.still_sending(job.id), watch)
+                    patiently(lambda: producer.ledger.still_sending(job.id), obstacles)
                 time.sleep(LOOK_S)
     except KeyboardInterrupt:
-        if not sent:
+        if not sent and not rest:
+            with suppress(RedisUnreachable):  # then the ledger finds out by itself that nobody sends any more
+                producer.ledger.sent(job.id)
+        elif not sent:
             say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
             if not _send(feed, REST_BATCHES):
                 producer.ledger.sent(job.id)
@@ -259,11 +271,11 @@ def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
     threading.Thread(target=count, name="count", daemon=True).start()
 
 
-def patiently(call: Callable[[], Item], watch: Watch) -> Item:
+def patiently(call: Callable[[], Item], obstacles: Obstacles) -> Item:
     """Call until Redis answers, saying once that it does not."""
     while True:
         try:
             return call()
         except RedisUnreachable:
-            watch.look()
+            obstacles.look()
             time.sleep(RETRY_S)

@@ -90,8 +90,8 @@ def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue,
 
 def _entries(rows: Sequence[Row], catalogue: Catalogue) -> list[Entry | None]:
     """The entry of each row; None where the catalogue has none."""
-    by_id = catalogue.by_id
-    return [by_id.get(row.id) for row in rows] if by_id else [None] * len(rows)
+    described = catalogue.described(row.id for row in rows) if catalogue.entries else {}
+    return [described.get(row.id) for row in rows]
 
 
 def _type(kinds: set[type]) -> tuple[str, Callable[[Any], Any]]:

@@ -6,8 +6,11 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from heapq import merge
 from typing import IO, Final
+
+from worker.errors import ConfigurationError
 
 HELD_MOST: Final = 50_000  # names in memory: about five megabytes
 READ_BYTES: Final = 1 << 16
@@ -28,9 +31,13 @@ class SpooledNames:
         self._held.append(name)
         if len(self._held) >= self._held_most:
             self._held.sort()
-            lot = tempfile.TemporaryFile(prefix="posters-names-")  # noqa: SIM115 - lives as long as its iterator
-            lot.write(b"".join(os.fsencode(name) + b"\0" for name in self._held))
-            self._lots.append(lot)
+            with room_is_told():
+                # lives as long as its iterator; unbuffered, so that a full disk shows here and not at the end
+                lot = tempfile.TemporaryFile(prefix="posters-names-", buffering=0)  # noqa: SIM115
+                self._lots.append(lot)
+                rest = memoryview(b"".join(os.fsencode(name) + b"\0" for name in self._held))
+                while rest:
+                    rest = rest[lot.write(rest) :]
             self._held.clear()
 
     def __iter__(self) -> Iterator[str]:
@@ -58,7 +65,8 @@ class SpooledSet:
 
     def add(self, text: str) -> bool:
         """Remember a text; False when it was there before."""
-        return bool(self._database.execute("INSERT OR IGNORE INTO texts VALUES (?)", (text,)).rowcount)
+        with room_is_told():
+            return bool(self._database.execute("INSERT OR IGNORE INTO texts VALUES (?)", (text,)).rowcount)
 
 
 class _Temporary(sqlite3.Connection):
@@ -66,6 +74,18 @@ class _Temporary(sqlite3.Connection):
 
     def __del__(self) -> None:
         self.close()
+
+
+@contextmanager
+def room_is_told() -> Iterator[None]:
+    """Turn what fails inside, for want of room in the temporary folder, into an error that says what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigurationError(
+            f"there is no room for temporary files ({error}): make some in /var/tmp and {tempfile.gettempdir()}, "
+            "or set TMPDIR to a folder that has it"
+        ) from error
 
 
 def temporary_database() -> sqlite3.Connection:

@@ -2,83 +2,33 @@
 
 The invariant (`ChaosWorld.check`): every accepted poster ended as exactly one of {a vector, a failure
 with a reason}; the counts add up; nothing is open or queued; and every vector in the store, not only
-the job's, is the one that the reference gives for the very bytes whose digest stands beside it, which
-are the bytes of its own file.
+the job's, is what references.py says that it must be.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import redis as redis_py
+from patience import LONG_S, LOOK_S, wait_for
 from redis_server import RedisServer
+from references import References
+from running import Running
 from world import Worker, World, adds_up
 
 from bench.image_samples import encoded, picture
 from producer.client import Job, Producer
-from worker.clip_embedder import CLIPEmbedder
-from worker.errors import PosterError, RedisUnreachable
+from worker.errors import RedisUnreachable
 from worker.messages import QUEUES
 from worker.progress import Progress
 
 AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-compose.yml starts it
-SAME = 1e-5  # between the reference and a stored vector: float32 in batches of other sizes differ by 5e-8
-OTHER = 1e-3  # between any two different posters there is more than that
-LOOK_S = 0.02
-LONG_S = 120.0  # a noisy machine with two cores starts a worker in 20 s
-
-
-class Running:
-    """``index --json`` in the background, and its job."""
-
-    def __init__(self, world: ChaosWorld, *arguments: str, **environment: str) -> None:
-        known = set(world.patiently(world.producer.ledger.jobs)) if world.redis.is_up else set()
-        self.world = world
-        self.process = world.start("index", "--json", *arguments, **environment)
-        self._known, self._job = known, ""
-        world.running.append(self)
-
-    @property
-    def job(self) -> Job:
-        """The job, as soon as the ledger has it."""
-        if not self._job:
-            ledger = self.world.producer.ledger
-            found = wait_for(lambda: set(ledger.jobs()) - self._known, "a job in the ledger")
-            self._job = found.pop()
-        return self.world.producer.job(self._job)
-
-    def finish(self, *, status: int = 0, within_s: float = LONG_S) -> dict[str, Any]:
-        """Wait for its end; the ledger that it printed, which adds up."""
-        try:
-            out, self.err = self.process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            said = self.process.communicate()[1]
-            logs = "\n".join(worker.said()[-4000:] for worker in self.world.workers)
-            raise AssertionError(f"index did not end within {within_s} s; it said {said}\n{logs}") from None
-        finally:
-            self.world.running.remove(self)
-        assert self.process.returncode == status, (self.process.returncode, self.err)
-        ledger: dict[str, Any] = json.loads(out)
-        assert adds_up(ledger), ledger
-        return ledger
-
-    def close(self) -> None:
-        """End it, wherever it is."""
-        self.process.kill()
-        self.process.communicate()
-        self.world.running.remove(self)
 
 
 class ChaosWorld(World):
@@ -96,9 +46,8 @@ class ChaosWorld(World):
         self._producers: list[Producer] = []
         self._mischief = folder / "mischief"
         self.environment |= {"MISCHIEF": str(self._mischief), "MISCHIEF_SLEEP_S": str(pause_s)}
-        self._references: dict[tuple[str, str], np.ndarray] = {}  # (space, digest) → vector
-        self._embedders: dict[str, CLIPEmbedder] = {}
-        self.learn(self.model)
+        self.references = References(self.root)
+        self.references.learn(self.model)
         self._drawn = 0
 
     # people and posters
@@ -131,11 +80,6 @@ class ChaosWorld(World):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(encoded(picture(160, 240, seed=1000 + self._drawn), "JPEG", quality=80) + ending)
         beside.replace(path)
-
-    def learn(self, model: str) -> None:
-        """Make a model known as a reference, for the space that it makes."""
-        embedder = CLIPEmbedder(model, "cpu", precision="fp32")
-        self._embedders[embedder.space.id] = embedder
 
     # faults
 
@@ -241,8 +185,7 @@ class ChaosWorld(World):
         Args:
             accepted: ids that the job took.
             failing: of those, the ones that must have failed → the word.
-            replaced: ids whose file changed meanwhile: their row may still speak of older bytes, but
-                then so do its size and time, so that the next `index` embeds them anew.
+            replaced: as for References.check.
         """
         job = self.producer.job(job) if isinstance(job, str) else job
         progress, failing = job.progress(), failing or {}
@@ -264,54 +207,27 @@ class ChaosWorld(World):
 
     def check_nothing_open(self) -> None:
         """No batch is open, and the queues run empty: what is left in them was a duplicate."""
-        for name in self.producer.ledger.active():
-            assert self.producer.job(name).progress().open_batches == 0, name
-        if any(worker.process.poll() is None for worker in self.workers):
-            with self.redis.client as client:
-                wait_for(lambda: not any(client.llen(queue) for queue in QUEUES.values()), "empty queues", 30)
+        if all(worker.process.poll() is not None for worker in self.workers):
+            return  # nobody is there to empty them
+        ledger = self.producer.ledger
+
+        def at_rest() -> bool:
+            return not any(ledger.progress(name).open_batches for name in ledger.active())
+
+        wait_for(at_rest, "other jobs' batches", 60)
+        with self.redis.client as client:
+            wait_for(lambda: not any(client.llen(queue) for queue in QUEUES.values()), "empty queues", 30)
 
     def check_store(self, replaced: Collection[str] = ()) -> set[str]:
-        """Every vector of every space against the reference; ids of the space that the workers make now."""
+        """Every vector against its reference; the ids in the space that the workers make now."""
         store = self.producer.store()
         try:
-            for info in store.spaces():
-                self._check_space(store, info.space.id, replaced)
+            self.references.check(store, replaced)
             space = self.producer.space()
             current = space.id if space else store.current()
             return {name for names, _ in store.scan(current) for name in names} if current else set()
         finally:
             store.close()
-
-    def _check_space(self, store: Any, space: str, replaced: Collection[str]) -> None:
-        for names, vectors in store.scan(space):
-            rows = store.rows(space, names)
-            self._learn_files(space, [name for name in names if (self.root / name).exists()])
-            for name, vector in zip(names, vectors, strict=True):
-                row, path = rows[name], self.root / name
-                if name not in replaced and path.exists():
-                    assert row.digest == _digest(path), f"{name}: its row speaks of other bytes"
-                    assert row.size == path.stat().st_size
-                elif path.exists() and row.digest != _digest(path):
-                    assert (row.size, row.mtime_ns) != (path.stat().st_size, path.stat().st_mtime_ns), name
-                reference = self._references.get((space, row.digest))
-                assert reference is not None, f"{name}: a vector of bytes that no file ever had"
-                distance = float(np.abs(reference - vector).max())
-                if distance > SAME:
-                    nearest = min(self._references, key=lambda key: float(np.abs(self._references[key] - vector).max()))
-                    raise AssertionError(f"{name} in {space} is {distance:g} from its reference; nearest is {nearest}")
-
-    def _learn_files(self, space: str, names: Sequence[str]) -> None:
-        new = {(space, _digest(self.root / name)): self.root / name for name in names}
-        new = {key: path for key, path in new.items() if key not in self._references}
-        if new:
-            result = self._embedders[space].embed_paths(list(new.values()), batch_size=64)
-            for key, vector in zip((list(new)[index] for index in result.indices), result.vectors, strict=True):
-                self._references[key] = vector
-
-    def remember(self, names: Sequence[str]) -> None:
-        """Keep the references of files that are about to be replaced or deleted."""
-        for space in self._embedders:
-            self._learn_files(space, names)
 
     def recover(self) -> None:
         """Take back what a scenario that failed has left behind."""
@@ -334,22 +250,3 @@ class ChaosWorld(World):
             producer.close()
         super().close()
         self.redis.close()
-
-
-def wait_for(look: Callable[[], Any], what: str, within_s: float = LONG_S) -> Any:
-    """Until `look` returns something true; Redis may be away meanwhile. Returns it."""
-    ends = time.monotonic() + within_s
-    while True:
-        try:
-            found = look()
-        except (PosterError, redis_py.RedisError, AssertionError):
-            found = None
-        if found:
-            return found
-        if time.monotonic() > ends:
-            raise AssertionError(f"waited {within_s:.0f} s in vain for {what}")
-        time.sleep(LOOK_S)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -86,6 +86,7 @@ HOMES = {
     "sqlite3": {"producer.spooled", "worker.vectors.sqlite"},
     "pyarrow": {"producer.metadata"},
     "faiss": {"producer.faiss_index"},
+    "watchfiles": {"producer.events"},
 }
 
 

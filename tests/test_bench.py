@@ -122,7 +122,7 @@ def test_a_program_is_started_once_and_asked_often(tmp_path):
         for _ in range(2):
             measured = entrant.run(Job(tmp_path, paths))
             assert measured.images_per_second > 1
-            assert measured.memory_bytes > 50 * 2**20
+            assert measured.memory_bytes > 20 * 2**20
     finally:
         entrant.stop()
 

@@ -1,7 +1,6 @@
 """Pillow's memory, borrowed: the same pixels, alive as long as they are used, and nothing where it cannot be had."""
 
 import gc
-import resource
 
 import numpy as np
 import pytest
@@ -54,6 +53,7 @@ def test_what_is_decoded_is_the_same_as_with_a_copy(monkeypatch, size):
 
 def test_memory_goes_back():
     """A hundred images of 3 MB, each let go of: the process does not grow by what they held."""
+    resource = pytest.importorskip("resource")
     for seed in range(20):
         borrow_rgb(picture(800, 1000, seed=seed % 3))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
+from patience import wait_for
 
 from worker.messages import EMBED_TASK, QUEUES, EmbedBatch, Poster
 
@@ -83,7 +83,6 @@ def quarantined(world):
         return client.llen("posters:quarantine")
 
 
-@pytest.mark.xfail(run=False, reason="garbage on the queue still ends the worker")
 @pytest.mark.parametrize(
     "what", [what if what in COMMON else pytest.param(what, marks=pytest.mark.chaos) for what in STRANGE]
 )
@@ -108,7 +107,6 @@ def test_what_is_no_batch(enduring, measured, what):
     measured()
 
 
-@pytest.mark.xfail(run=False, reason="garbage on the queue still ends the worker")
 def test_doctor_shows_what_was_put_aside(enduring):
     """How many, for a person to look at."""
     aside = quarantined(enduring)

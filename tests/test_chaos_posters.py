@@ -66,15 +66,15 @@ def test_posters_that_change_meanwhile(enduring, measured):
     """A person tidies up while the queue is long."""
     world = enduring
     names = world.draw(60, "change/")
-    world.remember(names)
+    world.references.remember(names)
     running = world.index_in_background("change", batch=60)
     world.wait_for_some(running.job, 1)
     replaced, deleted = names[0:60:3], names[40:60:3]
     deleted = [name for name in deleted if name not in replaced]
+    for name in deleted:  # first: painting takes longer than a worker's chunk
+        (world.root / name).unlink()
     for name in replaced:
         world.paint(name)
-    for name in deleted:
-        (world.root / name).unlink()
     ledger = running.finish(status=1)
     failing = {failure.id: failure.word for failure in world.producer.job(ledger["job"]).failures()}
     assert failing
@@ -98,9 +98,12 @@ def test_posters_written_while_they_are_read(enduring, measured):
     """A download folder: half files, files that change between stat and read."""
     world = enduring
     names = world.draw(24, "busy/")
-    world.remember(names)
     before = {name: (world.root / name).read_bytes() for name in names}
     other = dict(zip(names, [before[name] for name in [*names[1:], names[0]]], strict=True))
+    for contents in (other, before):
+        for name in names:
+            (world.root / name).write_bytes(contents[name])
+        world.references.remember(names)
     running = world.index_in_background("busy", batch=12)
     while running.process.poll() is None:
         for name in names:

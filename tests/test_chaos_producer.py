@@ -7,7 +7,7 @@ import time
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
+from patience import wait_for
 
 from worker.messages import QUEUES
 

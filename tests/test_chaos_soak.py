@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
 from mischief import ABORT
+from patience import wait_for
 
 from worker.messages import QUEUES
 

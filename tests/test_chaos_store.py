@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from chaos_table import scenario
-from chaos_world import wait_for
+from patience import wait_for
 
 
 @pytest.fixture

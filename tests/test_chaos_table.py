@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos_table import BEGIN, END, HEAD, Fact, replaced
+from references import SAME
 from world import PROJECT
 
 from worker.clip_embedder import CLIPEmbedder
@@ -58,7 +59,7 @@ def test_two_rows_of_each_others_files_are_noticed(stored):
 def test_an_old_vector_of_a_changed_file_is_noticed(stored):
     """Unless the scenario says that it may be there; and even then not if `index` would not see it."""
     world, names, rows, vectors, put = stored
-    world.remember(names)
+    world.references.remember(names)
     world.paint(names[3])
     with pytest.raises(AssertionError, match="other bytes"):
         world.check_store()
@@ -69,10 +70,18 @@ def test_an_old_vector_of_a_changed_file_is_noticed(stored):
         world.check_store(replaced=names)
 
 
+def test_a_vector_of_a_file_that_it_never_was_is_noticed(stored):
+    """Even where files change while they are read: only what this very file has held will do."""
+    world, names, rows, vectors, put = stored
+    world.references.remember(names)
+    world.paint(names[3])
+    put([rows[2]._replace(id=names[3])], vectors[2:3])
+    with pytest.raises(AssertionError, match="never had"):
+        world.check_store(replaced=names)
+
+
 def test_posters_are_far_enough_apart_to_be_told_apart(stored):
     """The nearest two differ by a hundred times of what counts as the same."""
-    from chaos_world import SAME
-
     _, _, _, vectors, _ = stored
     apart = [np.abs(a - b).max() for a, b in itertools.combinations(vectors, 2)]
     assert min(apart) > 100 * SAME

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from worker.pulse import FORCE_S
 from worker.settings import PREFIX, Settings, load_settings
 
 PROJECT = Path(__file__).parent.parent
@@ -76,6 +77,7 @@ def test_workers_restart_and_touch_nothing_they_need_not(name):
     assert any(volume.endswith(":/app/posters:ro") for volume in service["volumes"])
     assert any(volume.startswith("models:") for volume in service["volumes"])
     assert "inspect ping" in service["healthcheck"]["test"][1]
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_s + FORCE_S + 5
 
 
 @pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])

@@ -1,11 +1,14 @@
 """`doctor` says what is wrong with Redis and with the queue, and what to do."""
 
+import numpy as np
 import pytest
 
 from producer import Producer
 from producer.doctor import examine
 from worker.announcement import READY, WAITING
 from worker.settings import load_settings
+from worker.space import Space
+from worker.vectors import Row
 
 
 @pytest.fixture
@@ -52,3 +55,18 @@ def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
     worker = found(producer)["worker"]
     assert worker.ok
     assert worker.seen == "a (ready), b (waiting); b: a works on the card"
+
+
+def test_readers_that_use_another_space_than_the_worker_makes_are_told(producer):
+    """The vectors that are read and those that are made never meet, and nobody would notice."""
+    old, new = (Space("m", number * 32, "gelu", "64x64", 4) for number in "12")
+    store = producer.store()
+    store.put(old, [Row("a", "d", 1, 1)], np.full((1, 4), 0.5, np.float32))
+    store.close()
+    mine = {"store": producer.settings.store, "root": str(producer.settings.root)}
+    producer.announcements.say("w", READY, {"space": new.id, "space_json": new.to_json(), **mine})
+    finding = found(producer)["store"]
+    assert not finding.ok
+    assert f"spaces use {new.id}" in finding.advice
+    producer.announcements.say("w", READY, {"space": old.id, "space_json": old.to_json(), **mine})
+    assert found(producer)["store"].ok

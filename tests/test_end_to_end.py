@@ -412,7 +412,7 @@ def test_a_worker_without_weights_says_why_and_leaves(lonely):
 def test_a_wrong_setting_ends_the_worker_at_once(lonely):
     """Before Redis, before torch."""
     worker = lonely.worker("wrong", POSTERS_BATCH_SIZE="lots")
-    assert worker.process.wait(30) != 0
+    assert worker.process.wait(30) == 78
     assert "batch_size" in worker.said()
     assert "Traceback" not in worker.said()
 

@@ -44,19 +44,38 @@ def test_files_in_no_entry_are_counted_and_told(root):
     assert search(root)[1] == []
 
 
-def test_entries_without_a_file_are_counted_told_and_sent(root):
-    """Inside what is searched; they fail by name. A file that a search passes over is there all the same."""
+def test_entries_without_a_file_fail_with_their_number(root):
+    """Inside what is searched, and counted. A file that a search passes over is there all the same."""
     entries = [{"file": "gone.jpg"}, {"file": "deep/lost.png", "id": "lost"}, {"file": "notes.txt", "id": "n"}]
     items, notes, found = search(root, entries=entries)
     assert [note for note in notes if note[0] is Note.NOT_THERE] == [
         (Note.NOT_THERE, "deep/lost.png"),
         (Note.NOT_THERE, "gone.jpg"),
     ]
-    assert Poster("lost", "deep/lost.png") in items
+    missing = {item.id: item for item in items if isinstance(item, Failure)}
+    assert list(missing) == ["lost", "gone.jpg"]
+    assert (missing["lost"].path, missing["lost"].word) == ("deep/lost.png", "missing")
+    assert missing["lost"].reason.startswith("entry 2 of ")
+    assert all(was_sent(failure, found.catalogue.path) for failure in missing.values())
     assert [item.id for item in items if item.path == "notes.txt" and item.size == 10] == ["n"]
     items, notes, found = search(root, "deep", entries=entries)
     assert found.counts[Note.NOT_THERE] == 1
     assert "gone.jpg" not in [item.id for item in items]
+
+
+def test_an_entry_that_cannot_be_looked_at_is_the_workers_to_judge(root, monkeypatch):
+    """Only `no such file` is an answer; the worker may have rights that this program has not."""
+    stat = os.stat
+
+    def forbidden(path, *arguments, **options):
+        if str(path).endswith("secret.txt"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr("os.stat", forbidden)
+    items, _, found = search(root, entries=[{"file": "secret.txt"}])
+    assert Poster("secret.txt", "secret.txt") in items
+    assert found.counts[Note.NOT_THERE] == 0
 
 
 def test_a_start_is_no_prefix_of_its_neighbour(root):

@@ -143,6 +143,7 @@ def test_the_pause_grows_and_is_never_the_same(world, monkeypatch):
     batch = world.batch(1)
     for _ in range(8):
         world.station.work(batch)
+        world.station._grows_at = 0.0  # as if the pause were over, and the trouble were not
     for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert len(set(pauses)) == len(pauses)
@@ -441,3 +442,21 @@ def test_a_query_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
     with pulse.look():
         assert ended.wait(5)
     pulse.stop()
+
+
+def test_many_batches_in_one_outage_make_no_longer_pause(world, monkeypatch):
+    """Eight batches that meet a full disk within a moment are one outage; one that lasts makes the pause longer."""
+    pauses, give_back = [], world.station._custody.give_back
+
+    def noted(batch, holder, after_s=0.0, **options):
+        pauses.append(after_s)
+        return give_back(batch, holder, after_s, **options)
+
+    monkeypatch.setattr(world.station._custody, "give_back", noted)
+    world.pipeline.error = StoreUnavailable("the disk is full")
+    for number in range(1, 9):
+        world.station.work(world.batch(1, number))
+    assert max(pauses) <= 1.25 * 2
+    world.station._grows_at -= 2  # as if the pause were over
+    world.station.work(world.batch(1, 9))
+    assert 0.75 * 4 <= pauses[-1] <= 1.25 * 4

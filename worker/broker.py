@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import redis
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 
 from worker.envelope import objection
 from worker.errors import RedisUnreachable
@@ -37,8 +38,37 @@ class Client(redis.Redis):
         return None
 
 
+class QoS(kombu_redis.QoS):  # type: ignore[misc]
+    """kombu's account of what was taken, which forgets a message whether Redis heard of it or not.
+
+    kombu's own keeps a message whose acknowledgement timed out, Celery logs that and goes on, and with one
+    message at a time none would ever be taken again. What Redis did not hear comes back after the visibility
+    timeout, and the ledger knows that it is finished.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """As kombu's."""
+        try:
+            super().ack(delivery_tag)
+        finally:
+            self._forget(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """As kombu's."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        finally:
+            self._forget(delivery_tag)
+
+    def _forget(self, delivery_tag: str) -> None:
+        if delivery_tag in self._delivered and delivery_tag not in self._dirty:
+            virtual.QoS.ack(self, delivery_tag)
+
+
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """kombu's channel, with that client."""
+    """kombu's channel, with that client and that account."""
+
+    QoS = QoS
 
     def _get_client(self) -> Any:
         super()._get_client()  # refuses a redis-py that is too old

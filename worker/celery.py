@@ -20,6 +20,7 @@ from worker.queries import encode_query
 from worker.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, answers, broker
 from worker.settings import Settings, load_settings
 
+EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 LOAD_LIMIT_S: Final = 3600  # a first start downloads the weights; a large model over a slow line takes its time
 CONSUMER_TIMEOUT_S: Final = 30  # above kombu's blocking read, below a human's patience
 SOLO: Final = "worker.celery:SoloPool"
@@ -128,6 +129,7 @@ def __getattr__(name: str) -> Any:
     try:
         app = create_app(load_settings(), consumer=True)
     except ConfigurationError as error:
-        raise SystemExit(f"configuration: {error}") from None
+        print(f"configuration: {error}", file=sys.stderr)
+        raise SystemExit(EX_CONFIG) from None
     globals()["app"] = app
     return app

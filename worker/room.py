@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 
 import torch
 
@@ -27,7 +29,12 @@ def room_for(count: int, geometry: Geometry, device: torch.device) -> torch.Tens
             if not _told:
                 logger.warning("no pinned memory for %d images (%s): copies to the card are slower", count, error)
                 _told = True
-    return torch.empty(shape, dtype=torch.uint8)
+    size = math.prod(shape)
+    if not size:
+        return torch.empty(shape, dtype=torch.uint8)
+    # From the system and not from malloc: ten megabytes that come and go between small things that stay would
+    # leave holes, and a worker that grows.
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(shape)
 
 
 def keep_rows(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:

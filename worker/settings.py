@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     gpu: Annotated[str | None, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)] = Field(
         None, description="the one card that the worker sees: index in PCI bus order, or UUID"
     )
-    gpu_memory_fraction: float | None = Field(None, gt=0, le=1, description="share of the card this worker may take")
+    gpu_memory_fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the card this worker may take; none: all, on Windows 0.85"
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         64, description="images per forward pass, at most; auto: measured when the model is loaded"

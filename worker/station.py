@@ -50,6 +50,7 @@ class Station:
         self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
         self._queries = Queries(settings.redis_url)
         self._pause_s = FIRST_PAUSE_S
+        self._grows_at: float | None = None  # monotonic: when the pause that was given last is over
         self._lately = Timings()
 
     def work(self, batch: EmbedBatch) -> bool:
@@ -126,8 +127,7 @@ class Station:
         except DeviceLost as error:
             self._leave(error, f"batch {batch.batch}")
         except (PosterError, OSError) as error:
-            pause = self._pause_s * random.uniform(0.75, 1.25)
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            pause = self._next_pause_s() * random.uniform(0.75, 1.25)
             logger.warning("batch %s waits %.0f s and is tried again: %s", batch.batch, pause, error)
             self._insist(lambda: self._custody.give_back(batch, holder, pause))
             return True
@@ -137,12 +137,21 @@ class Station:
             logger.exception("batch %s could not be done, and is tried again", batch.batch)
             self._insist(lambda: self._custody.give_back(batch, holder, FIRST_PAUSE_S, count=True))
             return True
-        self._pause_s = FIRST_PAUSE_S
+        self._pause_s, self._grows_at = FIRST_PAUSE_S, None
         seconds = time.monotonic() - began
         self._announce(batch, outcome, seconds)
         counted = self._insist(lambda: self._custody.finish(batch, outcome))
         self._report(batch, outcome, seconds, counted)
         return True
+
+    def _next_pause_s(self) -> float:
+        """Doubles when trouble outlasts a pause; the batches that meet it meanwhile do not count as more of it."""
+        now = time.monotonic()
+        if self._grows_at is None or now >= self._grows_at:
+            if self._grows_at is not None:
+                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._grows_at = now + self._pause_s
+        return self._pause_s
 
     def _insist(self, ask: Callable[[], Told]) -> Told:
         """Ask until Redis answers: without it there is nothing else to do, and what was done must be counted.

@@ -18,6 +18,7 @@ from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
 from worker.attendant import Attendant
+from worker.celery import EX_CONFIG
 from worker.errors import BadMessage
 from worker.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
 from worker.opening import start_station
@@ -25,7 +26,6 @@ from worker.queries import decode_query
 from worker.settings import load_settings
 from worker.station import Station
 
-EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 RETRIES_AFTER_A_LOST_CHILD: Final = 100  # the ledger cuts and buries a poisonous batch long before
 LEAVING_S: Final = 1.0  # a worker without a model is ended by its attendant in about that time
 

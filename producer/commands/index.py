@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from heapq import nsmallest
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,11 @@ import click
 
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
+from producer.commands.preview import preview
 from producer.commands.prune import prune_and_say, require_catalogue, show, yes_option
-from producer.currency import Currency
-from producer.finding import Note, Search, was_sent
-from producer.indexing import ledger_entry, ledger_line, say, search, send_all, summarise
+from producer.commands.watching import watch_and_tell
+from producer.finding import was_sent
+from producer.indexing import ledger_entry, ledger_line, say, search, send_all
 from producer.spaces import last_words
 from worker.errors import FAILURE_WORDS, ConfigurationError, PosterError
 from worker.messages import Poster
@@ -24,6 +25,12 @@ from worker.progress import Failure, Progress
 from worker.settings import load_settings
 
 SHOWN: Final = 20  # failures that a person reads without asking for them
+SETTLE_S: Final = 2.0  # a copy over a slow line pauses for less
+SEARCH_EVERY_S: Final = 600.0  # what the system does not tell is late by so much at most
+_EXCLUSIVE: Final = {
+    "detach": "it does not wait for the job, and what comes after the job would have to",
+    "watch": "it goes by size and time, and sends what has changed",
+}
 
 
 @example("python -m producer index posters/")
@@ -34,28 +41,50 @@ SHOWN: Final = 20  # failures that a person reads without asking for them
 @click.option("--verify", is_flag=True, help="Compare contents (the worker reads every file); trust no date.")
 @click.option("--prune", "prune_too", is_flag=True, help="Afterwards, drop vectors whose posters are gone from PATH.")
 @yes_option
+@click.option("--watch", is_flag=True, help="Keep up with what changes in PATH, until Ctrl-C.")
+@click.option(
+    "--settle",
+    type=click.FloatRange(0.1, 3600),
+    default=SETTLE_S,
+    show_default=True,
+    help="With --watch: seconds that a file must rest before it is read.",
+)
+@click.option(
+    "--rescan",
+    type=click.FloatRange(1),
+    default=SEARCH_EVERY_S,
+    show_default=True,
+    help="With --watch: seconds between two looks at everything.",
+)
 @click.option("--detach", is_flag=True, help="Send everything and leave; follow with `status`.")
 @click.option("--dry-run", is_flag=True, help="Only list what would be sent, one path per line; sends nothing.")
 @as_json
+@click.pass_context
 def index_command(
+    ctx: click.Context,
     paths: tuple[str, ...],
     batch: int | None,
     force: bool,
     verify: bool,
     prune_too: bool,
     yes: bool,
+    watch: bool,
+    settle: float,
+    rescan: float,
     detach: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed."""
-    if prune_too and detach:
-        raise click.UsageError(
-            "--prune waits for the job, so that a renamed poster keeps its vector: not with --detach"
-        )
+    _refuse_together(ctx, "detach", "prune_too", "watch")
+    _refuse_together(ctx, "watch", "force", "verify", "dry_run")
     producer = Producer(load_settings(posters_per_batch=batch))
+    if watch:
+        watch_and_tell(
+            producer, paths, prune=prune_too, yes=yes, settle_s=settle, search_every_s=rescan, as_json=as_json
+        )
     if dry_run:
-        found = _dry_run(producer, paths, force=force or verify, as_json=as_json)
+        found = preview(producer, paths, force=force or verify, as_json=as_json)
         if prune_too:
             show(producer, found.starts, found.catalogue, yes=yes, as_json=as_json, mark="prune: ")
         return
@@ -116,43 +145,24 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
 
-def _dry_run(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> Search:
-    """List what would be sent, on stdout; what would fail and what is in no entry, on stderr; or all as JSON lines."""
-
-    def tell(note: Note, path: str) -> None:
-        if as_json:
-            click.echo(json.dumps({"note": note.value, "path": path}))
-        else:
-            say(f"{note.value}: {path}")
-
-    found = search(producer, paths, tell)
-    is_current = Currency(producer, say)
-    todo = unchanged = broken = 0
-    while block := list(islice(found, producer.settings.posters_per_batch)):
-        posters = [item for item in block if isinstance(item, Poster)]
-        current = is_current(posters) if posters and not force else set()
-        unchanged += len(current)
-        for item in block:
-            if isinstance(item, Failure):
-                broken += 1
-                if as_json:
-                    click.echo(json.dumps({"would": "fail", **item._asdict()}))
-                else:
-                    say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
-            elif item.id not in current:
-                todo += 1
-                click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
-    is_current.close()
-    summarise(found, producer.settings)
-    say(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
-    return found
+def _refuse_together(ctx: click.Context, one: str, *others: str) -> None:
+    """Say which of two options is in the way of the other."""
+    for other in others:
+        if ctx.params[one] and ctx.params[other]:
+            names = {option.name: option.opts[0] for option in ctx.command.params}
+            raise click.UsageError(f"{names[one]} and {names[other]} exclude each other: {_EXCLUSIVE[one]}")
 
 
 def _say_failures(producer: Producer, progress: Progress) -> None:
-    for failure in nsmallest(SHOWN, producer.ledger.failures(progress.job)) if progress.failed else ():
+    failures = nsmallest(SHOWN, producer.ledger.failures(progress.job)) if progress.failed else []
+    for failure in failures:
         say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
     if progress.failed > SHOWN:
         say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
+    root = producer.settings.root
+    if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures):
+        theirs = ", ".join(sorted({worker.get("root") for worker in producer.workers()} - {""})) or "another folder"
+        say(f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}")
 
 
 def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:

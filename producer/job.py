@@ -1,0 +1,78 @@
+"""One run of the producer, followed through the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from worker.errors import JobUnknown, LedgerSetBack
+from worker.progress import Failure, Progress
+
+if TYPE_CHECKING:
+    from producer.client import Producer
+
+FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
+LATER_LOOK_S: Final = 0.2
+
+
+class Job:
+    """One run of the producer, as the ledger knows it. Cheap: holds an id, asks the ledger each time."""
+
+    def __init__(self, producer: Producer, job_id: str) -> None:
+        """Jobs come from Producer.enqueue and Producer.job."""
+        self.id = job_id
+        self.steps = 0  # that this object has written down; 0 where another process does
+        self._producer = producer
+
+    def progress(self) -> Progress:
+        """The counts of this moment.
+
+        Raises:
+            JobUnknown: the ledger has no such job (any more).
+            LedgerSetBack: Redis came back without some of what this object has sent: send it again.
+        """
+        try:
+            progress = self._producer.ledger.progress(self.id)
+            kept = progress.steps
+        except JobUnknown:
+            if not self.steps:
+                raise
+            kept = 0
+        if kept < self.steps:
+            raise LedgerSetBack(
+                f"Redis came back without {self.steps - kept} of the {self.steps} steps of job {self.id}, as from an "
+                "old copy of its data: send the same posters again, those that are stored cost nothing"
+            )
+        return progress
+
+    def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> Progress:
+        """Wait until nothing of the job is open; send again what was lost meanwhile.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+            on_progress: called at every look, several times a second.
+
+        Returns:
+            The last progress seen; ``at_rest`` is False when the time ran out.
+        """
+        ends = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_LOOK_S
+        while True:
+            progress = self.progress()
+            if on_progress:
+                on_progress(progress)
+            left = pause if ends is None else min(pause, ends - time.monotonic())
+            if progress.at_rest or left <= 0:
+                return progress
+            self._producer.repair_if_due()
+            time.sleep(left)
+            pause = min(1.5 * pause, LATER_LOOK_S)
+
+    def failures(self) -> list[Failure]:
+        """Every failure with its word and sentence, ordered by poster id."""
+        return sorted(self._producer.ledger.failures(self.id))
+
+    def cancel(self) -> int:
+        """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
+        return self._producer.custody.cancel(self.id)

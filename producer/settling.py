@@ -1,0 +1,82 @@
+"""Files that have just changed, held back until they rest: a picture is looked at when nobody writes it any more."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+HELD_MOST: Final = 10_000  # more than that are found by a search of everything
+FOLDER: Final = (-1, -1)
+
+
+@dataclass
+class Settled:
+    """Paths relative to the posters root whose time has come: files at rest, folders that are new, what is gone."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.folders or self.gone)
+
+
+@dataclass
+class _Held:
+    is_new: bool
+    state: tuple[int, int] | None  # size and time when it was looked at last; None: it was not there
+    since_s: float
+
+
+class Settling:
+    """Looks at changed paths until size and modification time of each have been the same for a while.
+
+    Only the local clock is trusted: the times of files may come from another machine.
+    """
+
+    def __init__(self, base: Path, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`base` is the posters root; `settle_s` how long a file must rest; `clock` in seconds."""
+        self._top = os.path.join(base, "")
+        self._settle_s, self._clock = settle_s, clock
+        self._held: dict[str, _Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, path: str, *, is_new: bool = False) -> bool:
+        """Hold a path back; False when there are too many. `is_new`: if it is a folder, all in it is new."""
+        known = self._held.get(path)
+        if known is None and len(self._held) >= HELD_MOST:
+            return False
+        is_new = is_new or (known is not None and known.is_new)
+        self._held[path] = _Held(is_new, self._state(path), self._clock())
+        return True
+
+    def look(self) -> Settled:
+        """Let go of what rests."""
+        settled, now = Settled(), self._clock()
+        for path, held in list(self._held.items()):
+            state = self._state(path)
+            if state != held.state:
+                self._held[path] = _Held(held.is_new, state, now)
+            elif now - held.since_s >= self._settle_s:
+                del self._held[path]
+                if state is None:
+                    settled.gone.append(path)
+                elif state != FOLDER:
+                    settled.files.append(path)
+                elif held.is_new:
+                    settled.folders.append(path)
+        return settled
+
+    def _state(self, path: str) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._top + path)
+        except OSError:
+            return None
+        return FOLDER if stat.S_ISDIR(found.st_mode) else (found.st_size, found.st_mtime_ns)

@@ -1,0 +1,10 @@
+"""Loaded by a process that is to hear of no change: `watchfiles.watch` fails, as it does without watches left."""
+
+import watchfiles
+
+
+def _blind(*_: object, **__: object) -> object:
+    raise OSError("blind on purpose")
+
+
+watchfiles.watch = _blind  # type: ignore[assignment]
