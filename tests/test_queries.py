@@ -60,10 +60,12 @@ def test_everything_in_redis_expires(queries, redis_server):
 def test_an_answer_wakes_whoever_waits(queries):
     """At once, not at the next look."""
     token = queries.put(b"x", 10)
-    threading.Timer(0.2, queries.answer, (token, Answer("s", b"1234"))).start()
+    answering = threading.Timer(0.2, queries.answer, (token, Answer("s", b"1234")))
+    answering.start()
     began = time.monotonic()
     assert queries.wait(token, 10) == Answer("s", b"1234")
     assert time.monotonic() - began < 0.9 * module.LOOK_S
+    answering.join()
 
 
 def test_an_image_is_bounded(queries, monkeypatch):

@@ -10,7 +10,6 @@ import types
 
 import numpy as np
 import pytest
-import redis
 from redis_server import RedisServer
 from tiny_model import DIMENSION, write_tiny_model
 from world import PROJECT, World
@@ -193,24 +192,31 @@ def test_the_documented_endpoint_answers(world, shot, monkeypatch):
     assert answers[1] == 422
 
 
+@pytest.fixture
+def own_server():
+    """A Redis that no other test's workers look into."""
+    with RedisServer() as server:
+        yield server
+
+
 def test_what_is_no_query_is_put_aside(world, shot):
     """A message with a path in it reaches no file; the worker goes on."""
-    before = world.producer.ledger.quarantined()
+    before = world.producer.quarantine.count()
     with create_app(world.settings) as app:
         message = {"version": 1, "query": "a" * 32, "path": "/etc/passwd"}
         app.send_task("posters.query", args=[message], queue="posters.interactive")
     ends = time.monotonic() + 20
-    while world.producer.ledger.quarantined() == before and time.monotonic() < ends:
+    while world.producer.quarantine.count() == before and time.monotonic() < ends:
         time.sleep(0.05)
-    assert world.producer.ledger.quarantined() == before + 1
+    assert world.producer.quarantine.count() == before + 1
     assert world.producer.embed_image(shot.read_bytes(), timeout=20).shape == (DIMENSION,)
     with world.redis.client as client:
         client.delete("posters:quarantine")
 
 
-def test_duplicates_of_a_real_collection(server, tmp_path):
+def test_duplicates_of_a_real_collection(own_server, tmp_path):
     """A copy, a re-encoded one, and everything else apart: as text, as JSON, as a page."""
-    world = World(tmp_path, server, redis_url=server.url.replace("/0", "/1"))
+    world = World(tmp_path, own_server)
     try:
         world.worker("duplicates").wait_until_ready()
         originals = [encoded(picture(400, 600, seed=seed), "PNG") for seed in range(4)]
@@ -237,9 +243,9 @@ def test_duplicates_of_a_real_collection(server, tmp_path):
         world.close()
 
 
-def test_an_image_that_ends_its_worker_ends_one(server, tmp_path):
+def test_an_image_that_ends_its_worker_ends_one(own_server, tmp_path):
     """Whoever waits is told as soon as the next child is there; that one answers the next query."""
-    world = World(tmp_path, server, redis_url=server.url.replace("/0", "/2"))
+    world = World(tmp_path, own_server)
     try:
         world.worker("w", "--include", "mischief").wait_until_ready()
         good = encoded(picture(60, 90), "PNG")
@@ -250,9 +256,9 @@ def test_an_image_that_ends_its_worker_ends_one(server, tmp_path):
         world.close()
 
 
-def test_nobody_waits_longer_than_asked(server, tmp_path):
+def test_nobody_waits_longer_than_asked(own_server, tmp_path):
     """No worker: at once. A worker that is busy: after the time that was given."""
-    world = World(tmp_path, server, redis_url=server.url.replace("/0", "/3"))
+    world = World(tmp_path, own_server)
     try:
         good = encoded(picture(60, 90), "PNG")
         with pytest.raises(NoWorker):
@@ -269,11 +275,9 @@ def test_nobody_waits_longer_than_asked(server, tmp_path):
 
 
 @pytest.fixture
-def two_models(server, tmp_path):
+def two_models(own_server, tmp_path):
     """An installation, and the name of a second model of the same width."""
-    world = World(tmp_path, server, redis_url=server.url.replace("/0", "/4"))
-    with redis.Redis.from_url(world.settings.redis_url) as client:
-        client.flushdb()
+    world = World(tmp_path, own_server)
     yield world, write_tiny_model(tmp_path / "second", seed=1)
     world.close()
 
