@@ -70,7 +70,7 @@ def test_the_clock_jumps(fresh, clock, measured, hours, where):
     """Redis, worker and producer together, in the middle of a job; and back again."""
     variables, jump = clock
     world = fresh()
-    names = world.draw(300)
+    names = world.draw(200)
     worker = world.worker("w", **variables).wait_until_ready()
     running = world.index_in_background(batch=10, **variables)
     world.wait_for_some(running.job, 30)
@@ -79,10 +79,10 @@ def test_the_clock_jumps(fresh, clock, measured, hours, where):
         client.eval(JUMP, 0, hours * HOUR_S * 1000)
         jumped = time.monotonic()
         recovered = world.wait_for_a_finish(running.job, jumped)
-        world.wait_for_some(running.job, 150)
+        world.wait_for_some(running.job, 100)
         assert not running.job.progress().at_rest
         jump(0)
         client.eval(JUMP, 0, -hours * HOUR_S * 1000)
     world.check(running.finish()["job"], names)
     assert worker.process.poll() is None
-    measured(recovered, world.embedded() - 300)
+    measured(recovered, world.embedded() - 200)

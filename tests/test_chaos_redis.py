@@ -61,7 +61,7 @@ def test_redis_flapping(enduring, measured):
             enduring.redis.start()
             time.sleep(2)
 
-    measured(*interrupted(enduring, "flapping", fault, count=360))
+    measured(*interrupted(enduring, "flapping", fault, count=240))
 
 
 @pytest.mark.chaos

@@ -91,7 +91,7 @@ def test_a_kill_between_pop_and_note(fresh, measured):
     world.workers[0].kill()
     with world.redis.client as client:
         assert client.hlen("unacked") == 0, "kombu noted the message: this is not the moment that was meant"
-        assert client.llen("posters.bulk") == 2
+        wait_for(lambda: client.llen("posters.bulk") == 2, "the two others on the queue", 10)
     world.worker("w").wait_until_ready()
     ready = time.monotonic()
     ledger = running.finish()
