@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ def main(
         entrants = _start([one for one in everybody if not only or any(word in one.name for word in only)])
         try:
             warm = Job(root / "warm-up", write_posters(root / "warm-up", KINDS["small"], WARM_UP_IMAGES))
+            sizes = {kind.name: _median_size(job.paths) for kind, job in jobs.items()}
             measured = _rounds(entrants, warm, list(jobs.values()), rounds)
         finally:
             for entrant in entrants:
@@ -99,20 +101,24 @@ def main(
         "settings": {"images": images, "rounds": rounds, **{key: config[key] for key in ("batch", "ours_batch")}},
         "entrants": {entrant.name: entrant.about for entrant in entrants},
         "posters": {
-            kind.name: summarise(found, shared_cores=chosen.type == "cpu")
+            kind.name: {"median_file_bytes": sizes[kind.name]} | summarise(found, shared_cores=chosen.type == "cpu")
             for kind, found in zip(jobs, measured, strict=True)
             if found and found[0]
         },
     }
     for kind in jobs:
         if kind.name in results["posters"] and not as_json:
-            click.echo("\n".join(told(kind.told, images, results["posters"][kind.name])) + "\n")
+            click.echo("\n".join(told(kind.told, images, sizes[kind.name], results["posters"][kind.name])) + "\n")
     if as_json:
         click.echo(json.dumps(results))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{chosen.type}.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _say(f"written to {os.path.relpath(path)}")
+
+
+def _median_size(paths: Sequence[Path]) -> float:
+    return statistics.median(path.stat().st_size for path in paths)
 
 
 def _usual(device: str) -> int | str:

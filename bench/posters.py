@@ -22,7 +22,7 @@ def drawing(width: int, height: int, seed: int) -> Image.Image:
     flat = np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST)).astype(np.float32)
     down, across = np.mgrid[0:height, 0:width].astype(np.float32)
     inside = (np.sin(across / (20 + seed)) + np.cos(down / (30 + seed)) > 0.4)[..., None]
-    grain = random.normal(0, 6, (height, width, 1)).astype(np.float32)
+    grain = random.normal(0, 3, (height, width, 1)).astype(np.float32)
     return Image.fromarray(np.clip(np.where(inside, flat, smooth) + grain, 0, 255).astype(np.uint8))
 
 

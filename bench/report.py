@@ -71,10 +71,10 @@ def _agreement(vectors: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, floa
     }
 
 
-def told(kind: str, images: int, found: Mapping[str, Any]) -> list[str]:
+def told(kind: str, images: int, file_bytes: float, found: Mapping[str, Any]) -> list[str]:
     """Lines for a person."""
     rounds = len(next(iter(found["rounds"].values())))
-    lines = [f"{images} × {kind}, median of {rounds} rounds in turn"]
+    lines = [f"{images} × {kind} of {file_bytes / 1000:.0f} kB, median of {rounds} rounds in turn"]
     head = f"  {'':26}{'images/s':>10}{'queue ÷ it':>12}{'memory':>12}{'cosine':>10}"
     lines.append(head)
     times, cosines = found.get("through_queue_times", {}), found["lowest_cosine_to_loop"]
@@ -90,10 +90,10 @@ def told(kind: str, images: int, found: Mapping[str, Any]) -> list[str]:
         )
         for label, words in (("in_process", "in process"), ("through_queue", "through the queue")):
             if f"{label}_percent_of_the_slower" in found:
-                line = f"  {words}: {found[f'{label}_percent_of_the_slower']:.0f} % of it"
+                line = f"  {words}: {found[f'{label}_percent_of_the_slower']:.1f} % of it"
                 shared = found.get(f"{label}_percent_of_shared_cores")
                 if shared is not None:
-                    line += f"; {shared:.0f} % of what is left when decoding takes its share of the same cores"
+                    line += f"; {shared:.1f} % of what is left when decoding takes its share of the same cores"
                 lines.append(line)
         if "shared_cores_ceiling" in found:
             ceiling = found["shared_cores_ceiling"]

@@ -42,8 +42,8 @@ def test_the_table_says_what_bounds_and_who_does_other_work():
     """Words for a person; a peer with other vectors is named."""
     ran = rounds()
     ran[-1][RETRIEVAL] = run(8, (0.8, 0.6))
-    text = "\n".join(told("JPEG 1000×1500", 256, summarise(ran, shared_cores=True)))
-    assert "256 × JPEG 1000×1500, median of 3 rounds in turn" in text
+    text = "\n".join(told("JPEG 1000×1500", 256, 241_700, summarise(ran, shared_cores=True)))
+    assert "256 × JPEG 1000×1500 of 242 kB, median of 3 rounds in turn" in text
     assert "bound by the model" in text
     assert "4.00 ×" in text
     assert "clip-retrieval does not give open_clip's vectors (lowest cosine 0.8000)" in text
@@ -61,7 +61,7 @@ def test_without_peers_the_rest_is_told():
     ran = [{name: one for name, one in entry.items() if name in (OURS, MODEL)} for entry in rounds()]
     found = summarise(ran, shared_cores=True)
     assert found["in_process_times"] == {}
-    assert "ours, in process" in "\n".join(told("PNG", 1, found))
+    assert "ours, in process" in "\n".join(told("PNG", 1, 2_000_000, found))
 
 
 def test_the_weights_are_the_same_in_both_layouts(tmp_path):
