@@ -29,8 +29,8 @@ from bench.posters import write_jpegs
 from worker.clip_embedder import CLIPEmbedder
 from worker.errors import ConfigurationError
 from worker.images import decode
-from worker.pipeline import usable_cores
 from worker.resizing import scale_to
+from worker.threads import usable_cores
 from worker.vectors import Vectors
 
 CHUNK: Final = 64

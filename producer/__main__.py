@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from producer.commands.checks import demo, doctor
 from producer.commands.group import main
-from producer.commands.index import index_command, retry
+from producer.commands.index import index_command
 from producer.commands.jobs import cancel, failures, status
 from producer.commands.prune import prune
 from producer.commands.reading import duplicates, export, identify
+from producer.commands.retry import retry
 from producer.commands.spaces import spaces
 
 COMMANDS = (

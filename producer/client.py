@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -12,10 +10,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from producer.catalogue import Catalogue, read_catalogue
-from producer.folders import inside_root, poster_id
 from producer.interactive import Interactive
 from producer.job import Job
+from producer.naming import Naming
 from worker.announcement import Announcement, Announcements, common_space
 from worker.celery import create_app, send, send_query
 from worker.custody import Custody
@@ -62,8 +59,7 @@ class Producer:
         self._app = create_app(self.settings)
         self._interactive = Interactive(self, partial(send_query, self._app))
         self._repair = Repair(self.custody, self.ledger, self.send)
-        self._catalogue: Catalogue | None = None
-        self._reading = threading.Lock()
+        self._naming = Naming(self.settings)
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
         """Queue posters and return at once.
@@ -213,6 +209,10 @@ class Producer:
             yield seen
         self._persist(partial(self.ledger.sent, job.id, job.steps), patient)
 
+    def poster(self, path: str | Path) -> Poster:
+        """A file as the queue names it; as Naming.poster."""
+        return self._naming.poster(path)
+
     def send(self, batch: EmbedBatch) -> None:
         """Put a batch on its lane; it must stand in the ledger already."""
         send(self._app, batch)
@@ -248,27 +248,3 @@ class Producer:
                     raise
                 self.on_wait(error)
                 time.sleep(RETRY_S)
-
-    def poster(self, path: str | Path) -> Poster:
-        """A file as the queue names it: with the catalogue's id, and as it is now.
-
-        Raises:
-            ConfigurationError: it lies outside the posters root, or the catalogue cannot be read.
-        """
-        root = Path(os.path.realpath(self.settings.root))
-        relative = inside_root(root, path)
-        key = poster_id(relative)
-        place = self._known_catalogue().at([key]).get(key)
-        identity = place.id if place is not None else key
-        try:
-            stat = os.stat(root / relative)
-        except OSError:  # not visible from here; the worker decides
-            return Poster(identity, relative)
-        return Poster(identity, relative, stat.st_size, stat.st_mtime_ns)
-
-    def _known_catalogue(self) -> Catalogue:
-        """The catalogue as it is now: read on first use, and again when its file has changed."""
-        with self._reading:
-            if self._catalogue is None or self._catalogue.is_outdated():
-                self._catalogue = read_catalogue(self.settings.catalogue)
-            return self._catalogue

@@ -20,8 +20,9 @@ import numpy as np
 
 from producer.catalogue import read_catalogue
 from producer.client import Producer
-from producer.indexing import index, say
+from producer.indexing import index
 from producer.search import nearest
+from producer.voice import say
 from worker.announcement import FAILED, READY, WEIGHTS
 from worker.errors import ConfigurationError, NoWorker, RedisUnreachable
 from worker.progress import Progress

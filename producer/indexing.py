@@ -2,97 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from producer.catalogue import Catalogue, read_catalogue
-from producer.client import RETRY_S, Job, Producer
+from producer.client import Producer
 from producer.currency import Currency
 from producer.finding import Note, Search
-from worker.announcement import FAILED, READY
-from worker.errors import LedgerSetBack, RedisUnreachable
+from producer.following import follow, leave_at_what_was_sent, progress_bar
+from producer.job import Job
+from producer.voice import say
+from worker.errors import JobUnknown, LedgerSetBack, RedisUnreachable
 from worker.messages import Poster
 from worker.progress import Progress
 from worker.settings import Settings
-
-LOOK_S: Final = 0.2
-ASK_FOR_WORKERS_S: Final = 2.0
-REST_BATCHES: Final = 256  # that an interrupted `index` may leave in Redis: 20 MB, 65,536 posters
-
-Item = TypeVar("Item")
-
-
-def say(text: str) -> None:
-    """Tell a person something, without tearing a progress bar."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def ledger_entry(progress: Progress) -> dict[str, Any]:
-    """The ledger line as an object: job, counts, seconds, images per second (embedded ones)."""
-    seconds = round(progress.seconds, 3)
-    return {
-        "job": progress.job,
-        "submitted": progress.submitted,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "unchanged": progress.unchanged,
-        "failed": progress.failed,
-        "seconds": seconds,
-        "images_per_second": round(progress.embedded / seconds, 1) if seconds else 0.0,
-    }
-
-
-def ledger_line(progress: Progress) -> str:
-    """The ledger as one line of text: names and values, separated by blanks."""
-    return " ".join(f"{name} {value}" for name, value in ledger_entry(progress).items())
-
-
-@dataclass
-class Obstacles:
-    """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
-
-    producer: Producer
-    asked: float = -1e9
-    said: str = ""
-
-    def look(self) -> None:
-        if time.monotonic() - self.asked < ASK_FOR_WORKERS_S:
-            return
-        self.asked = time.monotonic()
-        try:
-            workers = self.producer.workers()
-        except RedisUnreachable as error:
-            self.tell(error)
-            return
-        failed = [worker for worker in workers if worker.state == FAILED]
-        if any(worker.state == READY for worker in workers):
-            self._say("" if not self.said else "a worker is ready")
-        elif failed:
-            self._say(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
-        elif workers:
-            self._say(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
-        else:
-            self._say(
-                "no worker is alive: start one with `celery -A worker worker`. "
-                "Waiting for it; Ctrl-C leaves, the job stays."
-            )
-
-    def tell(self, error: RedisUnreachable) -> None:
-        """Redis is away, or refuses what is to be sent; said once, however its words differ."""
-        self._say(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
-
-    def _say(self, text: str, about: str = "") -> None:
-        """Say something else than the last time; with `about`, something about something else."""
-        if text and (about or text) != self.said:
-            say(text)
-        self.said = about or text
 
 
 def search(
@@ -150,9 +77,9 @@ def send_all(
 ) -> tuple[Job, Progress]:
     """Send what a search finds and, unless `detach`, wait for it.
 
-    Keeps at most settings.window batches in flight. The first Ctrl-C sends REST_BATCHES more without
-    waiting, so that the job goes on by itself. Where Redis came back without what it had confirmed, it looks
-    again, as a new job, for what is missing.
+    Keeps at most settings.window batches in flight. The first Ctrl-C sends some more without waiting (see
+    `following`), so that the job goes on by itself. Where Redis came back without what it had confirmed, it
+    looks again, as a new job, for what is missing.
 
     Args:
         producer: whose queue, and whose store.
@@ -163,7 +90,7 @@ def send_all(
         quiet: show no bar.
 
     Raises:
-        KeyboardInterrupt: with the job as its argument, after that was sent.
+        KeyboardInterrupt: with the job's id; no more of the job will come.
     """
     while True:
         try:
@@ -189,75 +116,26 @@ def _send_all(
                 pass
             progress = job.progress()
         else:
-            with tqdm(desc="posters", unit="poster", file=sys.stderr, disable=True if quiet else None) as bar:
-                bar.smoothing = 0.1
+            with progress_bar(quiet=quiet) as bar:
                 _count_in_background(found, bar)
                 progress = follow(producer, job, feed, bar)
+    except KeyboardInterrupt:
+        leave_at_what_was_sent(producer, job)
+        raise KeyboardInterrupt(job.id) from None
+    except LedgerSetBack:
+        with suppress(RedisUnreachable, JobUnknown):
+            job.cancel()  # what is left of it is looked for again
+        leave_at_what_was_sent(producer, job)
+        raise
     finally:
         current.close()
     summarise(found, producer.settings)
     return job, progress
 
 
-def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *, rest: bool = True) -> Progress:
-    """Send batch after batch within the window, and wait until nothing of the job is open.
-
-    Args:
-        producer: whose queue.
-        job: what the batches belong to.
-        feed: sends a batch whenever it is asked for the next number.
-        bar: shows how far it is.
-        rest: what to do at Ctrl-C: send the rest without waiting, or leave the job at what was sent.
-
-    Raises:
-        KeyboardInterrupt: with the job's id.
-    """
-    obstacles = Obstacles(producer)
-    producer.on_wait = obstacles.tell
-    sent = False
-    try:
-        while True:
-            obstacles.look()
-            progress = patiently(job.progress, obstacles)
-            _show(bar, progress)
-            if sent and progress.at_rest:
-                return progress
-            patiently(producer.repair_if_due, obstacles)
-            if not sent and progress.open_batches < producer.settings.window:
-                sent = _send(feed, producer.settings.window - progress.open_batches)
-            else:
-                if not sent:
-                    patiently(lambda: producer.ledger.still_sending(job.id), obstacles)
-                time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        if not sent and not rest:
-            with suppress(RedisUnreachable):  # then the ledger finds out by itself that nobody sends any more
-                producer.ledger.sent(job.id)
-        elif not sent:
-            say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
-            if not _send(feed, REST_BATCHES):
-                producer.ledger.sent(job.id)
-                say("that is more than Redis should hold at once: run the same command again for what is left")
-        raise KeyboardInterrupt(job.id) from None
-
-
 def nobody(posters: Sequence[Poster]) -> set[str]:
     """The ids of no poster: every one is sent."""
     return set()
-
-
-def _send(feed: Iterator[int], room: int) -> bool:
-    """Send up to `room` batches; True when there are no more."""
-    return any(next(feed, None) is None for _ in range(room))
-
-
-def _show(bar: tqdm[Any], progress: Progress) -> None:
-    bar.n = progress.settled + progress.doing
-    if bar.total is not None:
-        bar.total = max(bar.total, bar.n)  # entries without a file were not counted
-    if progress.failed:
-        bar.set_postfix(failed=progress.failed, refresh=False)
-    bar.refresh()
 
 
 def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
@@ -269,13 +147,3 @@ def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
         bar.total = sum(1 for _ in found.files())
 
     threading.Thread(target=count, name="count", daemon=True).start()
-
-
-def patiently(call: Callable[[], Item], obstacles: Obstacles) -> Item:
-    """Call until Redis answers, saying once that it does not."""
-    while True:
-        try:
-            return call()
-        except RedisUnreachable:
-            obstacles.look()
-            time.sleep(RETRY_S)

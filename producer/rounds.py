@@ -18,8 +18,10 @@ from tqdm import tqdm
 from producer.catalogue import Catalogue
 from producer.client import Producer
 from producer.currency import Currency
-from producer.indexing import Obstacles, follow, patiently, say
+from producer.following import follow
+from producer.obstacles import Obstacles, patiently
 from producer.prune import Prune
+from producer.voice import say
 from worker.errors import PosterError
 from worker.messages import Poster
 from worker.progress import Failure, Progress

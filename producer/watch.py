@@ -18,9 +18,10 @@ from producer.client import Producer
 from producer.events import Events
 from producer.finding import Search
 from producer.folders import is_below, is_looked_for, outermost, poster_id, resolved_root, starts_of
-from producer.indexing import say, search, summarise
+from producer.indexing import search, summarise
 from producer.rounds import Round, Rounds
 from producer.settling import Settled, Settling
+from producer.voice import say
 from worker.errors import PosterError
 from worker.messages import Poster
 from worker.progress import Failure

@@ -34,6 +34,7 @@ UPPER = {
     "worker.halving",
     "worker.lookahead",
     "worker.errand",
+    "worker.reading",
     "worker.pipeline",
     "worker.demonstration",
     "worker.station",
@@ -68,7 +69,7 @@ HOMES = {
         "worker.images",
         "worker.borrowed",
         "worker.resizing",
-        "worker.pipeline",
+        "worker.reading",
     },
     "torchvision": {"worker.resizing"},
     "PIL": {

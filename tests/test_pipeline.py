@@ -267,7 +267,7 @@ def test_trouble_that_is_not_the_posters_is_not_blamed_on_it(root, make, monkeyp
     def failing(*arguments, **options):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("worker.pipeline.read_file", failing)
+    monkeypatch.setattr("worker.reading.read_file", failing)
     with pytest.raises(OSError, match="Input/output"):
         make().run(batch([write(root, 1)]))
 
@@ -295,7 +295,7 @@ def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
             return super().submit(pixels)
 
     pipeline = make(Slow(chunk=4), threads=4, look_ahead_images=12)
-    read = pipeline._read
+    read = pipeline._reading._read
 
     def counted(*arguments):
         with lock:
@@ -303,7 +303,7 @@ def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
             most[0] = max(most[0], reading[0])
         return read(*arguments)
 
-    pipeline._read = counted
+    pipeline._reading._read = counted
     pipeline.run(batch(posters))
     assert 8 <= most[0] <= 12 + 4 + 4  # the limit, the chunk that tops it up, and the one on the device
 
@@ -320,13 +320,13 @@ def test_device_and_decoders_work_at_the_same_time(root, make, monkeypatch):
             return chunk
 
     pipeline = make(Slow(chunk=8), threads=2)
-    read = pipeline._read
+    read = pipeline._reading._read
 
     def slow(*arguments):
         time.sleep(0.02)  # two threads: 0.01 s per poster, as the device
         return read(*arguments)
 
-    pipeline._read = slow
+    pipeline._reading._read = slow
     began = time.perf_counter()
     pipeline.run(batch(posters))
     seconds = time.perf_counter() - began

@@ -82,7 +82,7 @@ def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa:
 
     embedder.sizes.clear()
     decoded = []
-    monkeypatch.setattr("worker.pipeline.decode", lambda *args, **more: decoded.append(1) or decode(*args, **more))
+    monkeypatch.setattr("worker.reading.decode", lambda *args, **more: decoded.append(1) or decode(*args, **more))
     outcome = pipeline.run(batch(posters, verify=True))
     assert (outcome.embedded, outcome.reused, outcome.unchanged) == (1, 0, 5)
     assert (len(decoded), sum(embedder.sizes)) == (1, 1)

@@ -22,7 +22,7 @@ from worker.settings import Settings, load_settings
 
 EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
 LOAD_LIMIT_S: Final = 3600  # a first start downloads the weights; a large model over a slow line takes its time
-CONSUMER_TIMEOUT_S: Final = 30  # above kombu's blocking read, below a human's patience
+CONSUMER_TIMEOUT_S: Final = 10  # above kombu's blocking read of one second, below a human's patience
 SOLO: Final = "worker.celery:SoloPool"
 DOOR: Final = "posters-redis"  # kombu's name for the transport of broker.py, for workers alone
 

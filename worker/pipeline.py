@@ -12,74 +12,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from worker.budget import MemoryBudget
 from worker.embedder import Embedder, Pending
 from worker.errors import UnreadablePoster
-from worker.files import FileContent, read_file
-from worker.images import Limits, decode
+from worker.images import Limits
 from worker.messages import EmbedBatch, Poster
 from worker.progress import Failure, Outcome
-from worker.room import keep_rows, room_for
-from worker.threads import one_core_threads, usable_cores
+from worker.reading import Chunk, Reading, Run
+from worker.room import keep_rows
 from worker.timings import Timings
 from worker.vectors import Row, Vectors, VectorStore
 
-CHUNKS_AHEAD = 3  # one decoded, one being decoded, one for those that take longer
 CHUNKS_ON_DEVICE = 2  # one computed, one that has arrived
-FIRST_CHUNK_SHARE = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
 PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
-
-
-class _Read(NamedTuple):
-    """A poster that was read.
-
-    Attributes:
-        row: what is known of it.
-        known: its vector, if the store knew the content already.
-        unchanged: the store has this content under this id.
-        twin: another poster of the batch has the same content; its pixels were not decoded.
-    """
-
-    row: Row
-    known: Vectors | None = None
-    unchanged: bool = False
-    twin: bool = False
-
-
-@dataclass
-class _Run:
-    """What the threads have to know of the batch that runs: its rows as they were, and contents as they are met."""
-
-    batch: EmbedBatch
-    before: Mapping[str, Row]
-    first: dict[str, str] | None  # digest → id of the poster that is decoded for all that have it
-
-    def is_twin(self, row: Row) -> bool:
-        """True when another poster of this batch was met before with the same content."""
-        return self.first is not None and self.first.setdefault(row.digest, row.id) != row.id
-
-
-@dataclass
-class _Chunk:
-    posters: Sequence[Poster]
-    pixels: torch.Tensor  # uint8 (n, 3, H, W); row i belongs to posters[i]
-    reads: list[Future[_Read]]
 
 
 @dataclass
 class _Submitted:
     """A chunk whose good posters are on the device; `fresh` are their places in the chunk, and their rows."""
 
-    chunk: _Chunk
+    chunk: Chunk
     settled: int  # its posters but for the twins, which come at the end of the batch
     fresh: list[tuple[int, Row]]
     pending: Pending | None
@@ -114,12 +72,20 @@ class Pipeline:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`threads` 0: one per core that this process may use; `look_ahead_images` 0: three chunks."""
-        self.embedder, self.store, self.root = embedder, store, root
+        self.embedder, self.store = embedder, store
         self.timings = Timings()
-        self._max_file_bytes, self._limits, self._clock = max_file_bytes, limits or Limits(), clock
-        self._look_ahead = look_ahead_images
-        self._budget = MemoryBudget(decode_memory_bytes)
-        self._readers = one_core_threads(threads or usable_cores(), "decode")
+        self._clock = clock
+        self._reading = Reading(
+            embedder,
+            store,
+            root,
+            threads=threads,
+            look_ahead_images=look_ahead_images,
+            max_file_bytes=max_file_bytes,
+            decode_memory_bytes=decode_memory_bytes,
+            limits=limits,
+            clock=clock,
+        )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def run(
@@ -155,11 +121,11 @@ class Pipeline:
             ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
             stored = self.store.get(space.id, sorted(ids))
             tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
-        run = _Run(batch, rows, None if batch.force else {})
+        run = Run(batch, rows, None if batch.force else {})
         self._run_chunks(todo, run, tally, lambda done: progress(unchanged + done))
         if tally.twins:  # now the store knows their content, or each fails as the first of them did
             settled = unchanged + len(todo) - len(tally.twins)
-            self._run_chunks(tally.twins, _Run(batch, rows, None), tally, lambda done: progress(settled + done))
+            self._run_chunks(tally.twins, Run(batch, rows, None), tally, lambda done: progress(settled + done))
         self.timings.total, self.timings.images = self._clock() - began, tally.embedded
         if begun_before:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
@@ -173,8 +139,7 @@ class Pipeline:
             UnreadablePoster: it has no vector; says why.
             DeviceLost: the accelerator needs a fresh process.
         """
-        pixels = decode(data, self.embedder.geometry, name=name, limits=self._limits, budget=self._budget)
-        result = self.embedder.submit(pixels.unsqueeze(0)).result()
+        result = self.embedder.submit(self._reading.decode(data, name).unsqueeze(0)).result()
         for reason in result.failures.values():
             raise UnreadablePoster(name, "internal", reason)
         vector: Vectors = result.vectors[0]
@@ -182,14 +147,14 @@ class Pipeline:
 
     def close(self) -> None:
         """End the threads; the store stays open, it belongs to the caller."""
-        self._readers.shutdown(cancel_futures=True)
+        self._reading.close()
         self._writer.shutdown()
 
-    def _run_chunks(self, todo: Sequence[Poster], run: _Run, tally: _Tally, progress: Callable[[int], None]) -> None:
+    def _run_chunks(self, todo: Sequence[Poster], run: Run, tally: _Tally, progress: Callable[[int], None]) -> None:
         on_device: deque[_Submitted] = deque()
         puts: deque[Future[int]] = deque()
         done = 0
-        chunks = self._decode_ahead(todo, run)
+        chunks = self._reading.chunks(todo, run, self.timings)
 
         def collect() -> None:
             submitted = on_device.popleft()
@@ -217,54 +182,7 @@ class Pipeline:
             for put in puts:
                 put.exception()  # nothing of this batch may be written after run has returned
 
-    def _decode_ahead(self, todo: Sequence[Poster], run: _Run) -> Generator[_Chunk, None, None]:
-        """Yield chunks in order, every read done, while the next ones are being decoded."""
-        waiting: deque[_Chunk] = deque()
-        position, size = 0, max(1, self.embedder.chunk // FIRST_CHUNK_SHARE)
-        try:
-            while position < len(todo) or waiting:
-                ahead = sum(len(chunk.posters) for chunk in waiting)
-                limit = self._look_ahead or CHUNKS_AHEAD * self.embedder.chunk
-                if position < len(todo) and (not waiting or ahead < limit):
-                    chunk = self._read_ahead(todo[position : position + size], run)
-                    position += len(chunk.posters)
-                    size = min(2 * size, self.embedder.chunk)
-                    waiting.append(chunk)
-                    continue
-                chunk = waiting.popleft()
-                began = self._clock()
-                for read in chunk.reads:
-                    read.exception()
-                self.timings.waiting_for_decode += self._clock() - began
-                yield chunk
-        finally:
-            for chunk in waiting:
-                for read in chunk.reads:
-                    read.cancel()
-
-    def _read_ahead(self, posters: Sequence[Poster], run: _Run) -> _Chunk:
-        pixels = room_for(len(posters), self.embedder.geometry, self.embedder.device)
-        reads = [self._readers.submit(self._read, poster, pixels[row], run) for row, poster in enumerate(posters)]
-        return _Chunk(posters, pixels, reads)
-
-    def _read(self, poster: Poster, target: torch.Tensor, run: _Run) -> _Read:
-        content: FileContent = read_file(poster.path, root=self.root, max_bytes=self._max_file_bytes)
-        row = Row(poster.id, content.digest, content.size, content.mtime_ns)
-        before = run.before.get(poster.id)
-        if run.batch.verify and row == before and not run.batch.reply:
-            return _Read(row, unchanged=True)
-        if not run.batch.force:
-            known = self.store.by_content(self.embedder.space.id, [content.digest])
-            if known:
-                same = run.batch.verify and before is not None and before.digest == content.digest
-                return _Read(row, known[content.digest], unchanged=same)
-            if run.is_twin(row):
-                return _Read(row, twin=True)
-        geometry, limits = self.embedder.geometry, self._limits
-        target.copy_(decode(content.data, geometry, name=poster.path, limits=limits, budget=self._budget))
-        return _Read(row)
-
-    def _submit(self, chunk: _Chunk, tally: _Tally) -> _Submitted:
+    def _submit(self, chunk: Chunk, tally: _Tally) -> _Submitted:
         """Send what was decoded to the device; posters that failed are tallied and left out."""
         twins = len(tally.twins)
         fresh: list[tuple[int, Row]] = []

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Failure(NamedTuple):
@@ -75,3 +75,6 @@ class Progress:
     def seconds(self) -> float:
         """From the first batch to the end, or to now."""
         return max(0.0, (self.ended if self.ended is not None else time.time()) - self.created)
+
+
+NOTHING: Final = Progress("", "sent", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)  # of no job: nothing had to be sent

@@ -10,7 +10,7 @@ import click
 
 from producer.client import Producer
 from producer.commands.group import EX_OK, EX_OUT_OF_REACH, EX_SOME_FAILED, EX_USAGE, as_json, example
-from producer.indexing import ledger_entry, ledger_line
+from producer.voice import ledger_entry, ledger_line
 
 
 @example("python -m producer doctor")

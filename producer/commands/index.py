@@ -1,27 +1,24 @@
-"""``index`` and ``retry``: what puts posters on the queue."""
+"""``index``: puts what is new or changed on the queue, and waits for it."""
 
 from __future__ import annotations
 
 import json
 import sys
-from heapq import nsmallest
-from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import click
 
 from producer.client import Producer
-from producer.commands.group import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
+from producer.commands.ending import leave_interrupted, say_failures
+from producer.commands.group import EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
 from producer.commands.preview import preview
 from producer.commands.prune import prune_and_say, require_catalogue, show, yes_option
 from producer.commands.watching import watch_and_tell
-from producer.finding import was_sent
-from producer.indexing import ledger_entry, ledger_line, say, search, send_all
+from producer.folders import EXTENSIONS
+from producer.indexing import search, send_all
 from producer.spaces import last_words
-from worker.errors import FAILURE_WORDS, ConfigurationError, PosterError
-from worker.messages import Poster
-from worker.progress import Failure, Progress
+from producer.voice import ledger_entry, ledger_line, say
+from worker.errors import ConfigurationError, PosterError
 from worker.settings import load_settings
 
 SHOWN: Final = 20  # failures that a person reads without asking for them
@@ -94,13 +91,13 @@ def index_command(
     try:
         job, progress = send_all(producer, found, force=force, verify=verify, detach=detach, quiet=as_json)
     except KeyboardInterrupt as interrupt:
-        job_id = interrupt.args[0] if interrupt.args else "last"
-        say(f"interrupted; job {job_id} goes on. Follow it: `python -m producer status {job_id}`; ")
-        say(f"stop it: `python -m producer cancel {job_id}`")
-        sys.exit(EX_INTERRUPTED)
+        leave_interrupted(interrupt)
     if detach:
         say(f"sent; follow it with `python -m producer status {job.id}`")
-    _say_failures(producer, progress)
+    if not progress.submitted and not progress.cancelled:
+        where = ", ".join(paths) or producer.settings.root
+        say(f"no posters were found in {where}; looked for are files that end with {', '.join(sorted(EXTENSIONS))}")
+    say_failures(producer, progress)
     status = EX_SOME_FAILED if progress.failed else EX_OK
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
@@ -119,55 +116,12 @@ def index_command(
     sys.exit(status)
 
 
-@example("python -m producer retry last --only crashed-worker")
-@click.command()
-@click.argument("job")
-@click.option("--only", type=click.Choice(FAILURE_WORDS), help="Only failures of this word.")
-@as_json
-def retry(job: str, only: str | None, as_json: bool) -> None:
-    """Send the failed posters of JOB again, as a new job that this command waits for."""
-    producer = Producer()
-    entry = producer.job(job)
-    entry.progress()
-    found = (failure for failure in producer.ledger.failures(entry.id) if only in (None, failure.word))
-    first = next(found, None)  # the rest is read while it is sent: a job may have a million
-    if first is None:
-        say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
-        return
-    new, sent = producer.begin(), 0
-    for seen in producer.feed(
-        new, (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
-    ):
-        sent = seen
-    say(f"sent {sent} poster(s) as job {new.id}")
-    progress = new.wait()
-    click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
-    sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
-
-
 def _refuse_together(ctx: click.Context, one: str, *others: str) -> None:
     """Say which of two options is in the way of the other."""
     for other in others:
         if ctx.params[one] and ctx.params[other]:
             names = {option.name: option.opts[0] for option in ctx.command.params}
             raise click.UsageError(f"{names[one]} and {names[other]} exclude each other: {_EXCLUSIVE[one]}")
-
-
-def _say_failures(producer: Producer, progress: Progress) -> None:
-    failures = nsmallest(SHOWN, producer.ledger.failures(progress.job)) if progress.failed else []
-    for failure in failures:
-        say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-    if progress.failed > SHOWN:
-        say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
-    root = producer.settings.root
-    if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures):
-        theirs = ", ".join(sorted({worker.get("root") for worker in producer.workers()} - {""})) or "another folder"
-        say(f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}")
-
-
-def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
-    """A failed poster as it is sent again; what never was a poster fails again as it did."""
-    return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure
 
 
 def _say_what_held_it_up(producer: Producer) -> None:

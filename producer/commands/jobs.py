@@ -8,7 +8,7 @@ import click
 
 from producer.client import Producer
 from producer.commands.group import as_json, example
-from producer.indexing import ledger_entry, ledger_line, say
+from producer.voice import ledger_entry, ledger_line, say
 from worker.progress import Progress
 
 

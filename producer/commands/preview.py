@@ -10,7 +10,8 @@ import click
 from producer.client import Producer
 from producer.currency import Currency
 from producer.finding import Note, Search
-from producer.indexing import say, search, summarise
+from producer.indexing import search, summarise
+from producer.voice import say
 from worker.messages import Poster
 from worker.progress import Failure
 

@@ -13,8 +13,9 @@ from producer.catalogue import Catalogue, read_catalogue
 from producer.client import Producer
 from producer.commands.group import as_json, example
 from producer.folders import resolved_root, starts_of
-from producer.indexing import look_at_catalogue, say
+from producer.indexing import look_at_catalogue
 from producer.prune import Prune, Survey
+from producer.voice import say
 from worker.errors import PruneRefused
 from worker.settings import load_settings
 

@@ -21,11 +21,11 @@ from producer.export import export as write_export
 from producer.faiss_index import KINDS
 from producer.identify import as_entry, as_lines
 from producer.identify import identify as find_posters_like
-from producer.indexing import say
 from producer.picture_pages import duplicates_page, identified_page
 from producer.search import about
 from producer.spaces import find_space, store_for_reading
 from producer.staging import write_whole
+from producer.voice import say
 from worker.errors import NoWorker, RedisUnreachable
 from worker.settings import load_settings
 

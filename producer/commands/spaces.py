@@ -11,8 +11,8 @@ import click
 
 from producer.catalogue import read_catalogue
 from producer.commands.group import EX_USAGE, as_json, example
-from producer.indexing import say
 from producer.spaces import Completeness, completeness, find_space, store_for_reading
+from producer.voice import say
 from worker.settings import load_settings
 from worker.vectors import SpaceInfo, VectorStore
 

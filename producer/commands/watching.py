@@ -13,10 +13,8 @@ import click
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED
 from producer.commands.prune import require_catalogue
-from producer.indexing import ledger_entry, say
-from worker.progress import Progress
-
-NOTHING = Progress("", "sent", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
+from producer.voice import ledger_entry, say
+from worker.progress import NOTHING
 
 
 def watch_and_tell(

@@ -1,0 +1,112 @@
+"""Feed a job to the queue within a window, and wait until nothing of it is open; or leave it in good order."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from typing import Any, Final
+
+from tqdm import tqdm
+
+from producer.client import Producer
+from producer.interruption import Interruption
+from producer.job import Job
+from producer.obstacles import Obstacles, patiently
+from producer.voice import say
+from worker.errors import JobUnknown, RedisUnreachable
+from worker.progress import Progress
+
+LOOK_S: Final = 0.2
+REST_BATCHES: Final = 256  # that an interrupted `index` may leave in Redis: 20 MB, 65,536 posters
+
+
+def progress_bar(*, quiet: bool, total: int | None = None) -> tqdm[Any]:
+    """A bar of posters on stderr; hidden where that is no terminal, or `quiet`."""
+    hidden = True if quiet else None
+    return tqdm(desc="posters", unit="poster", total=total, file=sys.stderr, disable=hidden, smoothing=0.1)
+
+
+def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *, rest: bool = True) -> Progress:
+    """Send batch after batch within the window, and wait until nothing of the job is open.
+
+    Args:
+        producer: whose queue.
+        job: what the batches belong to.
+        feed: sends a batch whenever it is asked for the next number.
+        bar: shows how far it is.
+        rest: what to do at Ctrl-C: send the rest without waiting, or leave the job at what was sent.
+
+    Raises:
+        KeyboardInterrupt: with the job's id; no more of the job will come.
+    """
+    obstacles, interruption, sent = Obstacles(producer), Interruption(), False
+
+    def wait(error: RedisUnreachable) -> None:
+        obstacles.tell(error)
+        interruption.check()
+
+    producer.on_wait = wait
+    try:
+        with interruption:
+            while True:
+                obstacles.look()
+                progress = patiently(job.progress, obstacles)
+                _show(bar, progress)
+                if sent and progress.at_rest:
+                    return progress
+                patiently(producer.repair_if_due, obstacles)
+                if not sent and progress.open_batches < producer.settings.window:
+                    sent = _send(feed, producer.settings.window - progress.open_batches, interruption)
+                else:
+                    if not sent:
+                        patiently(lambda: producer.ledger.still_sending(job.id), obstacles)
+                    time.sleep(LOOK_S)
+    except KeyboardInterrupt:
+        if not sent:
+            _leave(producer, job, None if interruption.torn else feed, rest=rest)
+        raise KeyboardInterrupt(job.id) from None
+
+
+def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
+    """Tell the ledger that nobody sends any more of a job; without Redis it finds out by itself."""
+    with suppress(RedisUnreachable, JobUnknown):
+        producer.ledger.sent(job.id)
+
+
+def _leave(producer: Producer, job: Job, feed: Iterator[int] | None, *, rest: bool) -> None:
+    """Send the rest of an interrupted job, or end it where it is. `feed` None: it was torn, and cannot go on."""
+    all_sent = False
+    try:
+        if rest and feed is not None:
+            say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
+            all_sent = _send(feed, REST_BATCHES)
+            if not all_sent:
+                say("that is more than Redis should hold at once: run the same command again for what is left")
+        elif rest:
+            say("not everything was sent: run the same command again for what is left")
+    except KeyboardInterrupt:
+        say("left at what was sent: run the same command again for the rest")
+    finally:
+        if not all_sent:
+            leave_at_what_was_sent(producer, job)
+
+
+def _send(feed: Iterator[int], room: int, interruption: Interruption | None = None) -> bool:
+    """Send up to `room` batches; True when there are no more. `interruption`: Ctrl-C waits until one is sent."""
+    for _ in range(room):
+        with interruption.held() if interruption else nullcontext():
+            seen = next(feed, None)
+        if seen is None:
+            return True
+    return False
+
+
+def _show(bar: tqdm[Any], progress: Progress) -> None:
+    bar.n = progress.settled + progress.doing
+    if bar.total is not None:
+        bar.total = max(bar.total, bar.n)  # entries without a file were not counted
+    if progress.failed:
+        bar.set_postfix(failed=progress.failed, refresh=False)
+    bar.refresh()

@@ -1,0 +1,141 @@
+"""From paths to chunks of pixels: read, digest and decode in threads, ahead of the device and never too far."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from worker.budget import MemoryBudget
+from worker.embedder import Embedder
+from worker.files import FileContent, read_file
+from worker.images import Limits, decode
+from worker.messages import EmbedBatch, Poster
+from worker.room import room_for
+from worker.threads import one_core_threads, usable_cores
+from worker.timings import Timings
+from worker.vectors import Row, Vectors, VectorStore
+
+CHUNKS_AHEAD: Final = 3  # one decoded, one being decoded, one for those that take longer
+FIRST_CHUNK_SHARE: Final = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
+
+
+class Read(NamedTuple):
+    """A poster that was read.
+
+    Attributes:
+        row: what is known of it.
+        known: its vector, if the store knew the content already.
+        unchanged: the store has this content under this id.
+        twin: another poster of the batch has the same content; its pixels were not decoded.
+    """
+
+    row: Row
+    known: Vectors | None = None
+    unchanged: bool = False
+    twin: bool = False
+
+
+@dataclass
+class Run:
+    """What the threads have to know of the batch that runs: its rows as they were, and contents as they are met."""
+
+    batch: EmbedBatch
+    before: Mapping[str, Row]
+    first: dict[str, str] | None  # digest → id of the poster that is decoded for all that have it
+
+    def is_twin(self, row: Row) -> bool:
+        """True when another poster of this batch was met before with the same content."""
+        return self.first is not None and self.first.setdefault(row.digest, row.id) != row.id
+
+
+@dataclass
+class Chunk:
+    posters: Sequence[Poster]
+    pixels: torch.Tensor  # uint8 (n, 3, H, W); row i belongs to posters[i]
+    reads: list[Future[Read]]
+
+
+class Reading:
+    """Threads that read and decode; they are kept between batches."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        root: Path,
+        *,
+        threads: int,
+        look_ahead_images: int,
+        max_file_bytes: int,
+        decode_memory_bytes: int,
+        limits: Limits | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """As Pipeline; `embedder` says how large images are to be, `store` which contents are known."""
+        self._embedder, self._store, self._root = embedder, store, root
+        self._look_ahead, self._max_file_bytes = look_ahead_images, max_file_bytes
+        self._limits, self._budget, self._clock = limits or Limits(), MemoryBudget(decode_memory_bytes), clock
+        self._threads = one_core_threads(threads or usable_cores(), "decode")
+
+    def decode(self, data: bytes, name: str) -> torch.Tensor:
+        """uint8 (3, height, width) at the model's size; UnreadablePoster says why not."""
+        return decode(data, self._embedder.geometry, name=name, limits=self._limits, budget=self._budget)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def chunks(self, todo: Sequence[Poster], run: Run, timings: Timings) -> Generator[Chunk, None, None]:
+        """Yield chunks in order, every read done, while the next ones are being decoded.
+
+        What the caller had to wait for is added to `timings`. Closing it early cancels what has not begun.
+        """
+        waiting: deque[Chunk] = deque()
+        position, size = 0, max(1, self._embedder.chunk // FIRST_CHUNK_SHARE)
+        try:
+            while position < len(todo) or waiting:
+                ahead = sum(len(chunk.posters) for chunk in waiting)
+                limit = self._look_ahead or CHUNKS_AHEAD * self._embedder.chunk
+                if position < len(todo) and (not waiting or ahead < limit):
+                    chunk = self._read_ahead(todo[position : position + size], run)
+                    position += len(chunk.posters)
+                    size = min(2 * size, self._embedder.chunk)
+                    waiting.append(chunk)
+                    continue
+                chunk = waiting.popleft()
+                began = self._clock()
+                for read in chunk.reads:
+                    read.exception()
+                timings.waiting_for_decode += self._clock() - began
+                yield chunk
+        finally:
+            for chunk in waiting:
+                for read in chunk.reads:
+                    read.cancel()
+
+    def _read_ahead(self, posters: Sequence[Poster], run: Run) -> Chunk:
+        pixels = room_for(len(posters), self._embedder.geometry, self._embedder.device)
+        reads = [self._threads.submit(self._read, poster, pixels[row], run) for row, poster in enumerate(posters)]
+        return Chunk(posters, pixels, reads)
+
+    def _read(self, poster: Poster, target: torch.Tensor, run: Run) -> Read:
+        content: FileContent = read_file(poster.path, root=self._root, max_bytes=self._max_file_bytes)
+        row = Row(poster.id, content.digest, content.size, content.mtime_ns)
+        before = run.before.get(poster.id)
+        if run.batch.verify and row == before and not run.batch.reply:
+            return Read(row, unchanged=True)
+        if not run.batch.force:
+            known = self._store.by_content(self._embedder.space.id, [content.digest])
+            if known:
+                same = run.batch.verify and before is not None and before.digest == content.digest
+                return Read(row, known[content.digest], unchanged=same)
+            if run.is_twin(row):
+                return Read(row, twin=True)
+        target.copy_(self.decode(content.data, poster.path))
+        return Read(row)
