@@ -15,7 +15,7 @@ from producer.interruption import Interruption
 from producer.job import Job
 from producer.obstacles import Obstacles, patiently
 from producer.voice import say
-from worker.errors import JobUnknown, RedisUnreachable
+from worker.errors import JobUnknown, PosterError, RedisUnreachable
 from worker.progress import Progress
 
 LOOK_S: Final = 0.2
@@ -28,7 +28,15 @@ def progress_bar(*, quiet: bool, total: int | None = None) -> tqdm[Any]:
     return tqdm(desc="posters", unit="poster", total=total, file=sys.stderr, disable=hidden, smoothing=0.1)
 
 
-def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *, rest: bool = True) -> Progress:
+def follow(
+    producer: Producer,
+    job: Job,
+    feed: Iterator[int],
+    bar: tqdm[Any],
+    *,
+    rest: bool = True,
+    again: str = "run the same command again",
+) -> Progress:
     """Send batch after batch within the window, and wait until nothing of the job is open.
 
     Args:
@@ -37,9 +45,11 @@ def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *,
         feed: sends a batch whenever it is asked for the next number.
         bar: shows how far it is.
         rest: what to do at Ctrl-C: send the rest without waiting, or leave the job at what was sent.
+        again: how what was not sent is sent later, for the person who ended this.
 
     Raises:
         KeyboardInterrupt: with the job's id; no more of the job will come.
+        PosterError: what `feed` and the ledger raise; no more of the job will come then, either.
     """
     obstacles, interruption, sent = Obstacles(producer), Interruption(), False
 
@@ -58,15 +68,49 @@ def follow(producer: Producer, job: Job, feed: Iterator[int], bar: tqdm[Any], *,
                     return progress
                 patiently(producer.repair_if_due, obstacles)
                 if not sent and progress.open_batches < producer.settings.window:
-                    sent = _send(feed, producer.settings.window - progress.open_batches, interruption)
+                    # where the rest will not be sent, there is nothing in `feed` that Ctrl-C could tear
+                    held = interruption if rest else None
+                    sent = _send(feed, producer.settings.window - progress.open_batches, held)
                 else:
                     if not sent:
-                        patiently(lambda: producer.ledger.still_sending(job.id), obstacles)
+                        _say_that_it_lives(producer, job, obstacles)
                     time.sleep(LOOK_S)
     except KeyboardInterrupt:
-        if not sent:
-            _leave(producer, job, None if interruption.torn else feed, rest=rest)
+        if not sent and not (rest and not interruption.torn and _send_rest(producer, feed)):
+            if rest:
+                say(f"not everything was sent: {again} for what is left")
+            leave_at_what_was_sent(producer, job)
         raise KeyboardInterrupt(job.id) from None
+    except PosterError:
+        leave_at_what_was_sent(producer, job)
+        raise
+
+
+def _say_that_it_lives(producer: Producer, job: Job, obstacles: Obstacles) -> None:
+    """One try: a full Redis refuses this, and is emptied by the workers that are waited for here."""
+    try:
+        producer.ledger.still_sending(job.id)
+    except RedisUnreachable as error:
+        obstacles.tell(error)
+
+
+def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress:
+    """Send everything, and wait for nothing.
+
+    Raises:
+        KeyboardInterrupt, PosterError: as `follow`.
+    """
+    try:
+        for _ in feed:
+            pass
+        return job.progress()
+    except KeyboardInterrupt:
+        say("not everything was sent: run the same command again for what is left")
+        leave_at_what_was_sent(producer, job)
+        raise KeyboardInterrupt(job.id) from None
+    except PosterError:
+        leave_at_what_was_sent(producer, job)
+        raise
 
 
 def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
@@ -75,22 +119,21 @@ def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
         producer.ledger.sent(job.id)
 
 
-def _leave(producer: Producer, job: Job, feed: Iterator[int] | None, *, rest: bool) -> None:
-    """Send the rest of an interrupted job, or end it where it is. `feed` None: it was torn, and cannot go on."""
-    all_sent = False
+def _send_rest(producer: Producer, feed: Iterator[int]) -> bool:
+    """Send what is left of an interrupted job, without waiting for anything; True when that is all."""
+
+    def leave(error: RedisUnreachable) -> None:
+        raise error
+
+    producer.on_wait = leave
+    say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
     try:
-        if rest and feed is not None:
-            say("sending the rest, so that the job goes on by itself (Ctrl-C again to leave it at what was sent) …")
-            all_sent = _send(feed, REST_BATCHES)
-            if not all_sent:
-                say("that is more than Redis should hold at once: run the same command again for what is left")
-        elif rest:
-            say("not everything was sent: run the same command again for what is left")
+        return _send(feed, REST_BATCHES)
     except KeyboardInterrupt:
-        say("left at what was sent: run the same command again for the rest")
-    finally:
-        if not all_sent:
-            leave_at_what_was_sent(producer, job)
+        return False
+    except PosterError as error:
+        say(str(error))
+        return False
 
 
 def _send(feed: Iterator[int], room: int, interruption: Interruption | None = None) -> bool:

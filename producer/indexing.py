@@ -13,7 +13,7 @@ from producer.catalogue import Catalogue, read_catalogue
 from producer.client import Producer
 from producer.currency import Currency
 from producer.finding import Note, Search
-from producer.following import follow, leave_at_what_was_sent, progress_bar
+from producer.following import follow, progress_bar, send_detached
 from producer.job import Job
 from producer.voice import say
 from worker.errors import JobUnknown, LedgerSetBack, RedisUnreachable
@@ -112,20 +112,14 @@ def _send_all(
     )
     try:
         if detach:
-            for _ in feed:
-                pass
-            progress = job.progress()
+            progress = send_detached(producer, job, feed)
         else:
             with progress_bar(quiet=quiet) as bar:
                 _count_in_background(found, bar)
                 progress = follow(producer, job, feed, bar)
-    except KeyboardInterrupt:
-        leave_at_what_was_sent(producer, job)
-        raise KeyboardInterrupt(job.id) from None
     except LedgerSetBack:
         with suppress(RedisUnreachable, JobUnknown):
             job.cancel()  # what is left of it is looked for again
-        leave_at_what_was_sent(producer, job)
         raise
     finally:
         current.close()

@@ -39,12 +39,17 @@ class Interruption:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the first Ctrl-C back until the block is left."""
+        """Hold the first Ctrl-C back until the block is left, in whatever way."""
         self._held = True
         try:
             yield
-        finally:
-            self._held = False
+        except BaseException:
+            self._held, noted = False, self._noted
+            if noted:
+                self._noted, self.torn = False, True
+                raise KeyboardInterrupt from None
+            raise
+        self._held = False
         self.check()
 
     def check(self) -> None:

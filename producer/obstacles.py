@@ -49,6 +49,7 @@ class Obstacles:
 
     def tell(self, error: RedisUnreachable) -> None:
         """Redis is away, or refuses what is to be sent; said once, however its words differ."""
+        self.asked = time.monotonic()  # a worker that is ready all the same is no news now
         self._say(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
 
     def _say(self, text: str, about: str = "") -> None:
@@ -63,6 +64,6 @@ def patiently(call: Callable[[], Item], obstacles: Obstacles) -> Item:
     while True:
         try:
             return call()
-        except RedisUnreachable:
-            obstacles.look()
+        except RedisUnreachable as error:
+            obstacles.tell(error)
             time.sleep(RETRY_S)

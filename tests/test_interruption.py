@@ -110,7 +110,7 @@ def test_the_second_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch
         index(producer, (), force=False, detach=False, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
     assert (progress.state, progress.submitted) == ("sent", 5)
-    assert "run the same command again for the rest" in capsys.readouterr().err
+    assert "run the same command again for what is left" in capsys.readouterr().err
 
 
 def test_a_ctrl_c_under_detach_leaves_the_job_at_what_was_sent(producer, monkeypatch):
@@ -169,3 +169,59 @@ def test_a_ctrl_c_while_redis_is_away_leaves_and_says_what_is_missing(producer, 
     said = capsys.readouterr().err
     assert "run the same command again" in said
     assert "sending the rest" not in said
+
+
+def test_a_ctrl_c_leaves_a_redis_that_is_away_wherever_it_is_missed(producer, monkeypatch, capsys):
+    """One is enough: the rest is not waited for, either."""
+
+    def away(*arguments, **about):
+        raise RedisUnreachable("Redis is away.")
+
+    def progress(job):
+        press_ctrl_c()
+        away()
+
+    monkeypatch.setattr(producer.ledger, "progress", progress)
+    monkeypatch.setattr(producer.ledger, "step", away)
+    with pytest.raises(KeyboardInterrupt):
+        index(producer, (), force=False, detach=False, quiet=True)
+    assert "not everything was sent: run the same command again" in capsys.readouterr().err
+
+
+def test_a_ctrl_c_is_heard_where_redis_came_back_without_the_job(producer, monkeypatch):
+    """No new job is begun after somebody asked for the end."""
+    begun = []
+
+    def set_back(job, number, **about):
+        begun.append(job)
+        press_ctrl_c()
+        raise LedgerSetBack("Redis came back without some steps")
+
+    monkeypatch.setattr(producer.ledger, "step", set_back)
+    with pytest.raises(KeyboardInterrupt):
+        index(producer, (), force=False, detach=False, quiet=True)
+    assert len(begun) == 1
+
+
+def test_a_redis_that_refuses_a_sign_of_life_does_not_stop_the_job(producer, monkeypatch, capsys):
+    """A full one: it is said once, and what the workers do meanwhile is followed."""
+    looks = []
+
+    def full(job):
+        raise RedisUnreachable("Redis is full.")
+
+    def at_work(look=producer.ledger.progress):
+        def progress(job):
+            looks.append(job)
+            if len(looks) == 6:
+                press_ctrl_c()
+            return look(job)
+
+        return progress
+
+    monkeypatch.setattr(producer.ledger, "still_sending", full)
+    monkeypatch.setattr(producer.ledger, "progress", at_work())
+    with pytest.raises(KeyboardInterrupt):
+        index(producer, (), force=False, detach=False, quiet=True)
+    assert len(looks) == 6
+    assert capsys.readouterr().err.count("Redis is full") == 1

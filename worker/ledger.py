@@ -21,6 +21,7 @@ from worker.progress import Failure, Progress
 from worker.redis_client import answers, connect
 
 COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
+FAILURES_PAGE: Final = 500  # that one question to Redis looks at
 
 
 class Ledger:
@@ -151,9 +152,19 @@ class Ledger:
 
     def failures(self, job: str) -> Iterator[Failure]:
         """The job's failures, in no order, lazily."""
+        cursor, more = 0, True
+        while more:
+            cursor, some = self.some_failures(job, cursor)
+            yield from some
+            more = cursor != 0
+
+    def some_failures(self, job: str, cursor: int = 0) -> tuple[int, list[Failure]]:
+        """Some hundred of the job's failures, and the cursor for the next ones; 0: these were the last."""
         with answers(self.url):
-            for poster, text in self.redis.hscan_iter(job_keys(job, "failures")[0], count=500):
-                yield Failure(poster, *json.loads(text))
+            cursor, found = cast(
+                tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
+            )
+        return cursor, [Failure(poster, *json.loads(text)) for poster, text in found.items()]
 
     def vectors(self, job: str, ids: Sequence[str]) -> dict[str, bytes]:
         """Little-endian float32 bytes of those ids that a replying batch has left."""

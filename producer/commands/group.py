@@ -14,6 +14,7 @@ from worker.errors import (
     ConfigurationError,
     EmbedTimeout,
     JobUnknown,
+    LedgerSetBack,
     NoWorker,
     PosterError,
     RedisUnreachable,
@@ -34,7 +35,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (RedisUnreachable, NoWorker, EmbedTimeout, StoreUnavailable) as error:
+        except (RedisUnreachable, LedgerSetBack, NoWorker, EmbedTimeout, StoreUnavailable) as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(EX_OUT_OF_REACH)
         except (ConfigurationError, JobUnknown, StoreError) as error:

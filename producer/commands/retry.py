@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from producer.commands.ending import leave_interrupted, say_failures
 from producer.commands.group import EX_OK, EX_SOME_FAILED, as_json, example
 from producer.finding import was_sent
 from producer.following import follow, progress_bar
+from producer.obstacles import Obstacles, patiently
 from producer.voice import ledger_entry, ledger_line, say
 from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
@@ -30,7 +33,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    found = (failure for failure in producer.ledger.failures(entry.id) if only in (None, failure.word))
+    found = (failure for failure in _failures(producer, entry.id) if only in (None, failure.word))
     first = next(found, None)  # the rest is read while it is sent: a job may have a million
     progress = NOTHING
     if first is None:
@@ -41,13 +44,23 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         posters = (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:
-                progress = follow(producer, new, producer.feed(new, posters, patient=True), bar)
+                feed = producer.feed(new, posters, patient=True)
+                progress = follow(producer, new, feed, bar, again=f"run `python -m producer retry {entry.id}`")
         except KeyboardInterrupt as interrupt:
             leave_interrupted(interrupt)
         say_failures(producer, progress)
     if as_json or progress is not NOTHING:
         click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
+
+
+def _failures(producer: Producer, job: str) -> Iterator[Failure]:
+    """The job's failures, waiting where Redis is away meanwhile."""
+    obstacles, cursor, more = Obstacles(producer), 0, True
+    while more:
+        cursor, some = patiently(partial(producer.ledger.some_failures, job, cursor), obstacles)
+        yield from some
+        more = cursor != 0
 
 
 def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
