@@ -14,6 +14,7 @@ from producer.entries import format_of
 from producer.entry import Place
 from producer.folders import poster_id, resolved_root, starts_of, walk
 from producer.spooled import SpooledSet
+from worker.files import modified_ns
 from worker.messages import Poster
 from worker.progress import Failure
 
@@ -142,7 +143,7 @@ class Search(Iterator[Poster | Failure]):
             stat = os.stat(self._top + file)
         except OSError:  # the worker looks again, and says what is wrong in its own words
             return Poster(identity, file)
-        return Poster(identity, file, stat.st_size, stat.st_mtime_ns)
+        return Poster(identity, file, stat.st_size, modified_ns(stat))
 
     def _note(self, note: Note, path: str, *, when: bool = True) -> None:
         if when:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from producer.catalogue import Catalogue, read_catalogue
 from producer.folders import inside_root, poster_id
+from worker.files import modified_ns
 from worker.messages import Poster
 from worker.settings import Settings
 
@@ -36,7 +37,7 @@ class Naming:
             stat = os.stat(root / relative)
         except OSError:  # not visible from here; the worker decides
             return Poster(identity, relative)
-        return Poster(identity, relative, stat.st_size, stat.st_mtime_ns)
+        return Poster(identity, relative, stat.st_size, modified_ns(stat))
 
     def _known_catalogue(self) -> Catalogue:
         """The catalogue as it is now: read on first use, and again when its file has changed."""

@@ -23,6 +23,7 @@ from producer.obstacles import Obstacles, patiently
 from producer.prune import Prune
 from producer.voice import say
 from worker.errors import PosterError
+from worker.files import modified_ns
 from worker.messages import Poster
 from worker.progress import Failure, Progress
 
@@ -138,7 +139,7 @@ class Rounds:
             except OSError:
                 self._failed[failure.path] = (-1, -1)
                 continue
-            self._failed[failure.path] = (stat.st_size, stat.st_mtime_ns)
+            self._failed[failure.path] = (stat.st_size, modified_ns(stat))
             if stat.st_mtime >= began - self._settle_s:
                 self._hold_back(failure.path)
 

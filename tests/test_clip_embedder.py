@@ -162,6 +162,19 @@ def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monk
     assert "no vector" in str(result.failures[0])
 
 
+def test_a_checkpoint_that_was_replaced_gives_no_vector_of_another_model(tmp_path, paths, monkeypatch):
+    """What is computed again from the file must come from the numbers that the space is named after."""
+    name = write_tiny_model(tmp_path / "model", 1)
+    embedder = CLIPEmbedder(name, "cpu", batch_size=8, precision="bf16")
+    write_tiny_model(tmp_path / "model", 2)
+    forward = embedder._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    result = embedder.embed_paths(paths[:1])
+    assert result.vectors.shape == (0, DIMENSION)
+    assert "was changed since this program started" in str(result.failures[0])
+
+
 def test_a_row_that_is_no_number_is_computed_again_from_the_file(tiny, embedder, monkeypatch):
     """In fp32, from the checkpoint: the numbers that ran were rounded to bf16."""
     images = pixels(5)

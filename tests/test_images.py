@@ -111,6 +111,30 @@ def test_transparent_pixels_show_white_and_not_what_they_hide():
         assert decode(data, CLIP, name="x").min() == 255
 
 
+def test_a_see_through_value_of_16_bits_shows_the_ground():
+    """A PNG may name one grey value as transparent; what lies below it was never to be seen."""
+    values = np.full((40, 40), 40000, np.uint16)
+    values[:20] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=0)
+    pixels = decode(buffer.getvalue(), Geometry(40, 40), name="a.png")
+    assert int(pixels[:, 5, 5].min()) == 255
+    assert int(pixels[:, 35, 5].max()) == 156
+
+
+def test_a_machine_without_memory_is_not_called_a_damaged_poster(monkeypatch):
+    """The poster is fine, and can be sent again."""
+
+    def no_memory(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 100 bytes")
+
+    monkeypatch.setattr("worker.images.resize", no_memory)
+    with pytest.raises(UnreadablePoster) as caught:
+        decode(encoded(picture(), "JPEG"), Geometry(40, 40), name="a.jpg")
+    assert caught.value.word == "internal"
+    assert "POSTERS_DECODE_THREADS" in caught.value.reason
+
+
 def test_16_bits_are_scaled_not_clipped():
     """Half of the 16-bit range is half of the 8-bit range, not white."""
     half = Image.fromarray(np.full((40, 40), 32896, np.uint16))

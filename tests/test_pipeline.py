@@ -1,5 +1,7 @@
 """The pipeline, with neither GPU nor Redis: every poster ends in exactly one count, and in its own row."""
 
+import errno
+import json
 import os
 import threading
 import time
@@ -12,6 +14,7 @@ from PIL import Image
 
 from bench.image_samples import encoded, picture
 from worker.errors import DeviceLost, StoreUnavailable
+from worker.files import modified_ns, read_file
 from worker.images import Geometry
 from worker.messages import EmbedBatch, Poster
 from worker.pipeline import Pipeline
@@ -270,6 +273,41 @@ def test_trouble_that_is_not_the_posters_is_not_blamed_on_it(root, make, monkeyp
     monkeypatch.setattr("worker.reading.read_file", failing)
     with pytest.raises(OSError, match="Input/output"):
         make().run(batch([write(root, 1)]))
+
+
+def test_a_file_that_its_disk_never_gives_fails_by_name_in_the_end(root, make, monkeypatch):
+    """Not at once, for disks come back; but its neighbours and its job must not wait for ever."""
+    now = [0.0]
+    posters = [write(root, 1), write(root, 2)]
+
+    def bad_sector(path, **options):
+        if path == posters[0].path:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read_file(path, **options)
+
+    monkeypatch.setattr("worker.reading.read_file", bad_sector)
+    pipeline = make(clock=lambda: now[0])
+    for _ in range(6):
+        with pytest.raises(OSError, match=r"Input/output error: '001\.png'"):
+            pipeline.run(batch(posters))
+        now[0] += 10
+    outcome = pipeline.run(batch(posters))
+    assert outcome.embedded + outcome.unchanged == 1
+    assert [(failure.word, failure.path) for failure in outcome.failures] == [("unreadable", posters[0].path)]
+    assert "the disk did not give it in 7 tries" in outcome.failures[0].reason
+
+
+def test_a_file_from_before_1970_is_a_poster_like_any_other(root, make):
+    """Windows' dates begin with 1601; a message that cannot say one would leave its whole batch behind."""
+    poster = write(root, 1)
+    os.utime(root / poster.path, ns=(-(10**18), -(10**18)))
+    status = os.stat(root / poster.path)
+    old = poster._replace(size=status.st_size, mtime_ns=modified_ns(status))
+    assert old.mtime_ns == -(10**18)
+    travelled = EmbedBatch.decode(json.loads(json.dumps(batch([old]).encode())))
+    pipeline = make()
+    assert pipeline.run(travelled).embedded == 1
+    assert pipeline.run(travelled).unchanged == 1
 
 
 def test_progress_is_told_and_never_runs_backwards(root, make):

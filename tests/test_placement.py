@@ -6,6 +6,7 @@ import torch
 from tiny_model import MEAN, SIDE, STD, make_model
 
 from worker import placement
+from worker.errors import ConfigurationError
 from worker.images import Geometry
 from worker.placement import place, use_card
 from worker.proof import lowest_cosine, probe
@@ -52,15 +53,14 @@ def test_a_way_that_is_not_the_same_embedding_is_left_for_the_next(monkeypatch, 
 
 
 def test_a_precision_that_is_inexact_is_given_up(monkeypatch, caplog):
-    """auto falls back to fp32 with a line that says so; a precision by name is kept, with a warning."""
+    """auto falls back to fp32 with a line that says so; a precision by name is refused: its vectors are others."""
     monkeypatch.setattr(placement, "PROOF_COSINE", 1.5)
     found = placed()
     assert (found.precision, found.way) == ("fp32", "plain")
     assert "bf16 is inexact here" in caplog.text
     assert "using fp32" in caplog.text
-    caplog.clear()
-    assert placed(forced=True).precision == "bf16"
-    assert "no other way" in caplog.text
+    with pytest.raises(ConfigurationError, match=r"bf16 on cpu does not give this model's vectors.*POSTERS_PRECISION"):
+        placed(forced=True)
 
 
 def test_the_proof_sees_what_a_high_cosine_would_hide():

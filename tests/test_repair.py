@@ -152,3 +152,17 @@ def test_a_batch_of_a_newer_version_is_left_to_a_newer_worker(world, redis_serve
         client.hset("posters:job:new:open", "new.1", json.dumps(entry | {"version": 99}))
     assert set(world.after(40, world.repair())) == {batch()}
     assert world.ledger.progress("new").open_batches == 1
+
+
+def test_a_batch_that_no_worker_can_read_fails_by_name(world, redis_server):
+    """Its job must end: neither this version nor a newer one will ever take it."""
+    with redis_server.client as client:
+        name, text = next(iter(client.hgetall("posters:job:job:open").items()))
+        bad = json.loads(text) | {"lane": "sideways"}
+        client.hset("posters:job:job:open", name, json.dumps(bad))
+    assert world.after(40, world.repair()) == []
+    progress = world.ledger.progress("job")
+    assert (progress.failed, progress.open_batches) == (4, 0)
+    failure = next(world.ledger.failures("job"))
+    assert failure.word == "internal"
+    assert "lane must be one of" in failure.reason

@@ -95,3 +95,16 @@ def test_a_bad_url_does_not_show_its_password(monkeypatch):
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
     assert "secret" not in str(caught.value)
+
+
+def test_a_bad_store_does_not_show_its_password(monkeypatch):
+    """It may be a Redis URL as well."""
+    monkeypatch.setenv("POSTERS_STORE", "http://user:secret@host")
+    with pytest.raises(ConfigurationError, match="store") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
+def test_the_store_may_be_a_redis_behind_a_socket():
+    """As the queue may."""
+    assert load_settings(store="unix://posters:x@/run/redis.sock?db=1").store.startswith("unix:")

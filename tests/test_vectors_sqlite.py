@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -292,3 +293,14 @@ def test_many_rows_are_written_and_scanned_quickly(store):
     store.by_content(SPACE.id, [f"{n}" for n in range(count)])
     assert sum(len(ids) for ids, _ in store.scan(SPACE.id, 500)) == count
     assert time.perf_counter() - began < 20
+
+
+def test_a_thread_that_ended_leaves_no_connection(tmp_path):
+    """A backend's threads come and go; its descriptors must not run out."""
+    store = SQLiteStore(tmp_path / "v.db")
+    for _ in range(20):
+        thread = threading.Thread(target=store.spaces)
+        thread.start()
+        thread.join()
+    assert len(store._connections) <= 3
+    store.close()

@@ -186,6 +186,25 @@ def test_a_model_folder_must_be_complete(tmp_path):
         find_weights(name, "openai")
 
 
+def test_a_model_folder_is_the_same_space_wherever_it_lies(tmp_path):
+    """Two machines that mount it differently make vectors of one space, however long the way to it is."""
+    long = tmp_path / ("a" * 100) / ("b" * 100) / "model"
+    names = {find_weights(write_tiny_model(folder), "ignored").name for folder in (long, tmp_path / "model")}
+    assert names == {"local-dir:model"}
+
+
+def test_a_hub_model_is_built_from_the_cache_that_was_named(monkeypatch, tmp_path):
+    """What was found there must not be asked for anew somewhere else."""
+    repository = tmp_path / "models--somebody--tiny"
+    write_tiny_model(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    weights = find_weights("hf-hub:somebody/tiny", "ignored", cache_dir=tmp_path)
+    assert digest(build(weights).visual) == digest(make_model().visual)
+
+
 def test_weights_out_of_reach_are_one_clear_error_within_15_seconds(monkeypatch, tmp_path):
     """A machine without internet hears the ways out soon, not after open_clip's 50 s of retries."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody answers there

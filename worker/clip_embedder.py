@@ -20,7 +20,7 @@ from tqdm import tqdm
 from worker.chunk_search import choose_chunk
 from worker.device import choose_device, choose_precision, device_name
 from worker.engine import EmbeddedChunk, Engine, Pending
-from worker.errors import UnreadablePoster
+from worker.errors import UnreadablePoster, WeightsUnavailable
 from worker.files import read_file
 from worker.forward import forward_on
 from worker.identity import geometry_of, identify
@@ -34,7 +34,7 @@ from worker.spare import Spare
 from worker.threads import one_core_threads, usable_cores
 from worker.tower import PlainTower
 from worker.vectors import Vectors
-from worker.weights import Weights, build, find_weights
+from worker.weights import Weights, build, digest, find_weights
 
 LONG_BATCH: Final = 64  # images from which a person wants to see a bar
 CHUNKS_AHEAD: Final = 3  # decoded while one is on the device
@@ -286,7 +286,10 @@ class CLIPEmbedder:
 
     def _exact_tower(self, weights: Weights) -> PlainTower:
         """From the file again: the numbers on the device were rounded."""
-        return PlainTower(_image_tower(weights), self._mean, self._std, torch.device("cpu"), torch.float32)
+        tower = _image_tower(weights)
+        if digest(tower) != self.space.weights.removeprefix("untrained-"):
+            raise WeightsUnavailable(f"{weights.told} was changed since this program started: start it again")
+        return PlainTower(tower, self._mean, self._std, torch.device("cpu"), torch.float32)
 
     def _blank(self, count: int) -> torch.Tensor:
         return room_for(count, self.geometry, self.device).zero_()

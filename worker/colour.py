@@ -34,7 +34,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or (mode == "P" and "transparency" in image.info):
         return _on_ground(image.convert("RGBA"))
     if mode.startswith("I"):
-        return _from_16_bits(image)
+        return _from_16_bits(image, image.info.get("transparency"))
     if mode == "F":
         raise UnreadablePoster("", "unsupported", "its pixels are floating point numbers without a scale")
     return image.convert("RGB")
@@ -46,11 +46,15 @@ def _on_ground(image: Image.Image) -> Image.Image:
     return ground
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
+    """`transparent`: the value that PNG calls see-through, if it names one."""
     values = np.asarray(image).astype(np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise UnreadablePoster("", "unsupported", "its pixels are 32-bit numbers without a scale")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[values == transparent] = GROUND[0]
+    return Image.fromarray(grey)
 
 
 class IntoSRGB:

@@ -13,7 +13,7 @@ from worker import ledger_scripts
 from worker.keys import ACTIVE, REPLY_S, RETURNED, claim_key, job_keys
 from worker.ledger import Ledger
 from worker.messages import LANES, QUEUES, EmbedBatch
-from worker.progress import Claim, Outcome
+from worker.progress import Claim, Failure, Outcome
 from worker.redis_client import answers
 
 PAGE: Final = 64  # messages that Redis looks at in one go: a few milliseconds in which it answers nobody else
@@ -122,6 +122,14 @@ class Custody:
                     withdrawn += posters
         return withdrawn
 
+    def condemn(self, job: str, batch_id: str, reason: str) -> int:
+        """Fail the posters of an open batch that `load` calls bad, so that its job can end; how many there are."""
+        with answers(self._url):
+            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
+        posters = json.loads(text).get("posters", ()) if text else ()
+        failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
+        return len(failures) if self._settle(job, batch_id, Outcome(failures=failures)) else 0
+
     def opened(self, job: str) -> set[str]:
         """Ids of the job's open batches."""
         with answers(self._url):
@@ -131,7 +139,8 @@ class Custody:
         """An open batch as it was written down; None when it is not open any more.
 
         Raises:
-            BadMessage: a newer version of this program wrote it.
+            NewerMessage: a newer version of this program wrote it.
+            BadMessage: another version did, with rules that are not those of this one.
         """
         with answers(self._url):
             text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from worker.errors import UnreadablePoster
+from worker.messages import EARLIEST_NS
 
 READ_BYTES: Final = 1 << 20
 READS_MOST: Final = 3  # of a file that is being written; half of an old picture and half of a new one is none
@@ -32,6 +33,11 @@ _REASONS: Final = {
     errno.EINVAL: ("missing", "its name cannot exist on this system"),
 }
 
+# What one file's place on a disk can be guilty of, but also a disk or a network that comes back.
+DAMAGE: Final = frozenset(
+    getattr(errno, name) for name in ("EIO", "EUCLEAN", "EBADMSG", "EREMOTEIO", "ENOKEY") if hasattr(errno, name)
+)
+
 
 @dataclass(frozen=True)
 class FileContent:
@@ -48,6 +54,11 @@ class FileContent:
     digest: str
     size: int
     mtime_ns: int
+
+
+def modified_ns(status: os.stat_result) -> int:
+    """A file's modification time as messages and stores hold it: nanoseconds since 1970, in 64 bits with a sign."""
+    return max(EARLIEST_NS, min(status.st_mtime_ns, -EARLIEST_NS - 1))
 
 
 def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
@@ -138,7 +149,7 @@ def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
-            return FileContent(data, digest, len(data), status.st_mtime_ns)
+            return FileContent(data, digest, len(data), modified_ns(status))
     reason = (
         f"it changed while it was read, {READS_MOST} times: somebody is writing it; index it again when that is over"
     )
@@ -161,7 +172,9 @@ def _explained(error: OSError, name: str, root: Path | None) -> OSError | Unread
     if root is not None and not root.is_dir():
         return OSError(errno.ENODEV, f"the posters root {root} is gone: is its disk mounted?")
     known = _REASONS.get(error.errno or 0)
-    return UnreadablePoster(name, *known) if known else error
+    if known:
+        return UnreadablePoster(name, *known)
+    return OSError(error.errno, error.strerror, name) if error.errno else error  # a failed read names no file
 
 
 def _long(path: Path) -> Path:

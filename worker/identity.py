@@ -22,7 +22,7 @@ def geometry_of(config: Mapping[str, Any]) -> Geometry:
 def identify(tower: torch.nn.Module, weights: Weights, config: Mapping[str, Any]) -> dict[str, str]:
     """The fields of the embedding's Space, but for its dimension; the tower is in fp32, as it was loaded."""
     return {
-        "model": weights.model,
+        "model": weights.name,
         "weights": ("untrained-" if weights.untrained else "") + digest(tower),
         "activation": "quick_gelu" if _has_quick_gelu(tower) else "gelu",
         "preprocessing": _describe(config, geometry_of(config)),

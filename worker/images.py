@@ -183,6 +183,12 @@ def _explained(name: str, data: bytes) -> Iterator[None]:
                 raise UnreadablePoster(name, "unsupported", reason) from error
         raise UnreadablePoster(name, "unreadable", "its content is no image that this program reads") from error
     except DECODER_ERRORS as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            reason = (
+                "there was not enough memory to decode it: lower POSTERS_DECODE_THREADS or "
+                "POSTERS_DECODE_MEMORY_BYTES, then `retry` the job"
+            )
+            raise UnreadablePoster(name, "internal", reason) from error
         text = str(error) or type(error).__name__
         if "truncated" in text.lower() or isinstance(error, EOFError) or _is_short_riff(data):
             raise UnreadablePoster(name, "truncated", f"the file ends too early ({text})") from error

@@ -20,10 +20,12 @@ VERSION: Final = 1
 
 MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows
 MAX_ID_CHARACTERS: Final = 128  # job and batch ids
+MAX_SPACE_CHARACTERS: Final = 512  # a model's name and 13 more
 MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
 
 # As a message lies on its lane. 4096 posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB.
 MAX_MESSAGE_BYTES: Final = 8 << 20
+EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 _BYTES_PER_CHARACTER: Final = 8  # at most: six as JSON (\uXXXX), a third more in kombu's base64
 _BYTES_PER_POSTER: Final = 80  # quotes, commas, size and time, in base64
 
@@ -36,7 +38,7 @@ class Poster(NamedTuple):
         path: relative to the posters root, POSIX separators. Bytes that are not UTF-8 travel as
             lone surrogates, as os.fsdecode makes them.
         size: bytes; -1 when the producer did not look.
-        mtime_ns: nanoseconds since 1970; -1 when the producer did not look.
+        mtime_ns: nanoseconds since 1970, below zero for dates before it; means nothing where size is -1.
     """
 
     id: str
@@ -104,7 +106,7 @@ class EmbedBatch:
         if lane not in LANES:
             raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r}")
         if space is not None:
-            space = _text(space, "space", MAX_ID_CHARACTERS)
+            space = _text(space, "space", MAX_SPACE_CHARACTERS)
         return cls(
             job=_text(message.get("job"), "job", MAX_ID_CHARACTERS),
             batch=_text(message.get("batch"), "batch", MAX_ID_CHARACTERS),
@@ -145,8 +147,8 @@ def _is_text(value: object, limit: int = MAX_PATH_CHARACTERS) -> bool:
     return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
 
 
-def _is_whole(value: object) -> bool:
-    return type(value) is int and -1 <= value < 2**63
+def _is_whole(value: object, least: int = -1) -> bool:
+    return type(value) is int and least <= value < 2**63
 
 
 def _text(value: object, name: str, limit: int) -> str:
@@ -164,9 +166,9 @@ def _flag(value: object, name: str) -> bool:
     return value
 
 
-def _whole(value: object, name: str) -> int:
-    if not isinstance(value, int) or not _is_whole(value):
-        raise BadMessage(f"{name} must be a whole number from -1 to 2**63-1, not {value!r}")
+def _whole(value: object, name: str, least: int = -1) -> int:
+    if not isinstance(value, int) or not _is_whole(value, least):
+        raise BadMessage(f"{name} must be a whole number from {least} to 2**63-1, not {value!r}")
     return value
 
 
@@ -179,12 +181,12 @@ def _posters(value: object) -> tuple[Poster, ...]:
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != len(Poster._fields):
             raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
         name, path, size, mtime_ns = entry
-        if not (_is_text(name) and _is_text(path) and _is_whole(size) and _is_whole(mtime_ns)):
+        if not (_is_text(name) and _is_text(path) and _is_whole(size) and _is_whole(mtime_ns, EARLIEST_NS)):
             # only now, when something is wrong, the words for it: they would take longer than the looking
             _text(name, f"posters[{number}].id", MAX_PATH_CHARACTERS)
             _text(path, f"posters[{number}].path", MAX_PATH_CHARACTERS)
             _whole(size, f"posters[{number}].size")
-            _whole(mtime_ns, f"posters[{number}].mtime_ns")
+            _whole(mtime_ns, f"posters[{number}].mtime_ns", EARLIEST_NS)
         posters.append(Poster(name, path, size, mtime_ns))
     if len({poster.id for poster in posters}) != len(posters):
         raise BadMessage("posters holds an id twice")

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from worker.device import PRECISIONS, is_exhaustion, is_lost
+from worker.errors import ConfigurationError
 from worker.images import Geometry
 from worker.proof import PROOF_COSINE, lowest_cosine, probe
 from worker.tower import LeanTower, PlainTower, is_usual
@@ -60,6 +61,9 @@ def place(
         tower: open_clip's, in fp32 on the CPU; must not be used afterwards.
         mean, std: per channel, in units of pixels.
         precision: the one to try; unless it is `forced`, fp32 follows.
+
+    Raises:
+        ConfigurationError: no way gives the model's vectors.
     """
     cpu = torch.device("cpu")
     proof = probe(geometry)
@@ -86,8 +90,11 @@ def place(
                 return Placed(made, wanted, way, cosine, expected.shape[1])
             worst = cosine
         if wanted == ways[-1]:
-            logger.warning("%s is inexact here, and there is no other way: cosine %.5f to fp32", wanted, worst)
-            return Placed(made, wanted, way, worst, expected.shape[1])
+            way_out = "POSTERS_PRECISION=auto" if forced and wanted != "fp32" else "POSTERS_DEVICE=cpu"
+            raise ConfigurationError(
+                f"{wanted} on {device} does not give this model's vectors: cosine {worst:.5f} to fp32 on the CPU, "
+                f"where {PROOF_COSINE} is the least. Set {way_out}"
+            )
         logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", wanted, worst)
     raise AssertionError("there is always a last way")
 

@@ -13,7 +13,8 @@ import torch
 
 from worker.budget import MemoryBudget
 from worker.embedder import Embedder
-from worker.files import FileContent, read_file
+from worker.errors import UnreadablePoster
+from worker.files import DAMAGE, FileContent, read_file
 from worker.images import Limits, decode
 from worker.messages import EmbedBatch, Poster
 from worker.room import room_for
@@ -22,6 +23,8 @@ from worker.timings import Timings
 from worker.vectors import Row, Vectors, VectorStore
 
 CHUNKS_AHEAD: Final = 3  # one decoded, one being decoded, one for those that take longer
+TRIES_LEAST: Final = 5  # of a file that its disk does not give; each is a try of the batch, after a pause
+TRIES_S: Final = 60.0  # between the first and the last of them, at least
 FIRST_CHUNK_SHARE: Final = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
 
 
@@ -81,7 +84,25 @@ class Reading:
         self._embedder, self._store, self._root = embedder, store, root
         self._look_ahead, self._max_file_bytes = look_ahead_images, max_file_bytes
         self._limits, self._budget, self._clock = limits or Limits(), MemoryBudget(decode_memory_bytes), clock
+        self._troubled: dict[str, tuple[int, float]] = {}  # path → tries that failed, and when the first did
         self._threads = one_core_threads(threads or usable_cores(), "decode")
+
+    def _read_file(self, poster: Poster) -> FileContent:
+        """Read it; a file that the disk fails to give again and again, while its root is there, is unreadable."""
+        try:
+            content = read_file(poster.path, root=self._root, max_bytes=self._max_file_bytes)
+        except OSError as error:
+            if error.errno not in DAMAGE or error.filename is None:
+                raise  # more is gone than this file
+            tries, since = self._troubled.get(poster.path, (0, self._clock()))
+            self._troubled[poster.path] = tries + 1, since
+            if tries + 1 < TRIES_LEAST or self._clock() - since < TRIES_S:
+                raise
+            del self._troubled[poster.path]
+            reason = f"the disk did not give it in {tries + 1} tries: {error.strerror}"
+            raise UnreadablePoster(poster.path, "unreadable", reason) from error
+        self._troubled.pop(poster.path, None)
+        return content
 
     def decode(self, data: bytes, name: str) -> torch.Tensor:
         """uint8 (3, height, width) at the model's size; UnreadablePoster says why not."""
@@ -125,7 +146,7 @@ class Reading:
         return Chunk(posters, pixels, reads)
 
     def _read(self, poster: Poster, target: torch.Tensor, run: Run) -> Read:
-        content: FileContent = read_file(poster.path, root=self._root, max_bytes=self._max_file_bytes)
+        content = self._read_file(poster)
         row = Row(poster.id, content.digest, content.size, content.mtime_ns)
         before = run.before.get(poster.id)
         if run.batch.verify and row == before and not run.batch.reply:

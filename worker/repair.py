@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import Final
 
 from worker.custody import Custody
-from worker.errors import BadMessage, RedisUnreachable
+from worker.errors import BadMessage, NewerMessage, RedisUnreachable
 from worker.keys import REPAIRER
 from worker.lease import Lease
 from worker.ledger import Ledger
@@ -95,8 +95,12 @@ class Repair:
     def _resend(self, job: str, name: str) -> bool:
         try:
             batch = self._custody.load(job, name)
-        except BadMessage as error:  # it stays open, for those who can read it
+        except NewerMessage as error:  # it stays open, for those who can read it
             logger.info("batch %s is left to a newer worker: %s", name, error)
+            return False
+        except BadMessage as error:
+            count = self._custody.condemn(job, name, f"its batch can be read by no worker: {error}")
+            logger.error("batch %s can be read by no worker, its %d posters fail: %s", name, count, error)
             return False
         if batch is None:
             return False

@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     @classmethod
     def _store_scheme(cls, value: str) -> str:
         scheme, _, rest = value.partition(":")
-        if scheme not in ("sqlite", "redis", "rediss", "memory") or (scheme == "sqlite" and not rest):
+        if scheme not in ("sqlite", "redis", "rediss", "unix", "memory") or (scheme == "sqlite" and not rest):
             raise ValueError("must be sqlite:PATH or redis://…")
         return value
 
@@ -200,7 +200,8 @@ def load_settings(**arguments: Any) -> Settings:
                 source = f"variable {PREFIX}{key.upper()}"
             else:
                 source = f"config.json {_HOME.get(key, '')}.{key}"
-            shown = "" if "url" in key else f" (got {problem['input']!r})"
+            secret = key in Settings.model_fields and not Settings.model_fields[key].repr  # may hold a password
+            shown = "" if secret else f" (got {problem['input']!r})"
             lines.append(f"{key}: {problem['msg']}{shown}, from {source}")
         raise ConfigurationError("; ".join(lines)) from None
 

@@ -43,6 +43,7 @@ class Weights:
         quick_gelu: the activation to build with; None: as the model's own configuration says.
         preprocess: what the tag says of mean, std, interpolation and resize mode.
         told: how the caller named it.
+        cache_dir: where a ``hf-hub:`` model is looked for, and kept; None: open_clip's default.
     """
 
     model: str
@@ -50,6 +51,13 @@ class Weights:
     quick_gelu: bool | None
     told: str
     preprocess: dict[str, Any] = field(default_factory=dict)
+    cache_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The model as its space calls it: of a folder the last part, which is the same on every machine."""
+        folder = self.model.removeprefix(LOCAL_DIR)
+        return self.model if folder == self.model else LOCAL_DIR + Path(folder).resolve().name
 
     @property
     def untrained(self) -> bool:
@@ -120,6 +128,7 @@ def build(weights: Weights) -> torch.nn.Module:
                 weights.model,
                 pretrained=weights.source,
                 require_pretrained=not weights.untrained,
+                cache_dir=str(weights.cache_dir) if weights.cache_dir else None,
                 **options,
             )
         except pickle.UnpicklingError as error:
@@ -170,7 +179,7 @@ def _from_folder_or_hub(model_name: str, quick_gelu: bool | None, cache_dir: Pat
     repository = model_name.removeprefix(HUB)
     if _cached(repository, ("open_clip_config.json",), cache_dir) is None:
         _require_reach("https://huggingface.co", model_name)
-    return Weights(model_name, None, None, model_name)
+    return Weights(model_name, None, None, model_name, cache_dir=cache_dir)
 
 
 def _fetch(pretrained: str, tag: dict[str, Any], cache_dir: Path | None) -> Path:

@@ -144,7 +144,7 @@ def open_store(url: str) -> VectorStore:
         from worker.vectors.sqlite import SQLiteStore
 
         return SQLiteStore(rest)
-    if scheme in ("redis", "rediss"):
+    if scheme in ("redis", "rediss", "unix"):
         from worker.vectors.redis import RedisStore
 
         return RedisStore(url)

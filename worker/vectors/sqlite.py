@@ -40,7 +40,7 @@ class SQLiteStore:
         """Open or create the file, and its folder."""
         self._path = Path(path)
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
         self._lock = threading.Lock()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class SQLiteStore:
 
     def close(self) -> None:
         with self._lock:
-            for connection in self._connections:
+            for connection in self._connections.values():
                 connection.close()
             self._connections.clear()
 
@@ -195,7 +195,9 @@ class SQLiteStore:
         if connection is None:
             connection = self._local.connection = self._connect()
             with self._lock:
-                self._connections.append(connection)
+                for thread in [thread for thread in self._connections if not thread.is_alive()]:
+                    self._connections.pop(thread).close()  # a backend's threads come and go
+                self._connections[threading.current_thread()] = connection
         return connection
 
     def _connect(self) -> sqlite3.Connection:
