@@ -18,6 +18,7 @@ from worker.files import modified_ns, read_file
 from worker.images import Geometry
 from worker.messages import EmbedBatch, Poster
 from worker.pipeline import Pipeline
+from worker.reading import next_size
 from worker.space import Space
 from worker.vectors.memory import MemoryStore
 
@@ -317,6 +318,22 @@ def test_progress_is_told_and_never_runs_backwards(root, make):
     make().run(batch(posters), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 20
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 64, 256])
+def test_a_batch_begins_and_ends_in_small_chunks(chunk):
+    """So the device starts soon, and has little left when the last poster is decoded; nothing is cut finer."""
+    least = max(1, chunk // 8)
+    for count in [*range(1, 300), 4096]:
+        sizes: list[int] = []
+        while sum(sizes) < count:
+            sizes.append(next_size(sizes[-1] if sizes else 0, chunk, count - sum(sizes)))
+        assert sum(sizes) == count
+        assert max(sizes) <= max(chunk, 2 * least - 1)
+        assert min(sizes) >= min(least, count)
+        if count > 4 * chunk:
+            assert chunk in sizes
+            assert max(sizes[0], sizes[-1]) <= 2 * least
 
 
 def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):

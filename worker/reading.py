@@ -25,7 +25,7 @@ from worker.vectors import Row, Vectors, VectorStore
 CHUNKS_AHEAD: Final = 3  # one decoded, one being decoded, one for those that take longer
 TRIES_LEAST: Final = 5  # of a file that its disk does not give; each is a try of the batch, after a pause
 TRIES_S: Final = 60.0  # between the first and the last of them, at least
-FIRST_CHUNK_SHARE: Final = 8  # a batch begins with an eighth of a chunk, so that the device starts sooner
+SMALLEST_SHARE: Final = 8  # of a chunk: with so little a batch begins and ends
 
 
 class Read(NamedTuple):
@@ -62,6 +62,24 @@ class Chunk:
     posters: Sequence[Poster]
     pixels: torch.Tensor  # uint8 (n, 3, H, W); row i belongs to posters[i]
     reads: list[Future[Read]]
+
+
+def next_size(before: int, chunk: int, left: int) -> int:
+    """How many posters the next chunk takes.
+
+    A batch begins with an eighth of a chunk and doubles, so that the device starts soon; it ends in halves down to
+    an eighth, so that little is still to be computed when the last poster is decoded.
+
+    Args:
+        before: what the last one took; 0 for the first.
+        chunk: images per forward pass.
+        left: posters that are still to be taken, more than 0.
+    """
+    least = max(1, chunk // SMALLEST_SHARE)
+    size = min(2 * before, chunk) if before else least
+    if left < 2 * size:
+        size = max(-(-left // 2), least)
+    return left if left - size < least else size
 
 
 class Reading:
@@ -118,15 +136,15 @@ class Reading:
         What the caller had to wait for is added to `timings`. Closing it early cancels what has not begun.
         """
         waiting: deque[Chunk] = deque()
-        position, size = 0, max(1, self._embedder.chunk // FIRST_CHUNK_SHARE)
+        position = size = 0
         try:
             while position < len(todo) or waiting:
                 ahead = sum(len(chunk.posters) for chunk in waiting)
                 limit = self._look_ahead or CHUNKS_AHEAD * self._embedder.chunk
                 if position < len(todo) and (not waiting or ahead < limit):
+                    size = next_size(size, self._embedder.chunk, len(todo) - position)
                     chunk = self._read_ahead(todo[position : position + size], run)
                     position += len(chunk.posters)
-                    size = min(2 * size, self._embedder.chunk)
                     waiting.append(chunk)
                     continue
                 chunk = waiting.popleft()
