@@ -4,6 +4,7 @@ import pytest
 from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 
+from worker.broker import Client
 from worker.celery import DOOR
 
 
@@ -36,3 +37,15 @@ def test_a_message_that_cannot_be_acknowledged_keeps_no_place(redis_url, monkeyp
         assert qos.can_consume()
         qos._delivered.clear()  # it never was in Redis; closing would put it back
         qos._dirty.clear()
+
+
+def test_the_door_is_on_our_lanes_alone(redis_url, redis_server):
+    """What Celery sends itself, an answer to `inspect ping` for example, is none of its business."""
+    client = Client.from_url(redis_url)
+    with redis_server.client as admin:
+        admin.lpush("some.reply.celery.pidbox", "anything")
+    connection = client.connection_pool.get_connection()
+    connection.send_command("BRPOP", "some.reply.celery.pidbox", 1)
+    assert list(client.parse_response(connection, "BRPOP")) == [b"some.reply.celery.pidbox", b"anything"]
+    client.connection_pool.release(connection)
+    client.close()
