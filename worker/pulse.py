@@ -126,14 +126,21 @@ class Pulse(threading.Thread):
             self.join(JOIN_S)  # so that it says nothing after the farewell
         try:
             self.announcements.withdraw(self.name_of_worker)
-            if self.card is not None:
-                self.card.let_go()
         except RedisUnreachable:
             logger.info("Redis is away; announcement and lease expire by themselves")
+        self.leave_card()
         self.announcements.close()
 
+    def leave_card(self) -> None:
+        """Let go of the card, and renew its lease no more."""
+        card, self.card = self.card, None
+        if card is not None:
+            with suppress(RedisUnreachable):  # the lease expires by itself
+                card.let_go()
+
     def _keep_card(self, work: tuple[EmbedBatch, str, float] | None) -> None:
-        holder = self.card.take() if self.card else None
+        card = self.card
+        holder = card.take() if card else None
         if holder is None:
             return
         logger.critical("the card went to %s while Redis did not hear this worker; this process leaves it", holder)

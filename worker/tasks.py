@@ -94,7 +94,7 @@ def _load(sender: str | None = None, **_: Any) -> None:
     """Load the model in the process that will use it: the prefork child, or the solo process."""
     global _station
     name = sender or "worker"
-    _station = start_station(load_settings(), name, owner=_owner(name), solo=_is_main())
+    _station = start_station(name, owner=_owner(name), solo=_is_main())
     if _is_main():
         if _station is None:
             sys.exit(EX_CONFIG)
