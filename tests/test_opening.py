@@ -52,7 +52,7 @@ def test_no_exception_leaves_a_worker_that_loads_for_ever(announcements, pulses,
         raise error
 
     monkeypatch.setattr(opening, "_open", fail)
-    assert opening.start_station(NAME, f"{NAME}/1", solo=True) is None
+    assert opening.start_station(f"{NAME}/1/a", solo=True) is None
     heard = announcements.hear(NAME)
     assert heard.state == FAILED
     assert heard.get("reason") == f"{type(error).__name__}: {error}"
@@ -71,7 +71,7 @@ def test_settings_that_a_new_child_cannot_read_end_the_worker(announcements, mon
 
     monkeypatch.setattr(opening, "load_settings", refuse)
     monkeypatch.setattr(os, "kill", lambda pid, number: asked.append((pid, number)))
-    assert opening.start_station(NAME, f"{NAME}/1", solo=False) is None
+    assert opening.start_station(f"{NAME}/1/a", solo=False) is None
     assert asked == [(os.getppid(), signal.SIGTERM)]
 
 

@@ -19,7 +19,7 @@ from worker.station import Station
 logger = logging.getLogger(__name__)
 
 
-def start_station(name: str, owner: str, *, solo: bool) -> Station | None:
+def start_station(owner: str, *, solo: bool) -> Station | None:
     """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why.
 
     Celery swallows what the handler of a signal raises, and would take messages for a process without a model.
@@ -29,7 +29,7 @@ def start_station(name: str, owner: str, *, solo: bool) -> Station | None:
     try:
         settings = load_settings()
         ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
-        pulse = Pulse(settings, name, ledger, solo=solo)
+        pulse = Pulse(settings, owner, ledger, solo=solo)
         _announce(settings, pulse)
         return _open(settings, owner, ledger, pulse)
     except PosterError as error:

@@ -179,7 +179,7 @@ class Station:
         if batch.space is None or mine is None or batch.space == mine:
             return False
         everybody = self._insist(self._pulse.announcements.everybody)
-        others = [other for other in everybody if other.name != self._pulse.name_of_worker]
+        others = [other for other in everybody if other.owner != self._pulse.owner]
         return any(other.state in (LOADING, WAITING) or other.get("space") == batch.space for other in others)
 
     def _look_at(self, data: bytes) -> Answer | dict[str, str]:
