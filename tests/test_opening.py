@@ -1,15 +1,18 @@
 """How a station opens: whatever stands in its way is said, and leaves no worker behind that has no model."""
 
+import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from redis_server import RedisServer
 from world import World
 
 from worker import opening
-from worker.announcement import FAILED, Announcements
-from worker.errors import ConfigurationError
+from worker.announcement import FAILED, LOADING, STORE, Announcements
+from worker.errors import ConfigurationError, StoreError, StoreUnavailable
 from worker.keys import card_key
 from worker.lease import Lease
 from worker.ledger import Ledger
@@ -75,6 +78,44 @@ def test_settings_that_a_new_child_cannot_read_end_the_worker(announcements, mon
     assert asked == [(os.getppid(), signal.SIGTERM)]
 
 
+def test_a_store_that_cannot_be_written_for_now_is_waited_for(announcements, pulses, monkeypatch, caplog):
+    """Locked, full, away: the reason is announced at every look, logged once, and gone when the store is back."""
+    pulse = opening.Pulse(opening.load_settings(), NAME, Ledger(announcements.url), solo=True)
+    pulses.append(pulse)
+    troubles = [StoreUnavailable("it is locked")] * 3
+    announced, closed = [], []
+
+    class Store:
+        def check(self):
+            if troubles:
+                raise troubles.pop()
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setattr("worker.vectors.open_store", lambda url: Store())
+    monkeypatch.setattr(time, "sleep", lambda _: announced.append(announcements.of(NAME)))
+    store = opening._wait_for_store("sqlite:x", pulse)
+    assert [(heard.state, heard.get("stage"), heard.get("reason")) for heard in announced] == [
+        (LOADING, STORE, "it is locked")
+    ] * 3
+    assert caplog.text.count("it is locked") == 1
+    assert len(closed) == 3
+    assert store not in closed
+
+
+def test_a_store_that_a_person_has_to_mend_is_not_waited_for(announcements, pulses, monkeypatch):
+    """A damaged file or a wrong mode does not pass."""
+    pulses.append(opening.Pulse(opening.load_settings(), NAME, Ledger(announcements.url), solo=True))
+
+    def damaged(url):
+        raise StoreError("it is no SQLite file")
+
+    monkeypatch.setattr("worker.vectors.open_store", damaged)
+    with pytest.raises(StoreError, match="no SQLite file"):
+        opening._wait_for_store("sqlite:x", pulses[0])
+
+
 @pytest.fixture
 def world(redis_url, redis_server, tmp_path):
     world = World(tmp_path, redis_server)
@@ -90,3 +131,29 @@ def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(world):
     assert worker.process.wait(90) == 78
     assert "the file is damaged" in worker.said()
     assert "Traceback" not in worker.said()
+
+
+@pytest.mark.slow
+def test_a_worker_outwaits_a_store_that_is_away(redis_url, redis_server, tmp_path):
+    """Two start while the store's Redis is down: one leaves when it is asked to, one works as soon as it is back."""
+    with RedisServer() as elsewhere:
+        elsewhere.kill()
+        world = World(tmp_path, redis_server, store=elsewhere.url.removesuffix("/0") + "/1")
+        try:
+            one, two = world.worker("one"), world.worker("two")
+            for worker in (one, two):
+                ends = time.monotonic() + 60
+                while not ((heard := worker.heard()) and heard.get("stage") == STORE):
+                    assert time.monotonic() < ends, worker.said()
+                    time.sleep(0.1)
+            assert "the store cannot be used for now" in one.heard().get("reason")
+            model = {finding["name"]: finding for finding in json.loads(world.run("doctor", "--json").stdout)}["model"]
+            assert "waits: the store cannot be used for now" in model["seen"]
+            assert two.stop(within_s=15) == 0
+            assert one.process.poll() is None
+            elsewhere.start()
+            one.wait_until_ready()
+            assert one.heard().get("reason") == ""
+            assert world.producer.enqueue(world.draw(3)).wait(30).embedded == 3
+        finally:
+            world.close()

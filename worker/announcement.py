@@ -26,7 +26,8 @@ RENEWAL_S: Final = 5
 LOADING: Final = "loading"  # the model is being loaded and warmed up
 WAITING: Final = "waiting"  # another worker has the card; `reason` says who
 READY: Final = "ready"
-WEIGHTS: Final = "weights"  # stages of LOADING: they are looked for, and downloaded if need be
+STORE: Final = "store"  # stages of LOADING: it cannot be written for now and is waited for; `reason` says why
+WEIGHTS: Final = "weights"  # they are looked for, and downloaded if need be
 MODEL: Final = "model"  # they are there; the model is built and warmed up
 FAILED: Final = "failed"  # it will leave; `reason` says why
 

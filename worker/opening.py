@@ -8,13 +8,19 @@ import signal
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING, Final
 
-from worker.announcement import FAILED, LOADING, MODEL, READY, WAITING, WEIGHTS
-from worker.errors import ConfigurationError, PosterError
+from worker.announcement import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
+from worker.errors import ConfigurationError, PosterError, StoreUnavailable
 from worker.ledger import Ledger
 from worker.pulse import Pulse
 from worker.settings import Settings, load_settings, without_password
 from worker.station import Station
+
+if TYPE_CHECKING:
+    from worker.vectors import VectorStore
+
+STORE_LOOK_S: Final = 1.0  # between two tries of a store that cannot be written for now
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +79,19 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
     from worker.clip_embedder import CLIPEmbedder
     from worker.images import Limits
     from worker.pipeline import Pipeline
-    from worker.vectors import open_store
     from worker.weights import find_weights
 
-    began = time.monotonic()
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    store = open_store(settings.store)
-    store.check()
+    store = _wait_for_store(settings.store, pulse)
     card = _card(settings)
     if card is not None:
-        pulse.card = wait_for_card(ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, reason=reason))
-        began = time.monotonic()
-    pulse.say(LOADING, stage=WEIGHTS)
+        pulse.card = wait_for_card(
+            ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, stage="", reason=reason)
+        )
+    began = time.monotonic()
+    pulse.say(LOADING, stage=WEIGHTS, reason="")
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
     pulse.say(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
@@ -122,6 +127,29 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
         reason="",
     )
     return Station(settings, owner, pipeline, store, ledger, pulse)
+
+
+def _wait_for_store(url: str, pulse: Pulse) -> VectorStore:
+    """The store, as soon as it can be written: one that is locked, full or away will be, and no restart is needed."""
+    from worker.vectors import open_store
+
+    said = ""
+    while True:
+        try:
+            store = open_store(url)
+            try:
+                store.check()
+            except BaseException:
+                store.close()
+                raise
+            return store
+        except StoreUnavailable as error:
+            reason = str(error)
+        if reason != said:
+            logger.warning("this worker waits for the store: %s", reason)
+        said = reason
+        pulse.say(LOADING, stage=STORE, reason=reason)
+        time.sleep(STORE_LOOK_S)
 
 
 def _card(settings: Settings) -> str | None:
