@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import worker.pulse
-from worker.announcement import LOADING, READY, Announcements
+from worker.announcement import LOADING, READY, WAITING, Announcements
 from worker.custody import Custody
 from worker.errors import DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
 from worker.ledger import Ledger
@@ -22,7 +22,7 @@ from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.queries import Answer, Queries
 from worker.settings import load_settings
-from worker.station import Station
+from worker.station import ASK_AGAIN_S, Station
 from worker.timings import Timings
 from worker.vectors.memory import MemoryStore
 
@@ -330,6 +330,43 @@ def test_a_batch_for_another_workers_space_is_left_to_it(world, redis_url, state
     assert world.open() == ["J.1"]
     assert world.custody.claim(batch, "other#1")[0] is Claim.BUSY, "it rests, so that nobody runs in circles"
     other.withdraw("other@tests")
+    other.close()
+
+
+def test_a_stand_in_for_the_card_makes_nothing(world, redis_url):
+    """It waits for as long as this worker lives: a batch that was left to it would run in circles for ever."""
+    other = Announcements(redis_url)
+    other.say("other@tests", WAITING, {"reason": "w@tests works on the card"})
+    assert world.station.work(world.batch(2, space="of the old model"))
+    assert world.pipeline.runs == 1
+    other.close()
+
+
+def test_batches_for_a_worker_that_loads_hold_up_nothing(world, redis_url):
+    """It takes no messages, so the lane need not be left to it; each of its batches rests, so nobody spins."""
+    other = Announcements(redis_url)
+    other.say("other@tests", LOADING, {})
+    began = time.monotonic()
+    for number in range(1, 5):
+        assert world.station.work(world.batch(1, number, space="theirs"))
+    assert world.station.work(world.batch(1, 5, space="mine"))
+    assert time.monotonic() - began < ASK_AGAIN_S
+    assert world.pipeline.runs == 1
+    assert world.custody.claimed(world.open()) == set(world.open()) == {"J.1", "J.2", "J.3", "J.4"}
+    assert world.custody.returned() == [], "nothing is sent again before its pause is over"
+    other.close()
+
+
+def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(world, redis_url):
+    """The first it passes on at once; when the next is the other's as well, it steps back for a second."""
+    other = Announcements(redis_url)
+    other.say("other@tests", READY, {"space": "theirs"})
+    took = []
+    for number, space in enumerate(["theirs", "mine", "theirs", "theirs"], 1):
+        batch, began = world.batch(1, number, space=space), time.monotonic()
+        assert world.station.work(batch)
+        took.append(time.monotonic() - began >= ASK_AGAIN_S)
+    assert took == [False, False, False, True]
     other.close()
 
 

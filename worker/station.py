@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from worker.announcement import LOADING, READY, WAITING
+from worker.announcement import LOADING, READY
 from worker.custody import Custody, sign
 from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable, UnreadablePoster
 from worker.ledger import Ledger
@@ -52,6 +52,7 @@ class Station:
         self._pause_s = FIRST_PAUSE_S
         self._grows_at: float | None = None  # monotonic: when the pause that was given last is over
         self._lately = Timings()
+        self._passed_on = False  # the batch before was another's as well
 
     def work(self, batch: EmbedBatch) -> bool:
         """Claim, embed, count. False when the batch must go back to its lane as it is, because this worker stops.
@@ -113,9 +114,14 @@ class Station:
         if attempt > self._settings.attempts:
             self._isolate(batch, attempt - 1)
             return True
-        if self._is_anothers(batch):
+        makers = self._others_that_make(batch)
+        passed_on, self._passed_on = self._passed_on, bool(makers)
+        if makers:
             self._custody.give_back(batch, holder, FOREIGN_PAUSE_S)
-            self._pulse.leaving.wait(ASK_AGAIN_S)  # or a worker that stands idle would do nothing but this
+            if passed_on and READY in makers:
+                # This worker stands idle. Without a step back it would take from the lane, each time for the
+                # pause, what the other could work on; a message of its own it still takes in a second.
+                self._pulse.leaving.wait(ASK_AGAIN_S)
             return True
         began = time.monotonic()
         try:
@@ -170,17 +176,20 @@ class Station:
                 if self._pulse.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
                     raise
 
-    def _is_anothers(self, batch: EmbedBatch) -> bool:
-        """True when the batch is for a space that this worker does not make, and another may.
+    def _others_that_make(self, batch: EmbedBatch) -> set[str]:
+        """States of the others that may make the batch's space; empty when it is this worker's, or nobody's.
 
-        Where no other does, the pipeline fails its posters: the model was changed since it was queued.
+        One that loads may, until it says what it makes. One that waits for a card does not: it may be the stand-in
+        for this worker, and wait for as long as this one lives. What is nobody's the pipeline fails: the model was
+        changed since it was queued.
         """
         mine = self._pulse.fields.get("space")
         if batch.space is None or mine is None or batch.space == mine:
-            return False
+            return set()
         everybody = self._insist(self._pulse.announcements.everybody)
         others = [other for other in everybody if other.owner != self._pulse.owner]
-        return any(other.state in (LOADING, WAITING) or other.get("space") == batch.space for other in others)
+        ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
+        return ready | {other.state for other in others if other.state == LOADING}
 
     def _look_at(self, data: bytes) -> Answer | dict[str, str]:
         try:
