@@ -13,7 +13,7 @@ import pytest
 import worker.pulse
 from worker.announcement import LOADING, READY, WAITING, Announcements
 from worker.custody import Custody
-from worker.errors import DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
+from worker.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
 from worker.opening import _pin_card
@@ -384,6 +384,24 @@ def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(world, redis_u
     quarantine = Quarantine(world.ledger)
     assert (quarantine.count(), quarantine.newest_reason()) == (1, "version 99 is newer")
     assert world.custody.claimed(["J.1"]) == {"J.1"}
+    assert world.open() == ["J.1"]
+
+
+@pytest.mark.parametrize("reason", [BadMessage("it is no batch"), NewerMessage("version 99 is newer")])
+def test_a_message_that_cannot_be_put_aside_holds_up_nothing(world, redis_server, caplog, reason):
+    """With a Redis that is full, finishing other batches is what frees it. The batch, if it is one, stays open."""
+    batch = world.batch(2)
+    with redis_server.client as client:
+        client.config_set("maxmemory", "1")
+        try:
+            began = time.monotonic()
+            world.station.quarantine({"version": 99}, reason, batch.batch)
+            assert time.monotonic() - began < 2
+        finally:
+            client.config_set("maxmemory", "0")
+    assert "it could not be kept" in caplog.text
+    assert "is full" in caplog.text
+    assert Quarantine(world.ledger).count() == 0
     assert world.open() == ["J.1"]
 
 

@@ -32,6 +32,7 @@ ASK_AGAIN_S: Final = 1.0  # between two tries to reach a Redis that is away
 FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
 FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
+LOGGED_CHARACTERS: Final = 200  # of a message that could not be put aside
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 
 logger = logging.getLogger(__name__)
@@ -90,12 +91,18 @@ class Station:
         self._pulse.leaving.set()
 
     def quarantine(self, message: Any, reason: PosterError, batch_id: str) -> None:
-        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like."""
+        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like.
+
+        Tried once: a Redis that is full would make a worker that insists stand still, and finish nothing that frees it.
+        """
         logger.error("a message was put aside: %s", reason)
         newer = isinstance(reason, NewerMessage)
-        if newer:
-            self._insist(lambda: self._custody.defer(batch_id, NEWER_PAUSE_S))
-        self._insist(lambda: self._quarantine.put(repr(message), str(reason), once=batch_id if newer else ""))
+        try:
+            if newer:
+                self._custody.defer(batch_id, NEWER_PAUSE_S)
+            self._quarantine.put(repr(message), str(reason), once=batch_id if newer else "")
+        except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
+            logger.error("it could not be kept (%s); it began with %r", error, repr(message)[:LOGGED_CHARACTERS])
 
     def close(self) -> None:
         """End the threads, withdraw the announcement, let go of the card."""
