@@ -113,6 +113,27 @@ def test_a_batch_is_embedded_and_counted(world):
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
 
+def test_a_clock_that_stands_still_costs_no_batch(world, monkeypatch):
+    """As on Windows, where a batch of small posters may be done between two of its ticks."""
+    monkeypatch.setattr(
+        "worker.station.time", SimpleNamespace(**vars(time) | dict.fromkeys(("monotonic", "perf_counter"), lambda: 5.0))
+    )
+    assert world.station.work(world.batch(3))
+    assert world.ledger.progress("J").embedded == 3
+
+
+def test_a_pace_that_cannot_be_announced_costs_no_batch(world, monkeypatch, caplog):
+    """It is a nicety; the count is a promise."""
+
+    def fail(*arguments, **fields):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(world.pulse, "say", fail)
+    assert world.station.work(world.batch(3))
+    assert world.ledger.progress("J").embedded == 3
+    assert "its pace could not be announced" in caplog.text
+
+
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), OSError(116, "Stale file handle")])
 def test_passing_trouble_costs_no_attempt_and_fails_no_poster(world, redis_server, error):
     """However often it happens, the batch stays whole and open."""
@@ -143,7 +164,7 @@ def test_the_pause_grows_and_is_never_the_same(world, monkeypatch):
     batch = world.batch(1)
     for _ in range(8):
         world.station.work(batch)
-        world.station._grows_at = 0.0  # as if the pause were over, and the trouble were not
+        world.station._outage._grows_at = 0.0  # as if the pause were over, and the trouble were not
     for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert len(set(pauses)) == len(pauses)
@@ -394,10 +415,13 @@ def test_a_message_that_cannot_be_put_aside_holds_up_nothing(world, redis_server
     with redis_server.client as client:
         client.config_set("maxmemory", "1")
         try:
+            ended = threading.Timer(5, world.station.leave)  # or a worker that insists would hold up this test as well
+            ended.start()
             began = time.monotonic()
             world.station.quarantine({"version": 99}, reason, batch.batch)
             assert time.monotonic() - began < 2
         finally:
+            ended.cancel()
             client.config_set("maxmemory", "0")
     assert "it could not be kept" in caplog.text
     assert "is full" in caplog.text
@@ -512,6 +536,6 @@ def test_many_batches_in_one_outage_make_no_longer_pause(world, monkeypatch):
     for number in range(1, 9):
         world.station.work(world.batch(1, number))
     assert max(pauses) <= 1.25 * 2
-    world.station._grows_at -= 2  # as if the pause were over
+    world.station._outage._grows_at -= 2  # as if the pause were over
     world.station.work(world.batch(1, 9))
     assert 0.75 * 4 <= pauses[-1] <= 1.25 * 4
