@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from producer.client import Producer
-from worker.announcement import FAILED, LOADING, READY, WAITING, WEIGHTS, Announcement
+from worker.announcement import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
 from worker.errors import PosterError
 from worker.settings import without_password
 
@@ -65,6 +65,10 @@ def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
         if worker.state == FAILED:
             return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "mend that, then start it again")
     if not ready:
+        held_up = [worker for worker in workers if worker.state == WAITING or worker.get("stage") == STORE]
+        if held_up:
+            seen = f"{held_up[0].name} waits: {held_up[0].get('reason')}"
+            return Finding("model", False, seen, "it goes on by itself when that is over")
         if any(worker.get("stage") == WEIGHTS for worker in workers):
             return Finding("model", False, "its weights are being looked for or downloaded", "wait")
         if any(worker.state == LOADING for worker in workers):

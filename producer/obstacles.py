@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from producer.client import RETRY_S, Producer
 from producer.voice import say
-from worker.announcement import FAILED, READY
+from worker.announcement import FAILED, READY, STORE, WAITING
 from worker.errors import RedisUnreachable
 
 ASK_FOR_WORKERS_S: Final = 2.0
@@ -39,6 +39,8 @@ class Obstacles:
             self._say("" if not self.said else "a worker is ready")
         elif failed:
             self._say(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
+        elif workers and (workers[0].state == WAITING or workers[0].get("stage") == STORE):
+            self._say(f"worker {workers[0].name} waits: {workers[0].get('reason')}")
         elif workers:
             self._say(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
         else:

@@ -67,11 +67,11 @@ kombu_redis.Transport._deliver = _popped
 def _sabotage(**_: object) -> None:
     import torch
 
-    from worker import pipeline
+    from worker import pipeline, reading
     from worker.forward import CpuForward
     from worker.vectors.sqlite import SQLiteStore
 
-    decode, launch, run_batch = pipeline.decode, CpuForward.launch, pipeline.Pipeline.run
+    decode, launch, run_batch = reading.decode, CpuForward.launch, pipeline.Pipeline.run
     make_known = SQLiteStore._make_known
     pause_s = float(os.environ.get("MISCHIEF_SLEEP_S", "0"))
     warm = False
@@ -112,6 +112,6 @@ def _sabotage(**_: object) -> None:
             db.set_progress_handler(_die, STEPS_INTO_WRITING)
         return make_known(self, db, *arguments)
 
-    pipeline.decode = decode_or_die
+    reading.decode = decode_or_die
     CpuForward.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_seen
     SQLiteStore._make_known = make_known_or_die

@@ -105,8 +105,8 @@ def world(redis_url, redis_server, tmp_path):
     world.close()
 
 
-def with_card(world, name, card=CARD):
-    return world.worker(name, "--include", "pretend_card", PRETEND_CARD=card)
+def with_card(world, name, card=CARD, **environment):
+    return world.worker(name, "--include", "pretend_card", PRETEND_CARD=card, **environment)
 
 
 def heard(world, name):
@@ -129,7 +129,8 @@ def test_workers_on_one_card(world, ledger, redis_server):
     second, third = with_card(world, "second"), with_card(world, "third")
     for name in ("second", "third"):
         until(lambda name=name: (say := heard(world, name)) and say.state == WAITING)
-    assert f"first@tests/{first.process.pid} works on the card {CARD}" in heard(world, "second").get("reason")
+    assert heard(world, "second").get("reason").startswith(f"first@tests/{first.process.pid}/")
+    assert f" works on the card {CARD}" in heard(world, "second").get("reason")
 
     began = time.monotonic()
     assert third.stop() == 0
@@ -159,3 +160,21 @@ def test_workers_on_one_card(world, ledger, redis_server):
     second.wait_until_ready()
     assert second.child() != child
     assert world.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
+
+
+@pytest.mark.slow
+def test_workers_of_one_name_are_two(world, tmp_path):
+    """README's command, typed three times on one machine: one works, one waits, and the one that fails ends itself
+    and no other. When the first is killed, the one that waited takes over."""
+    names = world.draw(5)
+    first = with_card(world, "same").wait_until_ready()
+    second = with_card(world, "same")
+    until(lambda: (say := second.heard()) and say.state == WAITING)
+    third = with_card(world, "same", POSTERS_ROOT=str(tmp_path / "nowhere"))
+    assert third.process.wait(60) == 78
+    time.sleep(2)  # an attendant looks every second
+    assert (first.process.poll(), second.process.poll()) == (None, None)
+    assert (first.heard().state, second.heard().state) == (READY, WAITING)
+    assert first.stop() == 0
+    until(lambda: (say := second.heard()) and say.state == READY)
+    assert world.producer.enqueue(names).wait(30).embedded == 5

@@ -128,7 +128,7 @@ class Soak:
                 self.samples[role, pid].append(seen)
 
     def _child(self):
-        heard = self.world.producer.announcements.hear(self.worker.name)
+        heard = self.worker.heard()
         return int(heard.get("pid") or 0) if heard else 0
 
 

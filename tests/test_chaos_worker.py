@@ -240,5 +240,5 @@ def _lives(pid):
 
 
 def _is_ready(world, worker):
-    heard = world.producer.announcements.hear(worker.name)
+    heard = worker.heard()
     return heard is not None and heard.state == "ready"

@@ -160,7 +160,7 @@ def test_the_worker_announces_itself(world):
     for field in ("host", "pid", "device", "model", "space", "batch_size", "progress_at", "images_per_second", "store"):
         assert heard.get(field), field
     with world.redis.client as client:
-        assert 0 < client.ttl("posters:worker:shared@tests") <= 15
+        assert 0 < client.ttl(f"posters:worker:{heard.owner}") <= 15
 
 
 def test_doctor_finds_everything_in_order(world):

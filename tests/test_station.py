@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import worker.pulse
-from worker.announcement import LOADING, READY, Announcements
+from worker.announcement import LOADING, READY, WAITING, Announcements
 from worker.custody import Custody
-from worker.errors import DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
+from worker.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import BULK, QUEUES, EmbedBatch, Poster
 from worker.opening import _pin_card
@@ -22,7 +22,7 @@ from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.queries import Answer, Queries
 from worker.settings import load_settings
-from worker.station import Station
+from worker.station import ASK_AGAIN_S, Station
 from worker.timings import Timings
 from worker.vectors.memory import MemoryStore
 
@@ -113,6 +113,27 @@ def test_a_batch_is_embedded_and_counted(world):
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
 
+def test_a_clock_that_stands_still_costs_no_batch(world, monkeypatch):
+    """As on Windows, where a batch of small posters may be done between two of its ticks."""
+    monkeypatch.setattr(
+        "worker.station.time", SimpleNamespace(**vars(time) | dict.fromkeys(("monotonic", "perf_counter"), lambda: 5.0))
+    )
+    assert world.station.work(world.batch(3))
+    assert world.ledger.progress("J").embedded == 3
+
+
+def test_a_pace_that_cannot_be_announced_costs_no_batch(world, monkeypatch, caplog):
+    """It is a nicety; the count is a promise."""
+
+    def fail(*arguments, **fields):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(world.pulse, "say", fail)
+    assert world.station.work(world.batch(3))
+    assert world.ledger.progress("J").embedded == 3
+    assert "its pace could not be announced" in caplog.text
+
+
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), OSError(116, "Stale file handle")])
 def test_passing_trouble_costs_no_attempt_and_fails_no_poster(world, redis_server, error):
     """However often it happens, the batch stays whole and open."""
@@ -143,7 +164,7 @@ def test_the_pause_grows_and_is_never_the_same(world, monkeypatch):
     batch = world.batch(1)
     for _ in range(8):
         world.station.work(batch)
-        world.station._grows_at = 0.0  # as if the pause were over, and the trouble were not
+        world.station._outage._grows_at = 0.0  # as if the pause were over, and the trouble were not
     for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert len(set(pauses)) == len(pauses)
@@ -333,6 +354,43 @@ def test_a_batch_for_another_workers_space_is_left_to_it(world, redis_url, state
     other.close()
 
 
+def test_a_stand_in_for_the_card_makes_nothing(world, redis_url):
+    """It waits for as long as this worker lives: a batch that was left to it would run in circles for ever."""
+    other = Announcements(redis_url)
+    other.say("other@tests", WAITING, {"reason": "w@tests works on the card"})
+    assert world.station.work(world.batch(2, space="of the old model"))
+    assert world.pipeline.runs == 1
+    other.close()
+
+
+def test_batches_for_a_worker_that_loads_hold_up_nothing(world, redis_url):
+    """It takes no messages, so the lane need not be left to it; each of its batches rests, so nobody spins."""
+    other = Announcements(redis_url)
+    other.say("other@tests", LOADING, {})
+    began = time.monotonic()
+    for number in range(1, 5):
+        assert world.station.work(world.batch(1, number, space="theirs"))
+    assert world.station.work(world.batch(1, 5, space="mine"))
+    assert time.monotonic() - began < ASK_AGAIN_S
+    assert world.pipeline.runs == 1
+    assert world.custody.claimed(world.open()) == set(world.open()) == {"J.1", "J.2", "J.3", "J.4"}
+    assert world.custody.returned() == [], "nothing is sent again before its pause is over"
+    other.close()
+
+
+def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(world, redis_url):
+    """The first it passes on at once; when the next is the other's as well, it steps back for a second."""
+    other = Announcements(redis_url)
+    other.say("other@tests", READY, {"space": "theirs"})
+    took = []
+    for number, space in enumerate(["theirs", "mine", "theirs", "theirs"], 1):
+        batch, began = world.batch(1, number, space=space), time.monotonic()
+        assert world.station.work(batch)
+        took.append(time.monotonic() - began >= ASK_AGAIN_S)
+    assert took == [False, False, False, True]
+    other.close()
+
+
 def test_a_batch_for_a_space_that_nobody_makes_any_more_goes_to_the_pipeline(world):
     """Which fails its posters with a reason: the model was changed."""
     assert world.station.work(world.batch(2, space="of the old model"))
@@ -347,6 +405,27 @@ def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(world, redis_u
     quarantine = Quarantine(world.ledger)
     assert (quarantine.count(), quarantine.newest_reason()) == (1, "version 99 is newer")
     assert world.custody.claimed(["J.1"]) == {"J.1"}
+    assert world.open() == ["J.1"]
+
+
+@pytest.mark.parametrize("reason", [BadMessage("it is no batch"), NewerMessage("version 99 is newer")])
+def test_a_message_that_cannot_be_put_aside_holds_up_nothing(world, redis_server, caplog, reason):
+    """With a Redis that is full, finishing other batches is what frees it. The batch, if it is one, stays open."""
+    batch = world.batch(2)
+    with redis_server.client as client:
+        client.config_set("maxmemory", "1")
+        try:
+            ended = threading.Timer(5, world.station.leave)  # or a worker that insists would hold up this test as well
+            ended.start()
+            began = time.monotonic()
+            world.station.quarantine({"version": 99}, reason, batch.batch)
+            assert time.monotonic() - began < 2
+        finally:
+            ended.cancel()
+            client.config_set("maxmemory", "0")
+    assert "it could not be kept" in caplog.text
+    assert "is full" in caplog.text
+    assert Quarantine(world.ledger).count() == 0
     assert world.open() == ["J.1"]
 
 
@@ -457,6 +536,6 @@ def test_many_batches_in_one_outage_make_no_longer_pause(world, monkeypatch):
     for number in range(1, 9):
         world.station.work(world.batch(1, number))
     assert max(pauses) <= 1.25 * 2
-    world.station._grows_at -= 2  # as if the pause were over
+    world.station._outage._grows_at -= 2  # as if the pause were over
     world.station.work(world.batch(1, 9))
     assert 0.75 * 4 <= pauses[-1] <= 1.25 * 4

@@ -164,6 +164,16 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path, content):
         build(find_weights(tiny, str(path), quick_gelu=False))
 
 
+@pytest.mark.parametrize("kept_bytes", [4, 100, 5000])
+def test_a_safetensors_file_that_was_cut_short_is_damaged(tiny, tmp_path, kept_bytes):
+    """As after a download that broke off; safetensors has an error of its own for that."""
+    path = tmp_path / "cut.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in make_model().state_dict().items()}, path)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(WeightsUnavailable, match=r"cut\.safetensors: the file is damaged"):
+        build(find_weights(tiny, str(path), quick_gelu=False))
+
+
 def test_a_checkpoint_of_another_architecture_is_named(tiny, tmp_path):
     """Wrong shapes are an error that names file, model and the first differences, not a wall of text."""
     path = tmp_path / "other.safetensors"

@@ -16,7 +16,7 @@ from tiny_model import write_tiny_model
 
 from bench.image_samples import encoded, picture
 from producer import Producer
-from worker.announcement import READY
+from worker.announcement import READY, Announcement
 from worker.custody import Custody
 from worker.settings import load_settings
 
@@ -47,18 +47,24 @@ class Worker:
         while time.monotonic() < ends:
             if self.process.poll() is not None:
                 break
-            heard = self._world.producer.announcements.hear(self.name)
+            heard = self.heard()
             if heard is not None and heard.state == READY:
                 return self
             time.sleep(0.1)
         raise AssertionError(f"{self.name} is not ready; it said:\n{self.said()}")
+
+    def heard(self) -> Announcement | None:
+        """What this very worker announces, whoever else has its name, or had it before."""
+        everybody = self._world.producer.announcements.everybody()
+        mine = f"{self.name}/{self.process.pid}/"
+        return next((worker for worker in everybody if worker.owner.startswith(mine)), None)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
     def child(self) -> int:
         """Process id of the child that holds the model."""
-        heard = self._world.producer.announcements.hear(self.name)
+        heard = self.heard()
         assert heard is not None
         return int(heard.get("pid"))
 

@@ -1,6 +1,9 @@
 """How a worker shows that it lives: one hash in Redis that expires when it falls silent.
 
-posters:worker:NAME   hash   state, host, pid, device, model, space, …   ANNOUNCEMENT_S, renewed
+posters:worker:OWNER   hash   state, host, pid, device, model, space, …   ANNOUNCEMENT_S, renewed
+
+OWNER is NODE-NAME/PID/NONCE: two workers that were started with one node name, on one machine or in two
+containers, are two, and a worker that was started anew is not the one before.
 """
 
 from __future__ import annotations
@@ -16,25 +19,31 @@ from worker.redis_client import answers, connect
 from worker.space import Space
 
 PREFIX: Final = "posters:worker:"
-NAMES: Final = "posters:workers"
+OWNERS: Final = "posters:workers"
 ANNOUNCEMENT_S: Final = 15  # three renewals may be missed before a worker counts as dead
 RENEWAL_S: Final = 5
 
 LOADING: Final = "loading"  # the model is being loaded and warmed up
 WAITING: Final = "waiting"  # another worker has the card; `reason` says who
 READY: Final = "ready"
-WEIGHTS: Final = "weights"  # stages of LOADING: they are looked for, and downloaded if need be
+STORE: Final = "store"  # stages of LOADING: it cannot be written for now and is waited for; `reason` says why
+WEIGHTS: Final = "weights"  # they are looked for, and downloaded if need be
 MODEL: Final = "model"  # they are there; the model is built and warmed up
 FAILED: Final = "failed"  # it will leave; `reason` says why
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a worker says of itself; everything but name and state may be empty while it loads."""
+    """What a worker says of itself; everything but owner and state may be empty while it loads."""
 
-    name: str
+    owner: str
     state: str
     fields: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its node name, as Celery has it; several may share it."""
+        return self.owner.rsplit("/", 2)[0]
 
     def get(self, field: str) -> str:
         """A field's text; empty where the worker has not said it (yet)."""
@@ -50,38 +59,49 @@ class Announcements:
         self._redis = connect(url)
         self._say = self._redis.register_script(SAY)
 
-    def say(self, name: str, state: str, fields: Mapping[str, object]) -> None:
-        """Announce, replacing what was said before."""
+    def say(self, owner: str, state: str, fields: Mapping[str, object]) -> None:
+        """Announce, replacing what this owner said before."""
         entry = {"state": state, "at": repr(time.time())} | {field: str(value) for field, value in fields.items()}
         arguments = [text for field in entry.items() for text in field]
         with answers(self.url):
-            self._say([PREFIX + name, NAMES], [name, ANNOUNCEMENT_S, *arguments])
+            self._say([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
 
-    def hear(self, name: str) -> Announcement | None:
+    def of(self, owner: str) -> Announcement | None:
         """What one worker says; None when it is silent."""
         with answers(self.url):
-            entry = cast(dict[str, str], self._redis.hgetall(PREFIX + name))
-        return Announcement(name, entry.pop("state"), entry) if entry else None
+            entry = cast(dict[str, str], self._redis.hgetall(PREFIX + owner))
+        return Announcement(owner, entry.pop("state"), entry) if entry else None
+
+    def hear(self, name: str) -> Announcement | None:
+        """What the worker of a node name says; of several that share it, the one that spoke last."""
+        named = [worker for worker in self._heard() if worker.name == name]
+        return max(named, key=lambda worker: float(worker.get("at")), default=None)
 
     def everybody(self) -> list[Announcement]:
-        """All workers that are alive, by name."""
-        with answers(self.url):
-            names = sorted(cast(set[str], self._redis.smembers(NAMES)))
-        heard = {name: self.hear(name) for name in names}
-        silent = [name for name in names if heard[name] is None]
-        if silent:
-            with answers(self.url):
-                self._redis.srem(NAMES, *silent)  # one that only paused adds itself again
-        return [worker for worker in heard.values() if worker is not None]
+        """All workers that are alive, by name; not one that failed, as soon as it was started anew."""
+        alive = self._heard()
+        begun = {worker.name for worker in alive if worker.state != FAILED}
+        return [worker for worker in alive if worker.state != FAILED or worker.name not in begun]
 
-    def withdraw(self, name: str) -> None:
+    def withdraw(self, owner: str) -> None:
         """Say goodbye."""
         with answers(self.url):
-            self._redis.delete(PREFIX + name)
+            self._redis.delete(PREFIX + owner)
+            self._redis.srem(OWNERS, owner)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._redis.close()
+
+    def _heard(self) -> list[Announcement]:
+        with answers(self.url):
+            owners = sorted(cast(set[str], self._redis.smembers(OWNERS)))
+        heard = {owner: self.of(owner) for owner in owners}
+        silent = [owner for owner in owners if heard[owner] is None]
+        if silent:
+            with answers(self.url):
+                self._redis.srem(OWNERS, *silent)  # one that only paused adds itself again
+        return [worker for worker in heard.values() if worker is not None]
 
 
 def common_space(workers: Iterable[Announcement]) -> Space | None:

@@ -34,12 +34,15 @@ class Attendant(threading.Thread):
     """Watches while the worker works, and after `close` until the process ends."""
 
     def __init__(
-        self, settings: Settings, consumer: Any, *, give_up: Callable[[], None], station: Station | None
+        self, settings: Settings, consumer: Any, owner: str, *, give_up: Callable[[], None], station: Station | None
     ) -> None:
-        """`consumer` is Celery's; `give_up` is called when no model could be loaded; `station`: a solo worker's own."""
+        """Of the worker `owner`, which its child signs with as well.
+
+        `consumer` is Celery's; `give_up` is called when no model could be loaded; `station`: a solo worker's own.
+        """
         super().__init__(name="attendant", daemon=True)
         self._settings, self._consumer, self._give_up, self._station = settings, consumer, give_up, station
-        self.node = str(consumer.hostname)
+        self._owner = owner
         self._ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
         self._custody = Custody(self._ledger)
         self._closing = threading.Event()
@@ -54,12 +57,12 @@ class Attendant(threading.Thread):
         repair.close()
         self._see_it_end()
 
-    def bury(self, message: object, owner: str) -> None:
+    def bury(self, message: object) -> None:
         """Free the batch that a child died with, or was ended for; called by Celery's own thread."""
         if self._station is not None:
             return  # a solo worker has no child
         try:
-            self._custody.free(EmbedBatch.decode(message), owner)
+            self._custody.free(EmbedBatch.decode(message), self._owner)
         except PosterError as error:
             logger.warning("the batch of a child that died has to wait until its claim expires: %s", error)
 
@@ -74,12 +77,12 @@ class Attendant(threading.Thread):
         first, silent = True, False
         while not self._closing.wait(LOOK_S) and not self._pool_is_closing():
             try:
-                heard = self._announcements.hear(self.node)
+                heard = self._announcements.of(self._owner)
                 if heard is not None and heard.state == FAILED:
                     self._give_up()
                     return
                 if heard is None and self._station is None and first:
-                    self._announcements.say(self.node, LOADING, {})  # its child has not come so far
+                    self._announcements.say(self._owner, LOADING, {})  # its child has not come so far
                 first = False
                 again = repair.run()
                 if again:

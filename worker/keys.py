@@ -16,7 +16,7 @@ posters:quarantine      list    messages put aside, with a reason        the new
 posters:put-aside:B     string  batch B is in quarantine already         ONCE_S
 posters:repairer        string  who looks for lost batches               lease.py
 posters:card:C          string  who works on card C                      lease.py
-posters:workers, posters:worker:NAME                                     announcement.py
+posters:workers, posters:worker:OWNER                                    announcement.py
 posters.interactive, posters.bulk, unacked…, _kombu…                     kombu's: messages, and who has taken them
 """
 

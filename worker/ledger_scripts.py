@@ -206,7 +206,7 @@ return 1
 
 # ─── a worker's announcement ───
 
-# KEYS worker workers; ARGV name lasts_s, then (field value)*
+# KEYS worker workers; ARGV owner lasts_s, then (field value)*
 SAY: Final = """
 redis.call('DEL', KEYS[1])
 for at = 3, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end

@@ -8,21 +8,47 @@ import signal
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING, Final
 
-from worker.announcement import FAILED, LOADING, MODEL, READY, WAITING, WEIGHTS
-from worker.errors import ConfigurationError, PosterError
+from worker.announcement import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
+from worker.errors import ConfigurationError, PosterError, StoreUnavailable
 from worker.ledger import Ledger
 from worker.pulse import Pulse
-from worker.settings import Settings, without_password
+from worker.settings import Settings, load_settings, without_password
 from worker.station import Station
+
+if TYPE_CHECKING:
+    from worker.vectors import VectorStore
+
+STORE_LOOK_S: Final = 1.0  # between two tries of a store that cannot be written for now
 
 logger = logging.getLogger(__name__)
 
 
-def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> Station | None:
-    """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why."""
-    ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
-    pulse = Pulse(settings, name, ledger, solo=solo)
+def start_station(owner: str, *, solo: bool) -> Station | None:
+    """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why.
+
+    Celery swallows what the handler of a signal raises, and would take messages for a process without a model.
+    So nothing may escape here: whatever it is, this worker says that it failed, and leaves.
+    """
+    pulse: Pulse | None = None
+    try:
+        settings = load_settings()
+        ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
+        pulse = Pulse(settings, owner, ledger, solo=solo)
+        _announce(settings, pulse)
+        return _open(settings, owner, ledger, pulse)
+    except PosterError as error:
+        logger.critical("this worker cannot start: %s", error)
+        _give_up(pulse, str(error), error, solo=solo)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        logger.exception("this worker cannot start: %s", reason)
+        _give_up(pulse, reason, error, solo=solo)
+    return None
+
+
+def _announce(settings: Settings, pulse: Pulse) -> None:
     told = pulse.say(
         LOADING,
         host=socket.gethostname(),
@@ -36,17 +62,15 @@ def start_station(settings: Settings, name: str, owner: str, *, solo: bool) -> S
     if not told:
         logger.warning("Redis does not answer yet; this worker is announced when it does")
     pulse.start()
-    try:
-        return _open(settings, owner, ledger, pulse)
-    except (PosterError, ImportError, OSError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}" if not isinstance(error, PosterError) else str(error)
-        logger.critical("this worker cannot start: %s", reason)
-        told = pulse.say(FAILED, reason=reason, error=type(error).__name__)
-        if pulse.card is not None:
-            pulse.card.let_go()
-        if not told and not solo and sys.platform != "win32":
-            os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
-        return None
+
+
+def _give_up(pulse: Pulse | None, reason: str, error: Exception, *, solo: bool) -> None:
+    """Say FAILED, which the parent process hears, and leave the card to others."""
+    told = pulse is not None and pulse.say(FAILED, reason=reason, error=type(error).__name__)
+    if not told and not solo and sys.platform != "win32":
+        os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
+    if pulse is not None:
+        pulse.leave_card()
 
 
 def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Station:
@@ -55,20 +79,19 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
     from worker.clip_embedder import CLIPEmbedder
     from worker.images import Limits
     from worker.pipeline import Pipeline
-    from worker.vectors import open_store
     from worker.weights import find_weights
 
-    began = time.monotonic()
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    store = open_store(settings.store)
-    store.check()
+    store = _wait_for_store(settings.store, pulse)
     card = _card(settings)
     if card is not None:
-        pulse.card = wait_for_card(ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, reason=reason))
-        began = time.monotonic()
-    pulse.say(LOADING, stage=WEIGHTS)
+        pulse.card = wait_for_card(
+            ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, stage="", reason=reason)
+        )
+    began = time.monotonic()
+    pulse.say(LOADING, stage=WEIGHTS, reason="")
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
     pulse.say(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
@@ -104,6 +127,29 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
         reason="",
     )
     return Station(settings, owner, pipeline, store, ledger, pulse)
+
+
+def _wait_for_store(url: str, pulse: Pulse) -> VectorStore:
+    """The store, as soon as it can be written: one that is locked, full or away will be, and no restart is needed."""
+    from worker.vectors import open_store
+
+    said = ""
+    while True:
+        try:
+            store = open_store(url)
+            try:
+                store.check()
+            except BaseException:
+                store.close()
+                raise
+            return store
+        except StoreUnavailable as error:
+            reason = str(error)
+        if reason != said:
+            logger.warning("this worker waits for the store: %s", reason)
+        said = reason
+        pulse.say(LOADING, stage=STORE, reason=reason)
+        time.sleep(STORE_LOOK_S)
 
 
 def _card(settings: Settings) -> str | None:

@@ -37,6 +37,11 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
     vectors: Mapping[str, bytes] = field(default_factory=dict)
 
+    def told(self) -> str:
+        """The counts, for a log."""
+        counts = f"{self.embedded} embedded, {self.reused} reused, {self.unchanged} unchanged"
+        return f"{counts}, {len(self.failures)} failed"
+
 
 @dataclass(frozen=True)
 class Progress:

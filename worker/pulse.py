@@ -34,15 +34,16 @@ class Pulse(threading.Thread):
     """Beats until `stop`; says what the worker last said of itself, and one batch at a time is its concern.
 
     Attributes:
+        owner: whose pulse it is, a parent process with all its children.
         leaving: this worker is asked to give back what it works on.
         card: the lease of the card that it works on; None while it has none.
         fields: what the worker says of itself beside its state.
     """
 
-    def __init__(self, settings: Settings, name: str, ledger: Ledger, *, solo: bool) -> None:
-        """`solo`: no parent process ends a batch that hangs."""
+    def __init__(self, settings: Settings, owner: str, ledger: Ledger, *, solo: bool) -> None:
+        """`owner` signs the announcement; `solo`: no parent process ends a batch that hangs."""
         super().__init__(name="pulse", daemon=True)
-        self.name_of_worker, self.leaving = name, threading.Event()
+        self.owner, self.leaving = owner, threading.Event()
         self.card: Lease | None = None
         self.fields: dict[str, object] = {}
         self._state = ""
@@ -58,7 +59,7 @@ class Pulse(threading.Thread):
         """Announce a state, now and for as long as this thread beats; False while Redis does not hear it."""
         self._state, self.fields = state, self.fields | fields
         try:
-            self.announcements.say(self.name_of_worker, state, self.fields)
+            self.announcements.say(self.owner, state, self.fields)
         except RedisUnreachable:
             return False
         return True
@@ -109,7 +110,7 @@ class Pulse(threading.Thread):
                     renewed = now
                     self._keep_card(work)
                     if self._state:
-                        self.announcements.say(self.name_of_worker, self._state, self.fields)
+                        self.announcements.say(self.owner, self._state, self.fields)
             except RedisUnreachable:
                 renewed = now  # whoever works reports it; try again at the next renewal
             if self._solo and work:
@@ -125,15 +126,22 @@ class Pulse(threading.Thread):
         if self.is_alive():
             self.join(JOIN_S)  # so that it says nothing after the farewell
         try:
-            self.announcements.withdraw(self.name_of_worker)
-            if self.card is not None:
-                self.card.let_go()
+            self.announcements.withdraw(self.owner)
         except RedisUnreachable:
             logger.info("Redis is away; announcement and lease expire by themselves")
+        self.leave_card()
         self.announcements.close()
 
+    def leave_card(self) -> None:
+        """Let go of the card, and renew its lease no more."""
+        card, self.card = self.card, None
+        if card is not None:
+            with suppress(RedisUnreachable):  # the lease expires by itself
+                card.let_go()
+
     def _keep_card(self, work: tuple[EmbedBatch, str, float] | None) -> None:
-        holder = self.card.take() if self.card else None
+        card = self.card
+        holder = card.take() if card else None
         if holder is None:
             return
         logger.critical("the card went to %s while Redis did not hear this worker; this process leaves it", holder)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from worker.announcement import LOADING, READY, WAITING
+from worker.announcement import LOADING, READY
 from worker.custody import Custody, sign
 from worker.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable, UnreadablePoster
 from worker.ledger import Ledger
 from worker.messages import EmbedBatch
+from worker.outage import FIRST_PAUSE_S, Outage
 from worker.progress import Claim, Failure, Outcome
 from worker.pulse import Pulse, Stopped
 from worker.quarantine import Quarantine
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from worker.pipeline import Pipeline
     from worker.vectors import VectorStore
 
-FIRST_PAUSE_S: Final = 2.0  # before a batch that met a passing trouble is tried again; doubles
-LONGEST_PAUSE_S: Final = 60.0
 ASK_AGAIN_S: Final = 1.0  # between two tries to reach a Redis that is away
 FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
 FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
+SHORTEST_S: Final = 1e-6  # no batch takes less; a clock may say so
+LOGGED_CHARACTERS: Final = 200  # of a message that could not be put aside
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,9 @@ class Station:
         self._pipeline, self._store, self._ledger, self._pulse = pipeline, store, ledger, pulse
         self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
         self._queries = Queries(settings.redis_url)
-        self._pause_s = FIRST_PAUSE_S
-        self._grows_at: float | None = None  # monotonic: when the pause that was given last is over
+        self._outage = Outage()
         self._lately = Timings()
+        self._passed_on = False  # the batch before was another's as well
 
     def work(self, batch: EmbedBatch) -> bool:
         """Claim, embed, count. False when the batch must go back to its lane as it is, because this worker stops.
@@ -89,12 +90,18 @@ class Station:
         self._pulse.leaving.set()
 
     def quarantine(self, message: Any, reason: PosterError, batch_id: str) -> None:
-        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like."""
+        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like.
+
+        Tried once: a Redis that is full would make a worker that insists stand still, and finish nothing that frees it.
+        """
         logger.error("a message was put aside: %s", reason)
         newer = isinstance(reason, NewerMessage)
-        if newer:
-            self._insist(lambda: self._custody.defer(batch_id, NEWER_PAUSE_S))
-        self._insist(lambda: self._quarantine.put(repr(message), str(reason), once=batch_id if newer else ""))
+        try:
+            if newer:
+                self._custody.defer(batch_id, NEWER_PAUSE_S)
+            self._quarantine.put(repr(message), str(reason), once=batch_id if newer else "")
+        except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
+            logger.error("it could not be kept (%s); it began with %r", error, repr(message)[:LOGGED_CHARACTERS])
 
     def close(self) -> None:
         """End the threads, withdraw the announcement, let go of the card."""
@@ -113,11 +120,16 @@ class Station:
         if attempt > self._settings.attempts:
             self._isolate(batch, attempt - 1)
             return True
-        if self._is_anothers(batch):
+        makers = self._others_that_make(batch)
+        passed_on, self._passed_on = self._passed_on, bool(makers)
+        if makers:
             self._custody.give_back(batch, holder, FOREIGN_PAUSE_S)
-            self._pulse.leaving.wait(ASK_AGAIN_S)  # or a worker that stands idle would do nothing but this
+            if passed_on and READY in makers:
+                # This worker stands idle. Without a step back it would take from the lane, each time for the
+                # pause, what the other could work on; a message of its own it still takes in a second.
+                self._pulse.leaving.wait(ASK_AGAIN_S)
             return True
-        began = time.monotonic()
+        began = time.perf_counter()  # on Windows, time.monotonic() stands still for 16 ms at a time
         try:
             with self._pulse.work(batch, holder):
                 outcome = self._pipeline.run(batch, self._pulse.tell, begun_before=begun_before)
@@ -127,7 +139,7 @@ class Station:
         except DeviceLost as error:
             self._leave(error, f"batch {batch.batch}")
         except (PosterError, OSError) as error:
-            pause = self._next_pause_s() * random.uniform(0.75, 1.25)
+            pause = self._outage.pause_s()
             logger.warning("batch %s waits %.0f s and is tried again: %s", batch.batch, pause, error)
             self._insist(lambda: self._custody.give_back(batch, holder, pause))
             return True
@@ -137,21 +149,15 @@ class Station:
             logger.exception("batch %s could not be done, and is tried again", batch.batch)
             self._insist(lambda: self._custody.give_back(batch, holder, FIRST_PAUSE_S, count=True))
             return True
-        self._pause_s, self._grows_at = FIRST_PAUSE_S, None
-        seconds = time.monotonic() - began
-        self._announce(batch, outcome, seconds)
+        self._outage.is_over()
+        seconds = time.perf_counter() - began
+        try:
+            self._announce(batch, outcome, seconds)
+        except Exception:  # what was embedded must be counted, whatever can be said of its pace
+            logger.exception("batch %s: its pace could not be announced", batch.batch)
         counted = self._insist(lambda: self._custody.finish(batch, outcome))
         self._report(batch, outcome, seconds, counted)
         return True
-
-    def _next_pause_s(self) -> float:
-        """Doubles when trouble outlasts a pause; the batches that meet it meanwhile do not count as more of it."""
-        now = time.monotonic()
-        if self._grows_at is None or now >= self._grows_at:
-            if self._grows_at is not None:
-                self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-            self._grows_at = now + self._pause_s
-        return self._pause_s
 
     def _insist(self, ask: Callable[[], Told]) -> Told:
         """Ask until Redis answers: without it there is nothing else to do, and what was done must be counted.
@@ -170,17 +176,20 @@ class Station:
                 if self._pulse.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
                     raise
 
-    def _is_anothers(self, batch: EmbedBatch) -> bool:
-        """True when the batch is for a space that this worker does not make, and another may.
+    def _others_that_make(self, batch: EmbedBatch) -> set[str]:
+        """States of the others that may make the batch's space; empty when it is this worker's, or nobody's.
 
-        Where no other does, the pipeline fails its posters: the model was changed since it was queued.
+        One that loads may, until it says what it makes. One that waits for a card does not: it may be the stand-in
+        for this worker, and wait for as long as this one lives. What is nobody's the pipeline fails: the model was
+        changed since it was queued.
         """
         mine = self._pulse.fields.get("space")
         if batch.space is None or mine is None or batch.space == mine:
-            return False
+            return set()
         everybody = self._insist(self._pulse.announcements.everybody)
-        others = [other for other in everybody if other.name != self._pulse.name_of_worker]
-        return any(other.state in (LOADING, WAITING) or other.get("space") == batch.space for other in others)
+        others = [other for other in everybody if other.owner != self._pulse.owner]
+        ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
+        return ready | {other.state for other in others if other.state == LOADING}
 
     def _look_at(self, data: bytes) -> Answer | dict[str, str]:
         try:
@@ -229,24 +238,12 @@ class Station:
             return
         self._lately = self._lately.followed_by(self._pipeline.timings, keep=FADING)
         self._pulse.say(
-            READY, images_per_second=f"{outcome.embedded / seconds:.1f}", bottleneck=self._lately.bottleneck()
+            READY,
+            images_per_second=f"{outcome.embedded / max(seconds, SHORTEST_S):.1f}",
+            bottleneck=self._lately.bottleneck(),
         )
 
     def _report(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
-        timings = self._pipeline.timings
-        bottleneck = timings.bottleneck()
-        logger.info(
-            "batch %s: %d embedded, %d reused, %d unchanged, %d failed in %.2f s "
-            "(%.2f s on the device, waited %.2f s for decoding, %.2f s for the store%s)%s",
-            batch.batch,
-            outcome.embedded,
-            outcome.reused,
-            outcome.unchanged,
-            len(outcome.failures),
-            seconds,
-            timings.on_device,
-            timings.waiting_for_decode,
-            timings.waiting_for_store,
-            f"; {bottleneck}" if bottleneck else "",
-            "" if counted else "; it had been counted before",
-        )
+        spent = self._pipeline.timings.told()
+        again = "" if counted else "; it had been counted before"
+        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.told(), seconds, spent, again)

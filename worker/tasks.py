@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
 import sys
 import time
 from typing import Any, Final
@@ -27,6 +28,7 @@ from worker.settings import load_settings
 from worker.station import Station
 
 RETRIES_AFTER_A_LOST_CHILD: Final = 100  # the ledger cuts and buries a poisonous batch long before
+OWNER: Final = "_POSTERS_OWNER"  # the variable in which a child hears whose child it is
 LEAVING_S: Final = 1.0  # a worker without a model is ended by its attendant in about that time
 
 logger = logging.getLogger(__name__)
@@ -89,12 +91,21 @@ def _refuse(sender: Any, **_: Any) -> None:
         sys.exit(EX_CONFIG)
 
 
+@signals.worker_init.connect
+def _sign(sender: Any, **_: Any) -> None:
+    """Decide who announces, claims and holds a card: equal for a child and the child that replaces it.
+
+    So that it takes over at once. Name and process id are no proof of that: two workers may have been started
+    with one name, and in two containers of one host name both are process 1.
+    """
+    os.environ[OWNER] = f"{sender.hostname}/{os.getpid()}/{secrets.token_hex(4)}"
+
+
 @signals.worker_process_init.connect
-def _load(sender: str | None = None, **_: Any) -> None:
+def _load(**_: Any) -> None:
     """Load the model in the process that will use it: the prefork child, or the solo process."""
     global _station
-    name = sender or "worker"
-    _station = start_station(load_settings(), name, owner=_owner(name), solo=_is_main())
+    _station = start_station(os.environ[OWNER], solo=_is_main())
     if _is_main():
         if _station is None:
             sys.exit(EX_CONFIG)
@@ -105,7 +116,7 @@ def _load(sender: str | None = None, **_: Any) -> None:
 def _attend(sender: Any, **_: Any) -> None:
     """Start the thread that looks after lost batches, and after this worker's start and end."""
     global _attendant
-    _attendant = Attendant(load_settings(), sender, give_up=_leave, station=_station)
+    _attendant = Attendant(load_settings(), sender, os.environ[OWNER], give_up=_leave, station=_station)
     _attendant.start()
 
 
@@ -115,7 +126,7 @@ def _bury(sender: Any = None, request: Any = None, args: Any = None, **_: Any) -
     """In the parent process: its child died with a batch (Celery sends it again), or was ended after its time limit."""
     arguments = args if request is None else request.args
     if _attendant is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
-        _attendant.bury(arguments[0], _owner(_attendant.node))
+        _attendant.bury(arguments[0])
 
 
 @signals.worker_shutting_down.connect
@@ -144,8 +155,3 @@ def _is_main() -> bool:
     from billiard.process import current_process
 
     return bool(current_process().name == "MainProcess")
-
-
-def _owner(name: str) -> str:
-    """Who claims batches: equal for a child and the child that replaces it, so that it takes over at once."""
-    return f"{name}/{os.getpid() if _is_main() else os.getppid()}"

@@ -31,6 +31,14 @@ class Timings:
         sums = {one.name: keep * getattr(self, one.name) + getattr(other, one.name) for one in fields(self)}
         return Timings(**sums)
 
+    def told(self) -> str:
+        """Where the seconds went, for a log."""
+        spent = (
+            f"{self.on_device:.2f} s on the device, waited {self.waiting_for_decode:.2f} s for decoding, "
+            f"{self.waiting_for_store:.2f} s for the store"
+        )
+        return "; ".join(filter(None, (spent, self.bottleneck())))
+
     def bottleneck(self) -> str:
         """What held the batch up, with its share of the time; empty where nothing was embedded."""
         if self.total <= 0 or self.images <= 0:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 
 from worker.errors import ActivationMismatch, UnknownModel, WeightsUnavailable
 
@@ -135,6 +136,11 @@ def build(weights: Weights) -> torch.nn.Module:
             raise WeightsUnavailable(
                 f"{weights.told} is damaged, or holds code and not only numbers; it was not loaded. "
                 "Save it as safetensors, or as a plain state dict"
+            ) from error
+        except SafetensorError as error:
+            raise WeightsUnavailable(
+                f"{weights.told}: the file is damaged, or was cut short ({error}). Copy or download it again; "
+                "in a cache, delete it first"
             ) from error
         except (RuntimeError, ValueError, OSError, EOFError, KeyError, StopIteration, AttributeError) as error:
             raise WeightsUnavailable(_why_not(weights, error)) from error
