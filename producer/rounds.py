@@ -16,6 +16,7 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from producer.catalogue import Catalogue
+from producer.catalogue_file import require_catalogue
 from producer.client import Producer
 from producer.currency import Currency
 from producer.following import follow
@@ -145,6 +146,7 @@ class Rounds:
     def _prune(self, gone: Sequence[str], catalogue: Catalogue) -> int:
         """Prune below these paths; refuse by what that is of the whole store."""
         try:
+            require_catalogue(self._producer.settings, catalogue)
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)
                 prune = Prune(store, self._base, gone, catalogue, yes=self._yes)

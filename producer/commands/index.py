@@ -8,11 +8,12 @@ from typing import Final
 
 import click
 
+from producer.catalogue_file import require_catalogue
 from producer.client import Producer
 from producer.commands.ending import leave_interrupted, say_failures
 from producer.commands.group import EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
 from producer.commands.preview import preview
-from producer.commands.prune import prune_and_say, require_catalogue, show, yes_option
+from producer.commands.prune import prune_and_say, show, yes_option
 from producer.commands.watching import watch_and_tell
 from producer.folders import EXTENSIONS
 from producer.indexing import search, send_all
@@ -85,9 +86,9 @@ def index_command(
         if prune_too:
             show(producer, found.starts, found.catalogue, yes=yes, as_json=as_json, mark="prune: ")
         return
-    if prune_too:
-        require_catalogue(producer)
     found = search(producer, paths)
+    if prune_too:
+        require_catalogue(producer.settings, found.catalogue)
     try:
         job, progress = send_all(producer, found, force=force, verify=verify, detach=detach, quiet=as_json)
     except KeyboardInterrupt as interrupt:
