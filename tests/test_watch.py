@@ -407,6 +407,24 @@ def test_options_that_make_no_sense_together_are_refused(world, option):
     assert option in done.stderr
 
 
+def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
+    """By its own name; what is hidden below it stays so, as a search has it, and so does what lies beside it."""
+    for name in (".new", "new", ".new/.deeper"):
+        (tmp_path / name).mkdir()
+    events = Events(tmp_path, [".new", ".one.jpg"])
+    events.start()
+    events.wait_until_begun(10)
+    events.take()
+    for name in (".new/a.jpg", ".new/.b.jpg", ".new/.deeper/c.jpg", "new/d.jpg", ".one.jpg", ".two.jpg"):
+        (tmp_path / name).touch()
+    time.sleep(1.5)
+    try:
+        assert set(events.take()[0]) == {".new/a.jpg", ".one.jpg"}
+    finally:
+        events.stop()
+        events.join(5)
+
+
 def test_a_burst_is_a_reason_to_look_at_everything(tmp_path, monkeypatch):
     """The system's queue may have overflowed, and it does not tell; nor are endless paths remembered."""
     monkeypatch.setattr("producer.events.OVERFLOW", 5)
