@@ -46,9 +46,18 @@ class Search(Iterator[Poster | Failure]):
         *,
         with_problems: bool = True,
     ) -> None:
-        """As find_posters; `tell` hears every Note with the path that it is about.
+        """Look at nothing yet.
 
-        Without `with_problems`, what is wrong with the catalogue is not yielded.
+        Args:
+            root: the posters root.
+            paths: files and folders, relative to the current folder or to the root; none: the whole root.
+                A path that is not there is yielded all the same, so that it fails by name.
+            catalogue: gives ids, and names files that must be there.
+            tell: hears every Note with the path that it is about.
+            with_problems: yield what is wrong with the catalogue, too.
+
+        Raises:
+            ConfigurationError: a path lies outside the root, or the root is no folder.
         """
         self._base = resolved_root(root)
         self._top = os.path.join(self._base, "")
@@ -179,21 +188,6 @@ def other_file(top: str, file: str, entry: Place | None, owner: Place | None) ->
 def whose_id(identity: str, other: str) -> str:
     """Why a file cannot have the id that it would get, and what to do."""
     return f"its id {identity!r} belongs to {other}; give it an id of its own in the catalogue"
-
-
-def find_posters(root: Path, paths: Sequence[str | Path], catalogue: Catalogue) -> Search:
-    """Find posters lazily, in a stable order; what cannot be sent comes as a Failure.
-
-    Args:
-        root: the posters root.
-        paths: files and folders, relative to the current folder or to the root; none: the whole root.
-            A path that is not there is yielded all the same, so that it fails by name.
-        catalogue: gives ids, and names files that must be there.
-
-    Raises:
-        ConfigurationError: a path lies outside the root, or the root is no folder.
-    """
-    return Search(root, paths, catalogue)
 
 
 def was_sent(failure: Failure, catalogue: Path | None) -> bool:

@@ -13,7 +13,7 @@ from producer.prune import JUDGED_AT_ONCE, Prune
 from worker.errors import ConfigurationError, PosterError, SpaceMismatch
 from worker.settings import Settings
 from worker.space import Space
-from worker.vectors import SpaceInfo, VectorStore, open_store
+from worker.vectors import SpaceInfo, VectorStore, is_made, open_store
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def store_for_reading(settings: Settings) -> VectorStore:
     Raises:
         ConfigurationError: nobody has stored anything yet, or the setting names the wrong file.
     """
-    path = Path(settings.store.removeprefix("sqlite:"))
-    if settings.store.startswith("sqlite:") and not path.exists():
+    if not is_made(settings.store):
+        path = settings.store.removeprefix("sqlite:")
         raise ConfigurationError(
             f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"
         )

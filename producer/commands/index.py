@@ -11,7 +11,7 @@ import click
 
 from producer.catalogue_file import require_catalogue
 from producer.client import Producer
-from producer.commands.ending import leave_interrupted, say_failures
+from producer.commands.ending import leave_interrupted
 from producer.commands.group import EX_OK, EX_SOME_FAILED, as_json, example, status_of
 from producer.commands.preview import preview
 from producer.commands.prune import prune_and_say, show, yes_option
@@ -19,7 +19,7 @@ from producer.commands.watching import watch_and_tell
 from producer.folders import EXTENSIONS
 from producer.indexing import search, send_all
 from producer.spaces import last_words
-from producer.voice import ledger_entry, ledger_line, say
+from producer.voice import ledger_entry, ledger_line, say, say_failures
 from worker.announcement import common_space
 from worker.errors import PosterError
 from worker.progress import Progress
