@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from producer.catalogue_file import stamp_of
 from producer.entries import format_of, read_entries
 from producer.entry import Entry, Place, Problem, RawEntry, Row, checked
 from producer.folders import is_below, poster_id
@@ -223,15 +224,6 @@ def read_catalogue(path: Path | None) -> Catalogue:
         ConfigurationError: the file as a whole cannot be read as what its name says.
     """
     catalogue = Catalogue(path)
-    if path is not None and path.is_file():
+    if path is not None and catalogue.stamp is not None:  # a file that goes in this moment is an error, not empty
         catalogue.fill(read_entries(path), format_of(path).unit)
     return catalogue
-
-
-def stamp_of(path: Path | None) -> tuple[int, int] | None:
-    """Size and modification time of a catalogue's file; None where there is none."""
-    try:
-        stat = path.stat() if path else None
-    except OSError:
-        return None
-    return (stat.st_size, stat.st_mtime_ns) if stat else None

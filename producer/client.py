@@ -73,8 +73,8 @@ class Producer:
         of 256: for a collection of millions use ``python -m producer index``, which keeps a window.
 
         Raises:
-            ConfigurationError: a path lies outside the posters root, or the catalogue, which gives posters their
-                ids, cannot be read; what was queued before is withdrawn.
+            ConfigurationError: a path lies outside the posters root, its id belongs to another file, or the
+                catalogue, which gives ids, cannot be read; what was queued before is withdrawn.
             RedisUnreachable: Redis is away, or full; what was queued before that goes on under the job.
         """
         if isinstance(paths, str | Path):
@@ -101,7 +101,7 @@ class Producer:
 
         Raises:
             NoWorker: nobody works on the queue.
-            UnreadablePoster: the poster failed; says why.
+            UnreadablePoster: the poster failed; says why. ConfigurationError: as `enqueue`.
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
             SpaceMismatch: the workers' models are not one, or were changed while this call waited.
         """

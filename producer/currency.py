@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from producer.client import Producer
 from worker.errors import PosterError, StoreError
 from worker.messages import Poster
-from worker.vectors import Row
+from worker.vectors import Row, is_made
 
 if TYPE_CHECKING:
     from worker.vectors import VectorStore
@@ -59,11 +58,9 @@ class Currency:
 
     def _ask(self) -> str | None:
         """Id of the space that the workers make; None while that, or the store, is out of reach."""
-        url = self._producer.settings.store
         try:
             space = self._producer.space()
-            is_made = not url.startswith("sqlite:") or Path(url.removeprefix("sqlite:")).exists()
-            if self._store is None and is_made:
+            if self._store is None and is_made(self._producer.settings.store):
                 self._store = self._producer.store()
         except PosterError as error:
             self._tell(error)

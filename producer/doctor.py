@@ -9,18 +9,27 @@ from pathlib import Path
 
 from producer.client import Producer
 from worker.announcement import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
-from worker.errors import PosterError
+from worker.errors import PosterError, RedisUnreachable, StoreUnavailable
 from worker.settings import without_password
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `advice` says what to do where it is not as it should be."""
+    """One thing that was looked at.
+
+    Attributes:
+        name: which.
+        ok: True when it is as it should be.
+        seen: what was found.
+        advice: what to do where it is not.
+        in_reach: False when it did not answer, or nobody is there.
+    """
 
     name: str
     ok: bool
     seen: str
     advice: str = ""
+    in_reach: bool = True
 
 
 def examine(producer: Producer) -> Iterator[Finding]:
@@ -30,7 +39,8 @@ def examine(producer: Producer) -> Iterator[Finding]:
     try:
         workers = producer.workers()
     except PosterError as error:
-        yield Finding("redis", False, str(error), "start it: `redis-server`, or `docker compose up -d redis`")
+        advice = "start it: `redis-server`, or `docker compose up -d redis`"
+        yield Finding("redis", False, str(error), advice, in_reach=False)
         return
     yield _attempt("redis", lambda: _redis(producer, url), "see docs/redis.acl")
     yield _alive(workers)
@@ -52,7 +62,7 @@ def _redis(producer: Producer, url: str) -> Finding:
 
 def _alive(workers: list[Announcement]) -> Finding:
     if not workers:
-        return Finding("worker", False, "none is alive", "start one: `celery -A worker worker`")
+        return Finding("worker", False, "none is alive", "start one: `celery -A worker worker`", in_reach=False)
     names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
     waiting = [worker for worker in workers if worker.state == WAITING]
     if waiting:
@@ -133,4 +143,4 @@ def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:
     try:
         return look()
     except PosterError as error:
-        return Finding(name, False, str(error), advice)
+        return Finding(name, False, str(error), advice, not isinstance(error, RedisUnreachable | StoreUnavailable))

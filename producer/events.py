@@ -96,7 +96,8 @@ class Events(threading.Thread):
             self._everything |= len(changes) >= OVERFLOW
             for change, path in changes:
                 relative = path.removeprefix(top).replace(os.sep, "/")
-                if not any(is_below(relative, start) for start in self._starts) or _is_hidden(relative):
+                start = next((start for start in self._starts if is_below(relative, start)), None)
+                if start is None or _is_hidden(relative, start):
                     continue
                 if len(self._changed) < HELD_MOST:
                     self._changed[relative] = self._changed.get(relative, False) or change is Change.added
@@ -110,7 +111,7 @@ class Events(threading.Thread):
             path = self._base / start
             while not path.is_dir() and path != self._base:
                 path = path.parent
-            folders.append(path.relative_to(self._base).as_posix().removeprefix("."))
+            folders.append("" if path == self._base else path.relative_to(self._base).as_posix())
         return [str(self._base / folder) for folder in outermost(folders)]
 
 
@@ -128,5 +129,6 @@ class _Signal:
         return self.ended.is_set()
 
 
-def _is_hidden(relative: str) -> bool:
-    return any(part.startswith(".") for part in relative.split("/"))
+def _is_hidden(relative: str, start: str) -> bool:
+    """True for what a search passes over below its start, which may be hidden itself: it was asked for."""
+    return any(part.startswith(".") for part in relative.removeprefix(start).split("/"))

@@ -29,6 +29,7 @@ PROBED_LEAST: Final = 8
 HNSW_LINKS: Final = 32
 HNSW_BUILD_BREADTH: Final = 80
 HNSW_SEARCH_BREADTH: Final = 128
+WRITTEN_AT_ONCE_BYTES: Final = 1 << 20
 
 
 def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int], None]) -> tuple[int, str]:
@@ -38,6 +39,7 @@ def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int]
 
     Raises:
         ConfigurationError: faiss is not installed, or there are too few vectors to train the cells of IVF.
+        OSError: the folder cannot be written.
     """
     faiss = _faiss()
     dimension, count = source.info.space.dimension, source.store.count(source.info.space.id)
@@ -52,7 +54,9 @@ def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int]
             rows += len(part)
             on_rows(len(part))
         ids.write("\n]\n" if rows else "[]\n")
-    faiss.write_index(index, str(folder / "posters.faiss"))
+    with (folder / "posters.faiss").open("wb") as file:
+        # FAISS's own files tell only their log of what fails as they are closed: on a full disk the end is missing
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITTEN_AT_ONCE_BYTES))
     return rows, kind
 
 

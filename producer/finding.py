@@ -47,9 +47,18 @@ class Search(Iterator[Poster | Failure]):
         *,
         with_problems: bool = True,
     ) -> None:
-        """As find_posters; `tell` hears every Note with the path that it is about.
+        """Look at nothing yet.
 
-        Without `with_problems`, what is wrong with the catalogue is not yielded.
+        Args:
+            root: the posters root.
+            paths: files and folders, relative to the current folder or to the root; none: the whole root.
+                A path that is not there is yielded all the same, so that it fails by name.
+            catalogue: gives ids, and names files that must be there.
+            tell: hears every Note with the path that it is about.
+            with_problems: yield what is wrong with the catalogue, too.
+
+        Raises:
+            ConfigurationError: a path lies outside the root, or the root is no folder.
         """
         self._base = resolved_root(root)
         self._top = os.path.join(self._base, "")
@@ -99,30 +108,23 @@ class Search(Iterator[Poster | Failure]):
         owners = self.catalogue.of(others) if others else {}
         for file, key in zip(files, keys, strict=True):
             entry = entries.get(key)
-            if entry is not None:
-                other = self._other_of_entry(entry, file)
-            else:
+            other = other_file(self._top, file, entry, owners.get(key)) or self._earlier_file(file, key, entry)
+            if entry is None:
                 self._note(Note.NO_ENTRY, file, when=self._entries > 0)
-                other = owners[key].file if key in owners else self._other_of_spelling(key, file)
             identity = entry.id if entry is not None else key
             if other is None:
                 yield self._look_at(identity, file)
             else:
-                reason = f"its id {identity!r} belongs to {other}; give it an id of its own in the catalogue"
-                yield Failure(_id_of_its_own(identity, file), file, "unsupported", reason)
+                yield Failure(_id_of_its_own(identity, file), file, "unsupported", whose_id(identity, other))
 
-    def _other_of_entry(self, entry: Place, file: str) -> str | None:
-        """Which other file the entry means, by its exact name, or because that came first."""
-        if (file != entry.file and os.path.lexists(self._top + entry.file)) or self._is_seen(entry):
+    def _earlier_file(self, file: str, key: str, entry: Place | None) -> str | None:
+        """What came before under the same id: another spelling of the entry's name, or of the same name."""
+        if entry is None:
+            return None if file == key or self._spelled.add(key) else key
+        if self._is_seen(entry):
             return entry.file
         self._mark(entry)
         return None
-
-    def _other_of_spelling(self, key: str, file: str) -> str | None:
-        """Which other file has the same id, where `file` is not spelled as its id is."""
-        if file == key:
-            return None
-        return key if os.path.lexists(self._top + key) or not self._spelled.add(key) else None
 
     def _look_for(self, place: Place) -> Poster | Failure:
         """A file that no folder showed: passed over because of its name or place, or not there."""
@@ -167,19 +169,26 @@ class Search(Iterator[Poster | Failure]):
         self._met += 1
 
 
-def find_posters(root: Path, paths: Sequence[str | Path], catalogue: Catalogue) -> Search:
-    """Find posters lazily, in a stable order; what cannot be sent comes as a Failure.
+def other_file(top: str, file: str, entry: Place | None, owner: Place | None) -> str | None:
+    """The file that has more right to the id of `file`, so that a vector of `file` must not be stored under it.
 
     Args:
-        root: the posters root.
-        paths: files and folders, relative to the current folder or to the root; none: the whole root.
-            A path that is not there is yielded all the same, so that it fails by name.
-        catalogue: gives ids, and names files that must be there.
-
-    Raises:
-        ConfigurationError: a path lies outside the root, or the root is no folder.
+        top: the posters root, with a separator at its end.
+        file: relative to it.
+        entry: the catalogue's for this file, if it has one.
+        owner: the catalogue's entry that has the path of `file` as its id, if there is one.
     """
-    return Search(root, paths, catalogue)
+    if entry is not None:
+        return entry.file if file != entry.file and os.path.lexists(top + entry.file) else None
+    if owner is not None:
+        return owner.file
+    key = poster_id(file)
+    return key if file != key and os.path.lexists(top + key) else None
+
+
+def whose_id(identity: str, other: str) -> str:
+    """Why a file cannot have the id that it would get, and what to do."""
+    return f"its id {identity!r} belongs to {other}; give it an id of its own in the catalogue"
 
 
 def was_sent(failure: Failure, catalogue: Path | None) -> bool:

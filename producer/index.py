@@ -16,7 +16,7 @@ from producer.search import Match, described, first, highest, require_width, swe
 from worker.errors import PosterError, SpaceMismatch
 from worker.settings import Settings, load_settings, without_password
 from worker.space import Space
-from worker.vectors import Vectors, VectorStore, open_store
+from worker.vectors import Vectors, VectorStore, is_made, open_store
 from worker.vectors.codec import LENGTH_TOLERANCE
 from worker.vectors.spaced import SpacedVectors, space_of, spaced
 
@@ -123,7 +123,7 @@ class Index:
             StoreError: the store cannot be read; what was held stays.
         """
         with self._loading:
-            if self._ended.is_set() or (self._store is None and not _exists(self._settings.store)):
+            if self._ended.is_set() or (self._store is None and not is_made(self._settings.store)):
                 return False
             self._store = self._store or open_store(self._settings.store)
             before, self._held = self._held, look(self._held, self._store, self._settings, self._named)
@@ -182,10 +182,6 @@ def _check(queries: Vectors, told: str | None, known: str | None, space: Space) 
     lengths = np.linalg.norm(queries, axis=1)
     if not np.all(np.abs(lengths - 1) <= LENGTH_TOLERANCE):  # NaN is not within anything
         raise ValueError(f"queries must be of unit length, not {lengths[np.abs(lengths - 1).argmax()]:g}")
-
-
-def _exists(store: str) -> bool:
-    return not store.startswith("sqlite:") or os.path.exists(store.removeprefix("sqlite:"))
 
 
 def _usable_cores() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from producer.catalogue import Catalogue, read_catalogue
+from producer.catalogue_file import is_missed
 from producer.client import Producer
 from producer.currency import Currency
 from producer.finding import Note, Search
@@ -38,7 +39,7 @@ def search(
 
 def look_at_catalogue(settings: Settings, catalogue: Catalogue) -> None:
     """Say what is odd about the catalogue before its posters fail one by one."""
-    if settings.catalogue and "catalogue" in settings.model_fields_set and not settings.catalogue.is_file():
+    if is_missed(settings, catalogue):
         say(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
     elif not catalogue.belongs_to(settings.root):
         say(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from worker.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePos
 from worker.keys import REPLY_S
 from worker.messages import INTERACTIVE, Poster
 from worker.queries import Queries
+from worker.vectors import is_made
 from worker.vectors.spaced import SpacedVectors, spaced
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ class Interactive:
 
     def _visible_store(self) -> VectorStore | None:
         """The store, opened once; None where it is a file that is not here (yet): opening would make it."""
-        scheme, _, path = self._producer.settings.store.partition(":")
-        if scheme == "sqlite" and not Path(path).is_file():
+        if not is_made(self._producer.settings.store):
             return None
         with self._opening:
             self._store = self._store or self._producer.store()

@@ -7,7 +7,10 @@ import threading
 from pathlib import Path
 
 from producer.catalogue import Catalogue, read_catalogue
+from producer.catalogue_file import require_catalogue
+from producer.finding import other_file, whose_id
 from producer.folders import inside_root, poster_id
+from worker.errors import ConfigurationError
 from worker.files import modified_ns
 from worker.messages import Poster
 from worker.settings import Settings
@@ -26,13 +29,18 @@ class Naming:
         """A file as the queue names it: with the catalogue's id, and as it is now.
 
         Raises:
-            ConfigurationError: it lies outside the posters root, or the catalogue cannot be read.
+            ConfigurationError: it lies outside the posters root, its id belongs to another file, or the catalogue
+                cannot be read.
         """
         root = Path(os.path.realpath(self._settings.root))
         relative = inside_root(root, path)
         key = poster_id(relative)
-        place = self._known_catalogue().at([key]).get(key)
+        catalogue = self._known_catalogue()
+        place, owner = catalogue.at([key]).get(key), catalogue.of([key]).get(key)
         identity = place.id if place is not None else key
+        other = other_file(os.path.join(root, ""), relative, place, owner)
+        if other is not None:
+            raise ConfigurationError(f"{relative} cannot be embedded: {whose_id(identity, other)}")
         try:
             stat = os.stat(root / relative)
         except OSError:  # not visible from here; the worker decides
@@ -40,8 +48,16 @@ class Naming:
         return Poster(identity, relative, stat.st_size, modified_ns(stat))
 
     def _known_catalogue(self) -> Catalogue:
-        """The catalogue as it is now: read on first use, and again when its file has changed."""
+        """The catalogue as it is now: read on first use, and again when its file has changed.
+
+        One that is away for a moment would give its posters other ids: an error, until it is back.
+        """
         with self._reading:
-            if self._catalogue is None or self._catalogue.is_outdated():
-                self._catalogue = read_catalogue(self._settings.catalogue)
-            return self._catalogue
+            before = self._catalogue
+            if before is not None and not before.is_outdated():
+                return before
+            found = read_catalogue(self._settings.catalogue)
+            if before is not None:
+                require_catalogue(self._settings, found, before)
+            self._catalogue = found
+            return found

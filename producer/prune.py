@@ -69,7 +69,7 @@ class Prune:
         self._keys = [poster_id(start) for start in starts]
         self._base = resolved_root(root)
         if not self._holds_posters():
-            raise PruneRefused(f"{self._base} holds no poster at all: is its disk mounted? Nothing was pruned")
+            raise PruneRefused(f"{self._base} holds no poster at all: is its disk mounted? Nothing was changed")
         self._identity = self._look_at_root()
         self._sight = Sight(self._base)
         self._spaces = [info.space.id for info in store.spaces()]
@@ -85,6 +85,10 @@ class Prune:
         """The ids that would be pruned; counts in `survey` what is met on the way."""
         for page in self._gone(survey):
             yield from page
+
+    def fates(self, ids: Sequence[str]) -> dict[str, Presence]:
+        """Of each of these ids that lie within the search, what has become of its file."""
+        return self._judge(ids, Counter())
 
     def remove(self, survey: Survey, *, of: int | None = None) -> int:
         """Prune what is still gone when it is looked at again; how many ids.

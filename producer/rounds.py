@@ -16,19 +16,19 @@ from typing import Any, Final
 from tqdm import tqdm
 
 from producer.catalogue import Catalogue
+from producer.catalogue_file import require_catalogue
 from producer.client import Producer
 from producer.currency import Currency
 from producer.following import follow
 from producer.obstacles import Obstacles, patiently
 from producer.prune import Prune
-from producer.voice import say
+from producer.voice import say, say_failures
 from worker.errors import PosterError
 from worker.files import modified_ns
 from worker.messages import Poster
 from worker.progress import Failure, Progress
 
 REMEMBERED: Final = 100_000  # posters that failed as they are, so that a search does not send them each time
-SHOWN: Final = 20  # failures that a person reads
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ class Rounds:
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
         progress = follow(producer, job, feed, bar, rest=False)
         failures = patiently(lambda: nsmallest(REMEMBERED, producer.ledger.failures(job.id)), self._obstacles)
-        for failure in failures[:SHOWN]:
-            say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-        if len(failures) > SHOWN:
-            say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {job.id}`")
+        say_failures(producer, progress, failures)
         self._remember(failures, began)
         return progress
 
@@ -146,6 +143,7 @@ class Rounds:
     def _prune(self, gone: Sequence[str], catalogue: Catalogue) -> int:
         """Prune below these paths; refuse by what that is of the whole store."""
         try:
+            require_catalogue(self._producer.settings, catalogue)
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)
                 prune = Prune(store, self._base, gone, catalogue, yes=self._yes)

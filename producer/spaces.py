@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from producer.catalogue import Catalogue, read_catalogue
-from producer.files import file_of
+from producer.presence import Presence
+from producer.prune import JUDGED_AT_ONCE, Prune
 from worker.errors import ConfigurationError, PosterError, SpaceMismatch
 from worker.settings import Settings
 from worker.space import Space
-from worker.vectors import SpaceInfo, VectorStore, open_store
+from worker.vectors import SpaceInfo, VectorStore, is_made, open_store
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,30 @@ class Completeness:
     complete: bool
 
 
+class Absence:
+    """Which posters are gone from the posters root, by the rules of `prune`; of none where nobody can tell."""
+
+    def __init__(self, store: VectorStore, root: Path, catalogue: Catalogue) -> None:
+        """Look at the root; where it is no folder, or holds no poster at all, nothing counts as gone."""
+        try:
+            self._prune: Prune | None = Prune(store, root, [""], catalogue)
+        except ConfigurationError:
+            self._prune = None
+
+    def count(self, posters: Sequence[str]) -> int:
+        """How many of these are gone, and not only out of sight."""
+        fates = self._prune.fates(posters) if self._prune else {}
+        return sum(fate is Presence.GONE for fate in fates.values())
+
+
 def store_for_reading(settings: Settings) -> VectorStore:
     """Open the store; a SQLite file that is not there is not made.
 
     Raises:
         ConfigurationError: nobody has stored anything yet, or the setting names the wrong file.
     """
-    path = Path(settings.store.removeprefix("sqlite:"))
-    if settings.store.startswith("sqlite:") and not path.exists():
+    if not is_made(settings.store):
+        path = settings.store.removeprefix("sqlite:")
         raise ConfigurationError(
             f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"
         )
@@ -67,17 +85,24 @@ def completeness(store: VectorStore, space_id: str, root: Path, catalogue: Catal
     """Compare a space with the current one, id by id; constant memory, about a second for a million.
 
     A poster whose file has gone cannot be embedded any more, and does not count against the space. The
-    files of missing posters are looked for until the first one is found.
+    files of missing posters are looked for until one is found, or may be there and out of sight.
     """
     current = store.current()
+    absence: Absence | None = None
     missing = gone = 0
-    complete = True
-    for poster in _only_in_first(store.ids(current), store.ids(space_id)) if current else ():
-        missing += 1
-        if complete:
-            complete = file_of(poster, root, catalogue) is None
-            gone += complete
-    return Completeness(missing, gone, complete)
+    lacking = _only_in_first(store.ids(current), store.ids(space_id)) if current else iter(())
+    while page := list(islice(lacking, JUDGED_AT_ONCE)):
+        if missing == gone:  # so far; without a missing poster, nobody needs the root
+            absence = absence or Absence(store, root, catalogue)
+            gone += absence.count(page)
+        missing += len(page)
+    return Completeness(missing, gone, missing == gone)
+
+
+def gone_from(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> int:
+    """How many posters of a space are gone from the posters root; looks for every file."""
+    absence = Absence(store, root, catalogue)
+    return sum(map(absence.count, store.ids(space_id, JUDGED_AT_ONCE)))
 
 
 def require_same_space(made: str, read: str, who: str) -> None:

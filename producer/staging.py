@@ -23,7 +23,8 @@ def staged_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     and it may be removed.
 
     Raises:
-        ConfigurationError: `folder` is there already, and is no export that may be replaced.
+        ConfigurationError: `folder` is there already, and is no export that may be replaced; or it cannot be
+            written, because the disk is full for example. What was there before is there still.
     """
     folder = Path(os.path.abspath(folder))
     there = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
@@ -43,14 +44,14 @@ def staged_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
             if path.is_file():
                 _to_disk(path)
         if there:
-            old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
-            os.rename(folder, old)
-            os.rename(partial, folder)
-            shutil.rmtree(old)
+            _exchange(folder, partial)
         else:
             if folder.is_dir():
                 folder.rmdir()  # it is empty; Windows does not rename over it
             os.rename(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigurationError(f"{folder} cannot be written: {error}") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -70,6 +71,18 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error}") from error
+
+
+def _exchange(folder: Path, partial: Path) -> None:
+    """Give `partial` the name of an earlier folder, which is removed; or leave that as it was."""
+    old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
+    os.rename(folder, old)
+    try:
+        os.rename(partial, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # the new one is there, whatever keeps the old one
 
 
 def _to_disk(path: Path) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
-from producer.catalogue import read_catalogue, stamp_of
+from producer.catalogue import read_catalogue
+from producer.catalogue_file import require_catalogue, stamp_of
 from producer.client import Producer
 from producer.events import Events
 from producer.finding import Search
@@ -58,13 +59,15 @@ class Watching:
             tell: hears every round that did something.
 
         Raises:
-            ConfigurationError: a path lies outside the posters root; the root or the catalogue cannot be read.
+            ConfigurationError: a path lies outside the posters root; the root or the catalogue cannot be read, or
+                the catalogue that was asked for is not there.
         """
         self._producer, self._settle_s, self._search_every_s = producer, settle_s, search_every_s
         self._base = resolved_root(producer.settings.root)
         self._starts = starts_of(self._base, paths)
         self._found = search(producer, paths)  # begins to look when it is asked for posters
         self._catalogue = self._found.catalogue
+        require_catalogue(producer.settings, self._catalogue)
         self._stamp, self._stamp_since = self._catalogue.stamp, time.monotonic()
         self._rounds = Rounds(
             producer,
@@ -134,16 +137,14 @@ class Watching:
 
     def _is_time_to_search(self, first: bool) -> bool:
         now = time.monotonic()
-        wanted = self._is_catalogue_another(now) or self._everything or now >= self._due
-        # without a worker nobody can say what is up to date, and everything would be sent
-        return first or (wanted and now >= self._rested and self._rounds.current.is_known())
-
-    def _is_catalogue_another(self, now: float) -> bool:
-        """True when the catalogue has changed, and rests."""
         stamp = stamp_of(self._catalogue.path)
         if stamp != self._stamp:
             self._stamp, self._stamp_since = stamp, now
-        return stamp != self._catalogue.stamp and now - self._stamp_since >= self._settle_s
+        wanted = stamp != self._catalogue.stamp or self._everything or now >= self._due
+        # half a catalogue would give the posters of the other half other ids
+        rests = now >= self._rested and now - self._stamp_since >= self._settle_s
+        # without a worker nobody can say what is up to date, and everything would be sent
+        return first or (wanted and rests and self._rounds.current.is_known())
 
     def _search(self, first: bool) -> None:
         """A round over everything."""
@@ -166,7 +167,9 @@ class Watching:
             self._due = now + max(self._search_every_s, SEARCH_SHARE * (now - began))
 
     def _search_again(self) -> Search:
-        catalogue = read_catalogue(self._producer.settings.catalogue)
+        settings = self._producer.settings
+        catalogue = read_catalogue(settings.catalogue)
+        require_catalogue(settings, catalogue, self._catalogue)
         return Search(self._base, [str(self._base / start) for start in self._starts], catalogue)
 
     def _follow_up(self, settled: Settled) -> None:

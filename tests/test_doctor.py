@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from producer import Producer
+from producer.__main__ import main
 from producer.doctor import examine
 from worker.announcement import READY, WAITING
 from worker.settings import load_settings
@@ -36,6 +38,32 @@ def test_a_redis_that_may_evict_the_queue_is_a_failure(producer, redis_server):
             assert (redis.ok, "noeviction" in redis.advice) == (False, True)
         finally:
             client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, redis_server, redis_url, tmp_path):
+    """2: it answers, and somebody has to mend its settings. 3: it does not answer, or nobody works."""
+    variables = {
+        "POSTERS_REDIS_URL": redis_url,
+        "POSTERS_ROOT": str(tmp_path),
+        "POSTERS_STORE": producer.settings.store,
+        "POSTERS_CATALOGUE": "none",
+    }
+
+    def status(**others):
+        return CliRunner().invoke(main, ["doctor"], env=variables | others).exit_code
+
+    assert status() == 3
+    told = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
+    producer.announcements.say("w", READY, told)
+    assert status() == 0
+    with redis_server.client as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            assert status() == 2
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert status(POSTERS_REDIS_URL="redis://127.0.0.1:1/0") == 3
+    assert status(POSTERS_STORE="redis://127.0.0.1:1/1") == 3
 
 
 def test_the_quarantine_is_counted_with_its_newest_reason(producer):

@@ -306,6 +306,51 @@ def test_a_killed_export_leaves_nothing_under_its_name(tmp_path):
     assert np.load(tmp_path / "out" / "img_emb" / "img_emb_0.npy", mmap_mode="r").shape == (60000, 512)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no files")
+@pytest.mark.parametrize("format", ["npy", "parquet", "faiss"])
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, format):
+    """Full at once, and full at the last byte, where only closing the file tells: one line, status 2, no remains."""
+    store = open_store(f"sqlite:{tmp_path / 'v.db'}")
+    fill(store, [f"{n:04}" for n in range(400)], unit(400, 512), Space("wide", "0" * 32, "gelu", "8x8", 512))
+    store.close()
+    out = tmp_path / "out"
+    assert run(tmp_path, str(out), "--format", format).exit_code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    largest = max(map(len, before.values()))
+    code = (
+        "import resource, sys; limit = int(sys.argv.pop(1))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "from producer.__main__ import main; main()"
+    )
+    environment = os.environ | {"POSTERS_STORE": f"sqlite:{tmp_path / 'v.db'}", "POSTERS_CATALOGUE": "none"}
+    for limit, name, more in ((100_000, "new", []), (largest - 1, "new", []), (largest - 1, "out", ["--replace"])):
+        command = [sys.executable, "-c", code, str(limit), "export", str(tmp_path / name), "--format", format, *more]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert f"error: {tmp_path / name} cannot be written: " in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert {path.name for path in tmp_path.iterdir() if "v.db" not in path.name} == {"out"}
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_an_export_that_cannot_take_the_name_leaves_the_earlier_one(store, tmp_path, monkeypatch):
+    """Its name was free for a moment; it has it again."""
+    fill(store, ["a"])
+    export(source(store), tmp_path / "out")
+    rename = os.rename
+
+    def failing(old, new):
+        if ".partial-" in str(old) and str(new).endswith("out"):
+            raise PermissionError(13, "Permission denied")
+        rename(old, new)
+
+    monkeypatch.setattr("os.rename", failing)
+    with pytest.raises(ConfigurationError, match=r"out cannot be written: .*Permission denied"):
+        export(source(store), tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "export.json").is_file()
+    assert {path.name for path in tmp_path.iterdir() if "v.db" not in path.name} == {"out"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak of memory in this way")
 @pytest.mark.parametrize("format", ["npy", "parquet"])
 def test_memory_does_not_grow_with_the_rows(tmp_path, format):

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from producer.catalogue import read_catalogue
-from producer.finding import Note, Search, find_posters, was_sent
+from producer.finding import Note, Search, was_sent
 from producer.folders import walk
 from producer.spooled import SpooledNames
 from worker.messages import Poster
@@ -186,8 +186,3 @@ def test_what_never_was_sent_is_known_as_such(root, monkeypatch):
     for name in ("a.jpg", "a#1.jpg", "posters.json#1", "x (1).jpg"):
         assert was_sent(Failure(name, name, "unsupported", "it is a folder"), path)
         assert was_sent(Failure("id", name, "missing", "…"), None)
-
-
-def test_the_wrapper_takes_the_same_arguments(root):
-    """find_posters is a Search without a listener."""
-    assert [item.id for item in find_posters(root, ["a.png"], read_catalogue(None))] == ["a.png"]

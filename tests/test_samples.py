@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from producer.catalogue import read_catalogue
-from producer.finding import find_posters
+from producer.finding import Search
 from worker.messages import Poster
 
 PROJECT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ def test_catalogue_and_folder_agree():
     """Every file has its entry, every entry its file; nothing is wrong with either."""
     catalogue = read_catalogue(PROJECT / "data" / "posters.json")
     assert not catalogue.problems
-    found = list(find_posters(POSTERS, [], catalogue))
+    found = list(Search(POSTERS, [], catalogue))
     assert all(isinstance(item, Poster) and item.size > 0 for item in found)
     assert {item.path for item in found} == {path.relative_to(POSTERS).as_posix() for path in FILES}
     assert {item.path for item in found} == set(catalogue.entries)

@@ -1,6 +1,7 @@
 """Spaces side by side: which is meant, which is complete, which readers use; as the command line shows it."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,7 @@ NONE = Catalogue(None)
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "posters").mkdir()
+    (tmp_path / "posters" / "here.jpg").write_bytes(b"x")  # without one, it would look like a disk not mounted
     return tmp_path
 
 
@@ -91,6 +93,42 @@ def test_a_poster_whose_file_has_gone_does_not_count_against_a_space(store, fold
     assert not completeness(store, OTHER.id, folder / "posters", catalogue).complete
 
 
+def test_a_root_that_shows_nothing_says_nothing_of_posters(store, folder):
+    """Missing, no folder, or empty as a mount point is: every poster may be there, and none counts as gone."""
+    fill(store, ["a", "b", "c"])
+    fill(store, ["a"], space=OTHER)
+    (folder / "empty").mkdir()
+    for root in (folder / "nowhere", folder / "v.db", folder / "empty"):
+        state = completeness(store, OTHER.id, root, NONE)
+        assert (state.missing, state.gone, state.complete) == (2, 0, False)
+
+
+def test_what_is_out_of_sight_is_not_gone(store, folder, monkeypatch):
+    """A folder that cannot be read, a mount point without its disk, an id that a broken entry claims; at any place."""
+    names = [f"deep/{number:04}.jpg" for number in range(600)]
+    fill(store, ["a", *names])
+    fill(store, ["a"], space=OTHER)
+    posters = folder / "posters"
+    assert completeness(store, OTHER.id, posters, NONE).complete
+    (posters / "deep").mkdir()
+    os.utime(posters / "deep", (1e9, 1e9))
+    assert completeness(store, OTHER.id, posters, NONE).gone == 0
+    (posters / "deep" / "x").touch()
+    assert completeness(store, OTHER.id, posters, NONE).complete
+    claimed = catalogue_of(folder, {"file": "", "id": names[-1]})
+    assert not completeness(store, OTHER.id, posters, claimed).complete
+    lstat = os.lstat
+
+    def failing(path, *arguments, **options):
+        if str(path).endswith(names[-1]):
+            raise OSError(5, "Input/output error")
+        return lstat(path, *arguments, **options)
+
+    monkeypatch.setattr("os.lstat", failing)
+    state = completeness(store, OTHER.id, posters, NONE)
+    assert (state.missing, state.complete) == (600, False)
+
+
 def test_thousands_of_ids_are_merged_page_by_page(store, folder, monkeypatch):
     """Pages of the two spaces that end at different ids are no reason to miss one."""
     names = [f"{n:04}" for n in range(3000)]
@@ -140,6 +178,40 @@ def test_readers_keep_the_old_space_until_the_new_one_is_complete(run, store, fo
     assert store.current() == OTHER.id
     assert store.count(SPACE.id) == 2
     assert "already" in run("spaces", "use", OTHER.id).stderr
+
+
+def test_use_does_not_take_a_wrong_root_for_deleted_posters(run, store, folder):
+    """No folder, an empty one, another collection's, a lost catalogue: refused by name; --yes needs none of them."""
+    files(folder, "a", "b", "c")
+    fill(store, ["a", "b", "c"])
+    fill(store, ["a", "b"], space=OTHER)
+    (folder / "empty").mkdir()
+    (folder / "another").mkdir()
+    (folder / "another" / "x.jpg").touch()
+    for variables, said in (
+        ({"POSTERS_ROOT": str(folder / "nowhere")}, "is not a folder: set POSTERS_ROOT"),
+        ({"POSTERS_ROOT": str(folder / "empty")}, "not complete"),
+        ({"POSTERS_ROOT": str(folder / "another")}, f"3 of 3 posters of {SPACE.id} have no file any more"),
+        ({"POSTERS_CATALOGUE": str(folder / "none.json")}, "there is no catalogue"),
+    ):
+        refused = run("spaces", "use", "vit-l", **variables)
+        assert refused.exit_code == 2, variables
+        assert said in refused.stderr
+        assert store.current() == SPACE.id
+    listed = run("spaces", POSTERS_ROOT=str(folder / "nowhere"))
+    assert (listed.exit_code, "not complete: 1 missing" in listed.stdout) == (0, True)
+    assert run("spaces", "use", "vit-l", "--yes", POSTERS_ROOT=str(folder / "nowhere")).exit_code == 0
+    assert store.current() == OTHER.id
+
+
+def test_deleted_posters_do_not_hold_the_switch_back(run, store, folder):
+    """Up to half of the current space."""
+    files(folder, "a", "b")
+    fill(store, ["a", "b", "gone1", "gone2"])
+    fill(store, ["a", "b"], space=OTHER)
+    done = run("spaces", "use", "vit-l")
+    assert done.exit_code == 0, done.output
+    assert store.current() == OTHER.id
 
 
 def test_use_can_be_told_to_lose_posters(run, store, folder):

@@ -9,7 +9,7 @@ import pytest
 
 from worker.errors import ConfigurationError, SpaceMismatch, StoreError
 from worker.space import Space
-from worker.vectors import Row, open_store
+from worker.vectors import Row, is_made, open_store
 
 SPACE = Space("ViT-B-32", "w1", "gelu", "224", 16)
 OTHER = Space("ViT-B-32", "w2", "gelu", "224", 16)
@@ -364,3 +364,13 @@ def test_two_processes_write_and_a_reader_sees_whole_chunks(kind, tmp_path, requ
     assert seen, "the reader never met the writers"
     assert len({row.digest for row in store.rows(SPACE.id, ids).values()}) == 1
     store.close()
+
+
+def test_a_store_that_opening_would_make_is_known_beforehand(tmp_path):
+    """A file that is not there yet; whoever only looks must not leave an empty one. Redis and memory need no file."""
+    url = f"sqlite:{tmp_path / 'v.db'}"
+    assert not is_made(url)
+    open_store(url).close()
+    assert is_made(url)
+    assert is_made("redis://127.0.0.1:1/0")
+    assert is_made("memory:")

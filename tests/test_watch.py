@@ -263,6 +263,46 @@ def test_a_new_catalogue_is_taken_over(world, watched, tmp_path):
     watch.until(embedded=1)
 
 
+def test_a_catalogue_that_is_away_for_a_while_changes_no_id(world, watched, tmp_path):
+    """Taken away, or emptied while it is rewritten: told once and waited for; nothing is sent anew or pruned."""
+    path = tmp_path / "posters.jsonl"
+    name = f"w{time.time_ns()}"
+    ids = {f"id-{name}-{number}" for number in range(3)}
+    lines = [json.dumps({"file": f"{name}/p{number:04}.jpg", "id": f"id-{name}-{number}"}) for number in range(3)]
+    path.write_text("\n".join(lines))
+    (world.root / name).mkdir()
+    world.draw(3, f"{name}/p")
+    watch = Watched(world, world.root / name, "--prune", "--rescan", "1", POSTERS_CATALOGUE=str(path))
+    try:
+        watch.until(embedded=3)
+        path.unlink()
+        watch.wait_to_hear("there is no catalogue")
+        (watch.path / "new.jpg").write_bytes(image(16))
+        watch.until(embedded=1, pruned=0)
+        watch.quiet()
+        for _ in range(6):  # it is written again, and again, and holds nothing while it is
+            path.write_text("")
+            time.sleep(0.2)
+        path.write_text("\n".join(lines))
+        watch.quiet()
+        assert stored(world, watch) == {"new.jpg"}
+        assert ids <= world.stored()
+        assert sum("there is no catalogue" in line for line in watch.said) == 1
+        (watch.path / "p0000.jpg").unlink()
+        watch.until(pruned=1)
+        assert world.stored() & ids == ids - {f"id-{name}-0"}
+    finally:
+        watch.close()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--prune",)])
+def test_a_catalogue_that_is_not_there_is_refused_at_the_start(world, tmp_path, arguments):
+    """A disk that is mounted late would give every poster a second id."""
+    done = world.run("index", "--watch", *arguments, POSTERS_CATALOGUE=str(tmp_path / "none.json"))
+    assert done.returncode == 2
+    assert "there is no catalogue" in done.stderr.splitlines()[-1]
+
+
 def test_linked_folders_stay_unsearched(world, watched):
     """As a search passes them over, so do changes in them."""
     watch = watched()
@@ -365,6 +405,24 @@ def test_options_that_make_no_sense_together_are_refused(world, option):
     assert done.returncode == 2
     assert "--watch" in done.stderr
     assert option in done.stderr
+
+
+def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
+    """By its own name; what is hidden below it stays so, as a search has it, and so does what lies beside it."""
+    for name in (".new", "new", ".new/.deeper"):
+        (tmp_path / name).mkdir()
+    events = Events(tmp_path, [".new", ".one.jpg"])
+    events.start()
+    events.wait_until_begun(10)
+    events.take()
+    for name in (".new/a.jpg", ".new/.b.jpg", ".new/.deeper/c.jpg", "new/d.jpg", ".one.jpg", ".two.jpg"):
+        (tmp_path / name).touch()
+    time.sleep(1.5)
+    try:
+        assert set(events.take()[0]) == {".new/a.jpg", ".one.jpg"}
+    finally:
+        events.stop()
+        events.join(5)
 
 
 def test_a_burst_is_a_reason_to_look_at_everything(tmp_path, monkeypatch):

@@ -30,8 +30,7 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"     → {finding.advice}")
     if all(finding.ok for finding in findings):
         return
-    out_of_reach = any(not finding.ok and finding.name in ("redis", "worker") for finding in findings)
-    sys.exit(EX_OUT_OF_REACH if out_of_reach else EX_USAGE)
+    sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_OUT_OF_REACH)
 
 
 @example("python -m producer demo")

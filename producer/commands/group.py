@@ -29,21 +29,22 @@ EX_OUT_OF_REACH: Final = 3
 EX_INTERRUPTED: Final = 130
 
 
+def status_of(error: PosterError) -> int:
+    """The exit status that an error means."""
+    if isinstance(error, RedisUnreachable | LedgerSetBack | NoWorker | EmbedTimeout | StoreUnavailable):
+        return EX_OUT_OF_REACH
+    return EX_USAGE if isinstance(error, ConfigurationError | JobUnknown | StoreError) else EX_SOME_FAILED
+
+
 class _Group(click.Group):
     """Gives every error of ours its line and its exit status; nobody is shown a stack trace."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (RedisUnreachable, LedgerSetBack, NoWorker, EmbedTimeout, StoreUnavailable) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(EX_OUT_OF_REACH)
-        except (ConfigurationError, JobUnknown, StoreError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(EX_USAGE)
         except PosterError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(EX_SOME_FAILED)
+            ctx.exit(status_of(error))
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(EX_INTERRUPTED)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import Final
 
 import click
 
+from producer.catalogue_file import require_catalogue
 from producer.client import Producer
-from producer.commands.ending import leave_interrupted, say_failures
-from producer.commands.group import EX_OK, EX_SOME_FAILED, EX_USAGE, as_json, example
+from producer.commands.ending import leave_interrupted
+from producer.commands.group import EX_OK, EX_SOME_FAILED, as_json, example, status_of
 from producer.commands.preview import preview
-from producer.commands.prune import prune_and_say, require_catalogue, show, yes_option
+from producer.commands.prune import prune_and_say, show, yes_option
 from producer.commands.watching import watch_and_tell
 from producer.folders import EXTENSIONS
 from producer.indexing import search, send_all
 from producer.spaces import last_words
-from producer.voice import ledger_entry, ledger_line, say
-from worker.errors import ConfigurationError, PosterError
+from producer.voice import ledger_entry, ledger_line, say, say_failures
+from worker.announcement import common_space
+from worker.errors import PosterError
+from worker.progress import Progress
 from worker.settings import load_settings
 
-SHOWN: Final = 20  # failures that a person reads without asking for them
 SETTLE_S: Final = 2.0  # a copy over a slow line pauses for less
 SEARCH_EVERY_S: Final = 600.0  # what the system does not tell is late by so much at most
 _EXCLUSIVE: Final = {
@@ -85,9 +88,9 @@ def index_command(
         if prune_too:
             show(producer, found.starts, found.catalogue, yes=yes, as_json=as_json, mark="prune: ")
         return
-    if prune_too:
-        require_catalogue(producer)
     found = search(producer, paths)
+    if prune_too:
+        require_catalogue(producer.settings, found.catalogue)
     try:
         job, progress = send_all(producer, found, force=force, verify=verify, detach=detach, quiet=as_json)
     except KeyboardInterrupt as interrupt:
@@ -97,21 +100,19 @@ def index_command(
     if not progress.submitted and not progress.cancelled:
         where = ", ".join(paths) or producer.settings.root
         say(f"no posters were found in {where}; looked for are files that end with {', '.join(sorted(EXTENSIONS))}")
-    say_failures(producer, progress)
+    with suppress(PosterError):  # from here on nothing may keep the ledger from being told
+        say_failures(producer, progress)
     status = EX_SOME_FAILED if progress.failed else EX_OK
     if progress.state == "cancelled":
         say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     elif prune_too:
         try:
             prune_and_say(producer, found.starts, found.catalogue, yes=yes)
-        except PosterError as error:  # the ledger is still to be told
+        except PosterError as error:
             say(f"error: {error}")
-            status = EX_USAGE if isinstance(error, ConfigurationError) else EX_SOME_FAILED
-    _warn_if_untrained(producer)
-    if progress.embedded and not detach:
-        _say_what_held_it_up(producer)
-    if words := last_words(producer.settings, producer.space()):
-        say(words)
+            status = status_of(error)
+    with suppress(PosterError):
+        _say_notes(producer, progress, waited=not detach)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(status)
 
@@ -124,14 +125,14 @@ def _refuse_together(ctx: click.Context, one: str, *others: str) -> None:
             raise click.UsageError(f"{names[one]} and {names[other]} exclude each other: {_EXCLUSIVE[one]}")
 
 
-def _say_what_held_it_up(producer: Producer) -> None:
-    """Each worker's word on its last batches: bound by the device, by decoding or by the store."""
-    for worker in producer.workers():
+def _say_notes(producer: Producer, progress: Progress, *, waited: bool) -> None:
+    """What held each worker up on its last batches, whether the weights are trained, whether readers use the space."""
+    workers = producer.workers()
+    for worker in workers if progress.embedded and waited else ():
         if worker.get("bottleneck"):
             say(f"{worker.name}: {worker.get('images_per_second')} images/s, {worker.get('bottleneck')}")
-
-
-def _warn_if_untrained(producer: Producer) -> None:
-    space = producer.space()
+    space = common_space(workers)
     if space is not None and space.weights.startswith("untrained"):
         say("note: these vectors come from UNTRAINED weights; they are good for demonstrations and tests only")
+    if words := last_words(producer.settings, space):
+        say(words)

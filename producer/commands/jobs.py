@@ -48,16 +48,23 @@ def status(job: str | None, as_json: bool) -> None:
 @click.argument("job")
 @as_json
 def failures(job: str, as_json: bool) -> None:
-    """List the posters of JOB that failed: path, word, reason."""
+    """List the posters of JOB that failed: path, word, reason.
+
+    They come in no order, as the ledger gives them, so that a million take no memory; `sort` orders them.
+    With --json they are one list, an element on each line.
+    """
     producer = Producer()
     entry = producer.job(job)
     entry.progress()
-    found = entry.failures()
+    before = "["
+    for failure in producer.ledger.failures(entry.id):
+        if as_json:
+            click.echo(before + json.dumps(failure._asdict()), nl=False)
+            before = ",\n"
+        else:
+            click.echo(f"{failure.path}\t{failure.word}\t{failure.reason}")
     if as_json:
-        click.echo(json.dumps([failure._asdict() for failure in found]))
-        return
-    for failure in found:
-        click.echo(f"{failure.path}\t{failure.word}\t{failure.reason}")
+        click.echo("[]" if before == "[" else "]")
 
 
 @example("python -m producer cancel last")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 import click
 
 from producer.catalogue import Catalogue, read_catalogue
+from producer.catalogue_file import require_catalogue
 from producer.client import Producer
 from producer.commands.group import as_json, example
 from producer.folders import resolved_root, starts_of
 from producer.indexing import look_at_catalogue
 from producer.prune import Prune, Survey
 from producer.voice import say
-from worker.errors import PruneRefused
 from worker.settings import load_settings
+from worker.vectors import is_made
 
 yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what an unmounted disk may hold.")
 
@@ -54,7 +54,7 @@ def show(
     producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool, as_json: bool, mark: str = ""
 ) -> None:
     """List on stdout what would be pruned, behind `mark`, and say on stderr how many that is."""
-    if not _is_there(producer):
+    if not is_made(producer.settings.store):
         say("the store holds no vectors yet; nothing to prune")
         return
     with closing(producer.store()) as store:
@@ -71,9 +71,10 @@ def prune_and_say(producer: Producer, starts: Sequence[str], catalogue: Catalogu
 
     Raises:
         PruneRefused: it looks like an accident.
+        ConfigurationError: the catalogue that was asked for is not there.
     """
-    require_catalogue(producer)
-    if not _is_there(producer):
+    require_catalogue(producer.settings, catalogue)
+    if not is_made(producer.settings.store):
         say("the store holds no vectors yet; nothing to prune")
         return Survey(), 0
     with closing(producer.store()) as store:
@@ -95,19 +96,3 @@ def _say_what_stays(survey: Survey) -> None:
         )
     if survey.hidden:
         say(f"{survey.hidden} poster(s) are out of sight (a folder or an entry that cannot be read); they are kept")
-
-
-def _is_there(producer: Producer) -> bool:
-    """False for a store that looking at it would only just make."""
-    url = producer.settings.store
-    return not url.startswith("sqlite:") or Path(url.removeprefix("sqlite:")).exists()
-
-
-def require_catalogue(producer: Producer) -> None:
-    """Refuse when the catalogue that was asked for is not there: its ids would all look gone."""
-    settings = producer.settings
-    if settings.catalogue and "catalogue" in settings.model_fields_set and not settings.catalogue.is_file():
-        raise PruneRefused(
-            f"there is no catalogue {settings.catalogue}, and without it nobody knows which posters its ids are: "
-            "nothing was pruned. Set POSTERS_CATALOGUE to the right one, or to `none`"
-        )

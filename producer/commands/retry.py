@@ -12,12 +12,12 @@ from pathlib import Path
 import click
 
 from producer.client import Producer
-from producer.commands.ending import leave_interrupted, say_failures
+from producer.commands.ending import leave_interrupted
 from producer.commands.group import EX_OK, EX_SOME_FAILED, as_json, example
 from producer.finding import was_sent
 from producer.following import follow, progress_bar
 from producer.obstacles import Obstacles, patiently
-from producer.voice import ledger_entry, ledger_line, say
+from producer.voice import ledger_entry, ledger_line, say, say_failures
 from worker.errors import FAILURE_WORDS
 from worker.messages import Poster
 from worker.progress import NOTHING, Failure

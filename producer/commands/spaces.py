@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
-from producer.catalogue import read_catalogue
+from producer.catalogue import Catalogue, read_catalogue
+from producer.catalogue_file import require_catalogue
 from producer.commands.group import EX_USAGE, as_json, example
-from producer.spaces import Completeness, completeness, find_space, store_for_reading
+from producer.folders import resolved_root
+from producer.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
 from producer.voice import say
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 from worker.vectors import SpaceInfo, VectorStore
 
 KILO = 1000
@@ -55,7 +57,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
 @example("python -m producer spaces use vit-l-14")
 @spaces.command("use")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Even if the space is not complete.")
+@click.option("--yes", is_flag=True, help="Even if the space is not complete, or most posters are gone.")
 def use(name: str, yes: bool) -> None:
     """Let readers use the space NAME, its id or the beginning of it."""
     settings = load_settings()
@@ -65,12 +67,9 @@ def use(name: str, yes: bool) -> None:
         if info.space.id == before:
             say(f"readers use {before} already")
             return
-        state = completeness(store, info.space.id, settings.root, read_catalogue(settings.catalogue))
-        if not state.complete and not yes:
-            say(
-                f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
-                f"{before} holds. Finish `python -m producer index` first, or add --yes"
-            )
+        objection = None if yes or before is None else _objection(store, info, before, settings)
+        if objection:
+            say(objection)
             sys.exit(EX_USAGE)
         store.use(info.space.id)
         click.echo(f"readers use {info.space.id} now, with {info.count:,} vectors; {before} stays until it is dropped")
@@ -100,6 +99,32 @@ def drop(name: str, yes: bool) -> None:
         click.echo(f"dropped {info.space.id} with {gone:,} vectors; {_readers(store)}")
     finally:
         store.close()
+
+
+def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
+    """Why readers should not go over from the space `before`; None when nothing would be lost."""
+    catalogue = read_catalogue(settings.catalogue)
+    state = completeness(store, info.space.id, settings.root, catalogue)
+    if state.missing:  # whether these are gone or only out of sight is told by the right root and catalogue alone
+        resolved_root(settings.root)
+        require_catalogue(settings, catalogue)
+    if not state.complete:
+        return (
+            f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
+            f"{before} holds. Finish `python -m producer index` first, or add --yes"
+        )
+    return _objection_to_the_root(store, before, settings, catalogue) if state.gone else None
+
+
+def _objection_to_the_root(store: VectorStore, before: str, settings: Settings, catalogue: Catalogue) -> str | None:
+    """More than half of a space is rarely deleted; another folder, or a disk that is not mounted, looks the same."""
+    held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
+    if 2 * gone <= held:
+        return None
+    return (
+        f"{gone:,} of {held:,} posters of {before} have no file any more, more than half: is {settings.root} the right "
+        "folder, all of it mounted, and the catalogue the right one? If they are to go, add --yes"
+    )
 
 
 def _readers(store: VectorStore) -> str:

@@ -12,7 +12,6 @@ import click
 
 from producer.client import Producer
 from producer.commands.group import EX_INTERRUPTED
-from producer.commands.prune import require_catalogue
 from producer.voice import ledger_entry, say
 from worker.progress import NOTHING
 
@@ -30,9 +29,6 @@ def watch_and_tell(
     """Watch, and print a line for each round: on stderr for a person, JSON on stdout for a program."""
     from producer.rounds import Round
     from producer.watch import Watching  # the library for it is asked for by nothing else
-
-    if prune:
-        require_catalogue(producer)
 
     def tell(done: Round) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -130,6 +131,12 @@ class VectorStore(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections; the store must not be used afterwards."""
+
+
+def is_made(url: str) -> bool:
+    """False for a store that opening it would only just make: a SQLite file that is not there."""
+    scheme, _, path = url.partition(":")
+    return scheme != "sqlite" or Path(path).exists()
 
 
 def open_store(url: str) -> VectorStore:
