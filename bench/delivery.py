@@ -11,6 +11,8 @@ import json
 import os
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +23,7 @@ from typing import Any, Final
 import click
 
 from bench.posters import write_jpegs
+from bench.processes import tree
 from producer import Producer
 from producer.demo import own_redis, own_worker
 from worker.celery import create_app, send
@@ -49,6 +52,7 @@ def main(batches: int, images: int, as_json: bool) -> None:
         os.environ |= {"POSTERS_ROOT": str(root), "POSTERS_CATALOGUE": "none"}
         settings = load_settings(pretrained="untrained", redis_url=url, store=f"sqlite:{Path(folder, 'vectors.db')}")
         steps = _steps(settings, batches)
+        bare = _bare_celery(settings, batches)
         with own_worker(settings, Path(folder)) as name:
             producer = Producer(settings)
             try:
@@ -57,9 +61,15 @@ def main(batches: int, images: int, as_json: bool) -> None:
             finally:
                 producer.close()
     added = whole["processor_ms"] - whole["store_ms"]
+    own = added - bare
     share = added / MS / (POSTERS / rate)
     if as_json:
-        figures = {"added_ms_per_batch": round(added, 2), "images_per_second": round(rate, 1), "share": round(share, 4)}
+        figures = {
+            "added_ms_per_batch": round(own, 2),
+            "celery_ms_per_batch": round(bare, 2),
+            "images_per_second": round(rate, 1),
+            "share": round(share, 4),
+        }
         cores = len(os.sched_getaffinity(0))
         click.echo(json.dumps({"steps_ms": steps, "whole_way": whole, **figures, "cores": cores}))
         return
@@ -70,8 +80,8 @@ def main(batches: int, images: int, as_json: bool) -> None:
         f"  through the worker, nothing to embed {whole['processor_ms']:4.2f} ms of processor time, "
         f"{whole['clock_ms']:.2f} ms on the clock; of that {whole['store_ms']:.2f} ms for the store"
     )
-    click.echo(f"ledger and delivery add {added:.2f} ms to a batch that takes {POSTERS / rate * MS:.0f} ms to embed")
-    click.echo(f"  {100 * share:.2f} % of a job at {rate:.1f} images/s")
+    click.echo(f"Celery by itself takes {bare:.2f} ms for such a message; door, ledger and pipeline add {own:.2f} ms")
+    click.echo(f"together {100 * share:.2f} % of a job at {rate:.1f} images/s ({POSTERS / rate * MS:.0f} ms a batch)")
 
 
 def _steps(settings: Settings, count: int) -> dict[str, float]:
@@ -99,6 +109,39 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     ledger.close()
     app.close()
     return {step: round(took, 3) for step, took in found.items()}
+
+
+def _bare_celery(settings: Settings, count: int) -> float:
+    """Milliseconds of processor time that Celery's own worker takes for such a message and a task that does nothing."""
+    environment = os.environ | {"POSTERS_REDIS_URL": settings.redis_url}
+    command = [sys.executable, "-m", "celery", "-A", "bench.bare_celery", "worker", "--loglevel", "INFO"]
+    app, ledger = create_app(settings), Ledger(settings.redis_url)
+    batches = [EmbedBatch("bare", f"bare.{number}", _posters(number)) for number in range(count + 2 * WARM)]
+
+    def left() -> int:
+        return int(ledger.redis.llen(QUEUES[BULK])) + int(ledger.redis.hlen("unacked"))  # type: ignore[arg-type]
+
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        send(app, batches[0])
+        _wait_for(lambda: left() == 0)
+        tree_of_it = tree(process.pid)
+        for one in tree_of_it:
+            os.kill(one, signal.SIGSTOP)
+        for batch in batches[1:]:
+            send(app, batch)
+        for one in tree_of_it:
+            os.kill(one, signal.SIGCONT)
+        _wait_for(lambda: left() <= count + WARM)
+        began, used = left(), _processor_s(*tree_of_it)
+        _wait_for(lambda: left() <= WARM)
+        return (_processor_s(*tree_of_it) - used) / (began - left()) * MS
+    finally:
+        process.terminate()
+        process.wait()
+        ledger.redis.flushdb()
+        ledger.close()
+        app.close()
 
 
 def _posters(batch: int) -> tuple[Poster, ...]:
