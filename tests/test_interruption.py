@@ -77,17 +77,22 @@ def producer(redis_url, tmp_path):
     producer.close()
 
 
-def test_a_ctrl_c_while_a_batch_is_written_down_loses_no_poster(producer, monkeypatch, capsys):
-    """The rest is sent, and the job stands in the ledger as wholly sent."""
+def press_after_steps(producer, monkeypatch, *numbers):
+    """Ctrl-C in the moment in which these steps have been written down."""
     step = producer.ledger.step
 
     def interrupted(job, number, **about):
         taken = step(job, number, **about)
-        if number == 2:
+        if number in numbers:
             press_ctrl_c()
         return taken
 
     monkeypatch.setattr(producer.ledger, "step", interrupted)
+
+
+def test_a_ctrl_c_while_a_batch_is_written_down_loses_no_poster(producer, monkeypatch, capsys):
+    """The rest is sent, and the job stands in the ledger as wholly sent."""
+    press_after_steps(producer, monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=False, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
@@ -97,15 +102,7 @@ def test_a_ctrl_c_while_a_batch_is_written_down_loses_no_poster(producer, monkey
 
 def test_the_second_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch, capsys):
     """Not in the state of sending: nobody is there who sends."""
-    step = producer.ledger.step
-
-    def interrupted(job, number, **about):
-        taken = step(job, number, **about)
-        if number in (2, 5):
-            press_ctrl_c()
-        return taken
-
-    monkeypatch.setattr(producer.ledger, "step", interrupted)
+    press_after_steps(producer, monkeypatch, 2, 5)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=False, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
@@ -115,15 +112,7 @@ def test_the_second_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch
 
 def test_a_ctrl_c_under_detach_leaves_the_job_at_what_was_sent(producer, monkeypatch):
     """And its id is known, so that it can be followed or cancelled."""
-    step = producer.ledger.step
-
-    def interrupted(job, number, **about):
-        taken = step(job, number, **about)
-        if number == 3:
-            press_ctrl_c()
-        return taken
-
-    monkeypatch.setattr(producer.ledger, "step", interrupted)
+    press_after_steps(producer, monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=True, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
