@@ -1,5 +1,7 @@
 """The benchmark: fair ratios, honest ceilings, entrants that may be missing, and one set of weights for all."""
 
+import time
+
 import numpy as np
 import open_clip
 import pytest
@@ -13,7 +15,7 @@ from bench.checkpoint import write_checkpoint
 from bench.contest import Failed, Job, Measured, Program
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
-from bench.processes import resident_bytes, tree
+from bench.processes import SAMPLE_S, PeakMemory, resident_bytes, tree
 from bench.report import DECODE, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, summarise, told
 
 
@@ -136,6 +138,18 @@ def test_memory_is_that_of_all_processes():
         assert child.pid in tree(contest.os.getpid())
         assert resident_bytes(child.pid) > 0
         child.communicate(b"\n")
+
+
+def test_the_peak_is_kept_though_it_is_counted_exactly_only_while_it_grows():
+    """Counting exactly slows down what is measured; what was taken and given back is seen all the same."""
+    with PeakMemory(contest.os.getpid()) as memory:
+        time.sleep(2 * SAMPLE_S)
+        before = memory.peak_bytes
+        taken = bytearray(128 << 20)
+        time.sleep(2 * SAMPLE_S)
+        del taken
+        time.sleep(SAMPLE_S)
+    assert memory.peak_bytes - before > 100 << 20
 
 
 def test_help_has_examples():
