@@ -19,6 +19,7 @@ from worker.errors import JobUnknown, PosterError, RedisUnreachable
 from worker.progress import Progress
 
 LOOK_S: Final = 0.2
+SAME_COMMAND: Final = "run the same command again"
 REST_BATCHES: Final = 256  # that an interrupted `index` may leave in Redis: 20 MB, 65,536 posters
 
 
@@ -35,7 +36,7 @@ def follow(
     bar: tqdm[Any],
     *,
     rest: bool = True,
-    again: str = "run the same command again",
+    again: str = SAME_COMMAND,
 ) -> Progress:
     """Send batch after batch within the window, and wait until nothing of the job is open.
 
@@ -105,7 +106,7 @@ def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress
             pass
         return job.progress()
     except KeyboardInterrupt:
-        say("not everything was sent: run the same command again for what is left")
+        say(f"not everything was sent: {SAME_COMMAND} for what is left")
         leave_at_what_was_sent(producer, job)
         raise KeyboardInterrupt(job.id) from None
     except PosterError:

@@ -44,12 +44,10 @@ class Interruption:
         try:
             yield
         except BaseException:
-            self._held, noted = False, self._noted
-            if noted:
-                self._noted, self.torn = False, True
-                raise KeyboardInterrupt from None
+            self.check()
             raise
-        self._held = False
+        finally:
+            self._held = False
         self.check()
 
     def check(self) -> None:

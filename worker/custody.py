@@ -124,9 +124,7 @@ class Custody:
 
     def condemn(self, job: str, batch_id: str, reason: str) -> int:
         """Fail the posters of an open batch that `load` calls bad, so that its job can end; how many there are."""
-        with answers(self._url):
-            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
-        posters = json.loads(text).get("posters", ()) if text else ()
+        posters = (self._written_down(job, batch_id) or {}).get("posters", ())
         failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
         return len(failures) if self._settle(job, batch_id, Outcome(failures=failures)) else 0
 
@@ -142,9 +140,8 @@ class Custody:
             NewerMessage: a newer version of this program wrote it.
             BadMessage: another version did, with rules that are not those of this one.
         """
-        with answers(self._url):
-            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
-        return EmbedBatch.decode(json.loads(text)) if text else None
+        message = self._written_down(job, batch_id)
+        return EmbedBatch.decode(message) if message is not None else None
 
     def claimed(self, batches: Collection[str]) -> set[str]:
         """Those of the batches that somebody holds, or that rest on purpose."""
@@ -183,6 +180,12 @@ class Custody:
         """Let an open batch that nobody here can read rest, unless somebody holds it."""
         with answers(self._url):
             self._redis.set(claim_key(batch_id), ledger_scripts.PAUSED, px=round(after_s * 1000), nx=True)
+
+    def _written_down(self, job: str, batch_id: str) -> dict[str, Any] | None:
+        """An open batch as the ledger has it, of whatever version; None when it is not open."""
+        with answers(self._url):
+            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
+        return json.loads(text) if text else None
 
     def _settle(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
         names = ("", "open", "tries", "doing", "failures", "vectors")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 from worker import ledger_scripts
@@ -22,6 +23,8 @@ from worker.redis_client import answers, connect
 
 COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
 FAILURES_PAGE: Final = 500  # that one question to Redis looks at
+
+Page = tuple[int, list[Failure]]
 
 
 class Ledger:
@@ -150,15 +153,15 @@ class Ledger:
             names = cast(list[str], self.redis.zrevrange(JOBS, 0, most - 1))
             return [name for name in names if self.redis.exists(*job_keys(name, ""))]
 
-    def failures(self, job: str) -> Iterator[Failure]:
-        """The job's failures, in no order, lazily."""
+    def failures(self, job: str, ask: Callable[[Callable[[], Page]], Page] = lambda page: page()) -> Iterator[Failure]:
+        """The job's failures, in no order, lazily; `ask` may ask for a page again when Redis did not answer."""
         cursor, more = 0, True
         while more:
-            cursor, some = self.some_failures(job, cursor)
+            cursor, some = ask(partial(self._failures, job, cursor))
             yield from some
             more = cursor != 0
 
-    def some_failures(self, job: str, cursor: int = 0) -> tuple[int, list[Failure]]:
+    def _failures(self, job: str, cursor: int) -> Page:
         """Some hundred of the job's failures, and the cursor for the next ones; 0: these were the last."""
         with answers(self.url):
             cursor, found = cast(

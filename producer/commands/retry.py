@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,7 +32,8 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    found = (failure for failure in _failures(producer, entry.id) if only in (None, failure.word))
+    ask = partial(patiently, obstacles=Obstacles(producer))
+    found = (failure for failure in producer.ledger.failures(entry.id, ask) if only in (None, failure.word))
     first = next(found, None)  # the rest is read while it is sent: a job may have a million
     progress = NOTHING
     if first is None:
@@ -52,15 +52,6 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     if as_json or progress is not NOTHING:
         click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
-
-
-def _failures(producer: Producer, job: str) -> Iterator[Failure]:
-    """The job's failures, waiting where Redis is away meanwhile."""
-    obstacles, cursor, more = Obstacles(producer), 0, True
-    while more:
-        cursor, some = patiently(partial(producer.ledger.some_failures, job, cursor), obstacles)
-        yield from some
-        more = cursor != 0
 
 
 def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
