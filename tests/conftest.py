@@ -37,6 +37,16 @@ def _no_settings_from_outside(monkeypatch):
             monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def lonely(redis_url, redis_server, tmp_path):
+    """An installation with nobody at work yet."""
+    from world import World
+
+    world = World(tmp_path, redis_server)
+    yield world
+    world.close()
+
+
 # ─── chaos: see chaos_world.py ───
 
 

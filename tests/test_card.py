@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from world import World
 
 from worker import card as module
 from worker.announcement import READY, WAITING
@@ -98,19 +97,12 @@ def test_a_redis_that_is_away_is_no_licence(ledger, monkeypatch):
     assert "gone" in said[0]
 
 
-@pytest.fixture
-def world(redis_url, redis_server, tmp_path):
-    world = World(tmp_path, redis_server)
-    yield world
-    world.close()
+def with_card(lonely, name, card=CARD, **environment):
+    return lonely.worker(name, "--include", "pretend_card", PRETEND_CARD=card, **environment)
 
 
-def with_card(world, name, card=CARD, **environment):
-    return world.worker(name, "--include", "pretend_card", PRETEND_CARD=card, **environment)
-
-
-def heard(world, name):
-    return world.producer.announcements.hear(f"{name}@tests")
+def heard(lonely, name):
+    return lonely.producer.announcements.hear(f"{name}@tests")
 
 
 def until(look, within_s=60.0):
@@ -121,60 +113,60 @@ def until(look, within_s=60.0):
 
 
 @pytest.mark.slow
-def test_workers_on_one_card(world, ledger, redis_server):
+def test_workers_on_one_card(lonely, ledger, redis_server):
     """Who comes second loads no model and takes no batch; it takes over when the first is killed; a card that went
     to another while Redis was away is left. One story, because every worker costs its start."""
-    names = world.draw(20)
-    first = with_card(world, "first").wait_until_ready()
-    second, third = with_card(world, "second"), with_card(world, "third")
+    names = lonely.draw(20)
+    first = with_card(lonely, "first").wait_until_ready()
+    second, third = with_card(lonely, "second"), with_card(lonely, "third")
     for name in ("second", "third"):
-        until(lambda name=name: (say := heard(world, name)) and say.state == WAITING)
-    assert heard(world, "second").get("reason").startswith(f"first@tests/{first.process.pid}/")
-    assert f" works on the card {CARD}" in heard(world, "second").get("reason")
+        until(lambda name=name: (say := heard(lonely, name)) and say.state == WAITING)
+    assert heard(lonely, "second").get("reason").startswith(f"first@tests/{first.process.pid}/")
+    assert f" works on the card {CARD}" in heard(lonely, "second").get("reason")
 
     began = time.monotonic()
     assert third.stop() == 0
     assert time.monotonic() - began < 12, "it has nothing to finish"
 
-    jobs = [world.producer.enqueue(names[start : start + 5]) for start in range(0, 20, 5)]
+    jobs = [lonely.producer.enqueue(names[start : start + 5]) for start in range(0, 20, 5)]
     assert all(job.wait(30).embedded == 5 for job in jobs), "no batch is held by the one that waits"
     with redis_server.client as client:
         assert client.hlen("unacked") == 0, "nor was one taken"
-    findings = {finding["name"]: finding for finding in json.loads(world.run("doctor", "--json").stdout)}
+    findings = {finding["name"]: finding for finding in json.loads(lonely.run("doctor", "--json").stdout)}
     assert findings["worker"]["ok"]
     assert "second@tests (waiting)" in findings["worker"]["seen"]
 
     first.kill()
     killed = time.monotonic()
-    until(lambda: (say := heard(world, "second")) and say.state == READY)
+    until(lambda: (say := heard(lonely, "second")) and say.state == READY)
     assert time.monotonic() - killed < 21 + 30, "the lease expires after 15 s, and 6 s later the model is loaded"
-    assert world.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
+    assert lonely.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
 
     child, other = second.child(), Lease(ledger, card_key(CARD), "quicker/1", 300)
     with redis_server.client as client:
         client.delete(card_key(CARD))
     assert other.take() is None
-    until(lambda: (say := heard(world, "second")) and say.state == WAITING)
+    until(lambda: (say := heard(lonely, "second")) and say.state == WAITING)
     assert "the card went to quicker/1" in second.said()
     other.let_go()
     second.wait_until_ready()
     assert second.child() != child
-    assert world.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
+    assert lonely.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
 
 
 @pytest.mark.slow
-def test_workers_of_one_name_are_two(world, tmp_path):
+def test_workers_of_one_name_are_two(lonely, tmp_path):
     """README's command, typed three times on one machine: one works, one waits, and the one that fails ends itself
     and no other. When the first is killed, the one that waited takes over."""
-    names = world.draw(5)
-    first = with_card(world, "same").wait_until_ready()
-    second = with_card(world, "same")
+    names = lonely.draw(5)
+    first = with_card(lonely, "same").wait_until_ready()
+    second = with_card(lonely, "same")
     until(lambda: (say := second.heard()) and say.state == WAITING)
-    third = with_card(world, "same", POSTERS_ROOT=str(tmp_path / "nowhere"))
+    third = with_card(lonely, "same", POSTERS_ROOT=str(tmp_path / "nowhere"))
     assert third.process.wait(60) == 78
     time.sleep(2)  # an attendant looks every second
     assert (first.process.poll(), second.process.poll()) == (None, None)
     assert (first.heard().state, second.heard().state) == (READY, WAITING)
     assert first.stop() == 0
     until(lambda: (say := second.heard()) and say.state == READY)
-    assert world.producer.enqueue(names).wait(30).embedded == 5
+    assert lonely.producer.enqueue(names).wait(30).embedded == 5

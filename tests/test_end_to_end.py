@@ -351,14 +351,6 @@ def test_the_parent_answers_a_healthcheck_while_its_child_works(world):
 # ─── without a worker, and with one that goes ───
 
 
-@pytest.fixture
-def lonely(redis_url, redis_server, tmp_path):
-    """An installation with nobody at work yet."""
-    world = World(tmp_path, redis_server)
-    yield world
-    world.close()
-
-
 def test_without_a_worker_index_says_so_waits_and_can_be_left(lonely):
     """Said at once; Ctrl-C prints the id and how to go on; a worker that comes later does the job."""
     lonely.draw(6)

@@ -116,18 +116,11 @@ def test_a_store_that_a_person_has_to_mend_is_not_waited_for(announcements, puls
         opening._wait_for_store("sqlite:x", pulses[0])
 
 
-@pytest.fixture
-def world(redis_url, redis_server, tmp_path):
-    world = World(tmp_path, redis_server)
-    yield world
-    world.close()
-
-
-def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(world):
+def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(lonely):
     """As after a download that broke off: it is no worker that loads for ever and eats messages meanwhile."""
-    path = Path(world.model.removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    path = Path(lonely.model.removeprefix("local-dir:")) / "open_clip_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    worker = world.worker("w")
+    worker = lonely.worker("w")
     assert worker.process.wait(90) == 78
     assert "the file is damaged" in worker.said()
     assert "Traceback" not in worker.said()

@@ -30,14 +30,6 @@ def world(server, tmp_path_factory):
     world.close()
 
 
-@pytest.fixture
-def lonely(redis_url, redis_server, tmp_path):
-    """An installation with nobody at work yet."""
-    world = World(tmp_path, redis_server)
-    yield world
-    world.close()
-
-
 def folder(world, name, count=12):
     """A folder with some posters, indexed; the folder, and the ids."""
     (world.root / name).mkdir()
