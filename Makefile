@@ -39,7 +39,7 @@ lint: setup  ## Lint and type-check only
 
 chaos: setup faketime  ## Kill, stop, fill, and cut everything, then a soak of SECONDS=60; WRITE=1 updates the table
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m '' --table -rs --durations=5 \
-		$(if $(WRITE),--write-table docs/reliability.md) -s tests/test_chaos_*.py
+		$(if $(WRITE),--write-table docs/reliability.md) -s tests/chaos
 
 # One scenario needs it, and is skipped with a reason where it cannot be had.
 .PHONY: faketime
@@ -47,7 +47,7 @@ faketime:
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || .ci/install-package faketime || true
 
 fuzz: setup  ## Mutate images; CASES=5000 sets how many
-	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest tests/test_images_fuzz.py
+	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest tests/unit/worker/images/test_fuzz.py
 
 bench: setup  ## Compare with open_clip, clip-retrieval and transformers, on this machine
 	$(BIN)/python -m bench

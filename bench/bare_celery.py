@@ -9,9 +9,9 @@ from typing import Any
 
 from celery import Celery
 
+from producer.queue.messages import EMBED_TASK
+from producer.settings import load_settings
 from worker.celery import create_app
-from worker.messages import EMBED_TASK
-from worker.settings import load_settings
 
 
 def bare_app() -> Celery:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bench.processes import PeakMemory
 from producer.client import Producer
 from producer.demo import own_redis, own_worker
-from worker.settings import load_settings
+from producer.settings import load_settings
 
 PROJECT = Path(__file__).parent.parent
 

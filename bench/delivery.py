@@ -26,13 +26,13 @@ from bench.posters import write_jpegs
 from bench.processes import tree
 from producer import Producer
 from producer.demo import own_redis, own_worker
-from worker.celery import create_app, send
-from worker.custody import Custody, sign
-from worker.envelope import objection
-from worker.ledger import Ledger
-from worker.messages import BULK, QUEUES, EmbedBatch, Poster
-from worker.progress import Outcome
-from worker.settings import Settings, load_settings
+from producer.queue.claims import Custody, sign
+from producer.queue.jobs import Ledger
+from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
+from producer.queue.progress import Outcome
+from producer.queue.sender import create_sender, send
+from producer.settings import Settings, load_settings
+from worker.broker.validation import objection
 
 POSTERS: Final = 256  # in a batch, as settings.posters_per_batch
 WARM: Final = 20  # batches that are not measured
@@ -87,7 +87,7 @@ def main(batches: int, images: int, as_json: bool) -> None:
 def _steps(settings: Settings, count: int) -> dict[str, float]:
     """Median milliseconds of each step, on batches of the usual size and names of a usual length."""
     ledger = Ledger(settings.redis_url)
-    custody, app = Custody(ledger), create_app(settings)
+    custody, app = Custody(ledger), create_sender(settings)
     batches = [EmbedBatch("bench", f"bench.{number}", _posters(number)) for number in range(1, count + 1)]
     ledger.create("bench")
     holders = {batch.batch: sign("bench") for batch in batches}
@@ -115,7 +115,7 @@ def _bare_celery(settings: Settings, count: int) -> float:
     """Milliseconds of processor time that Celery's own worker takes for such a message and a task that does nothing."""
     environment = os.environ | {"POSTERS_REDIS_URL": settings.redis_url}
     command = [sys.executable, "-m", "celery", "-A", "bench.bare_celery", "worker", "--loglevel", "INFO"]
-    app, ledger = create_app(settings), Ledger(settings.redis_url)
+    app, ledger = create_sender(settings), Ledger(settings.redis_url)
     batches = [EmbedBatch("bare", f"bare.{number}", _posters(number)) for number in range(count + 2 * WARM)]
 
     def left() -> int:

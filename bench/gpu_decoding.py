@@ -26,12 +26,12 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from bench.posters import write_jpegs
+from producer.embedding import Vectors
+from producer.errors import ConfigurationError
 from worker.clip_embedder import CLIPEmbedder
-from worker.errors import ConfigurationError
-from worker.images import decode
-from worker.resizing import scale_to
-from worker.threads import usable_cores
-from worker.vectors import Vectors
+from worker.images.decode import decode
+from worker.images.resize import scale_to
+from worker.model.threads import usable_cores
 
 CHUNK: Final = 64
 KEPT_COSINE: Final = 0.9995  # what every way of reading an image has to keep to the reference
@@ -137,7 +137,7 @@ class _Ways:
         return torch.stack([self._resized(image) for image in decoded])
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
-        """Shortest side to the model's, then the centre, as worker.resizing does it."""
+        """Shortest side to the model's, then the centre, as worker.images.resize does it."""
         height, width = image.shape[1:]
         scale = scale_to(width, height, self._geometry)
         size = max(self._geometry.height, int(height * scale)), max(self._geometry.width, int(width * scale))

@@ -28,8 +28,8 @@ from PIL import Image
 
 from bench.image_samples import Sample, encoded, picture, samples
 from bench.posters import drawing
-from worker.images import Geometry, decode
-from worker.threads import usable_cores
+from worker.images.decode import Geometry, decode
+from worker.model.threads import usable_cores
 
 CLIP = Geometry(224, 224)
 
@@ -173,7 +173,7 @@ def _large_files() -> dict[str, bytes]:
 _MEASURE = """
 import re, sys, time
 from pathlib import Path
-from worker.images import Geometry, decode
+from worker.images.decode import Geometry, decode
 data = sys.stdin.buffer.read()
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which is that of the parent
 peak_kib = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from worker.linear import Activation, Linear
+from worker.model.encoder import Activation, Linear
 
 
 class Int8Linear(Linear):

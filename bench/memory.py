@@ -17,7 +17,7 @@ from bench.checkpoint import write_checkpoint
 from bench.contest import Job, ThroughQueue, end_properly
 from bench.posters import KINDS, write_posters
 from bench.processes import resident_bytes, tree
-from worker.device import choose_device
+from worker.model.device import choose_device
 
 THOUSAND = 1000
 GROWTH_ALLOWED_MIB = 30

@@ -22,11 +22,12 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from producer.index import Index
-from producer.search import nearest
-from worker.settings import load_settings
-from worker.space import Space
-from worker.vectors import Row, Vectors, open_store
+from producer.embedding import Space, Vectors
+from producer.search.index import Index
+from producer.search.nearest import nearest
+from producer.settings import load_settings
+from producer.vectors import open_store
+from producer.vectors.base import Row
 
 DIMENSION: Final = 512
 CHUNK: Final = 4096

@@ -26,13 +26,14 @@ import numpy as np
 import redis
 
 from producer.demo import own_redis
-from worker.announcement import READY, RENEWAL_S, Announcements
-from worker.custody import Custody, sign
-from worker.ledger import Ledger
-from worker.messages import QUEUES
-from worker.progress import Claim, Outcome
-from worker.space import Space
-from worker.vectors import Row, open_store
+from producer.embedding import Space
+from producer.queue.claims import Custody, sign
+from producer.queue.jobs import Ledger
+from producer.queue.messages import QUEUES
+from producer.queue.progress import Claim, Outcome
+from producer.queue.workers import READY, RENEWAL_S, Announcements
+from producer.vectors import open_store
+from producer.vectors.base import Row
 
 PER_FOLDER: Final = 1000
 WRITTEN_AT_ONCE: Final = 1024

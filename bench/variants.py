@@ -18,11 +18,11 @@ import open_clip
 import torch
 
 from bench.int8 import Int8Linear
-from worker.device import PRECISIONS, choose_device, choose_precision
-from worker.images import Geometry
-from worker.proof import lowest_cosine, probe
-from worker.tower import LeanTower, PlainTower
-from worker.vectors import Vectors
+from producer.embedding import Vectors
+from worker.images.decode import Geometry
+from worker.model.device import PRECISIONS, choose_device, choose_precision
+from worker.model.encoder import LeanTower, PlainTower
+from worker.model.parity import lowest_cosine, probe
 
 Tower = Callable[[torch.Tensor], torch.Tensor]
 

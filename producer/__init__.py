@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from producer.client import Job, Producer
-    from producer.index import Index
-    from producer.search import Match
+    from producer.search.index import Index
+    from producer.search.nearest import Match
+
 
 __all__ = ["Index", "Job", "Match", "Producer"]
-
 _HOMES = {
-    "Index": "producer.index",
+    "Index": "producer.search.index",
     "Job": "producer.client",
-    "Match": "producer.search",
+    "Match": "producer.search.nearest",
     "Producer": "producer.client",
 }
 

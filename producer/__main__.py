@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from producer.commands.checks import demo, doctor
-from producer.commands.group import main
-from producer.commands.index import index_command
-from producer.commands.jobs import cancel, failures, status
-from producer.commands.prune import prune
-from producer.commands.reading import duplicates, export, identify
-from producer.commands.retry import retry
-from producer.commands.spaces import spaces
+from producer.cli.checks import demo, doctor
+from producer.cli.export import export
+from producer.cli.index import index_command
+from producer.cli.jobs import cancel, failures, retry, status
+from producer.cli.main import main
+from producer.cli.prune import prune
+from producer.cli.search import duplicates, identify
+from producer.cli.spaces import spaces
 
 COMMANDS = (
     *(index_command, status, failures, retry, cancel, prune),
@@ -18,6 +18,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     main.add_command(command)
+
 
 if __name__ == "__main__":
     main(prog_name="python -m producer")

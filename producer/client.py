@@ -10,34 +10,29 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from producer.interactive import Interactive
+from producer.collection.resolve import Naming
+from producer.embedding import Space
+from producer.errors import ConfigurationError, NoWorker, RedisUnreachable, SpaceMismatch
 from producer.job import Job
-from producer.naming import Naming
-from worker.announcement import Announcement, Announcements, common_space
-from worker.celery import create_app, send, send_query
-from worker.custody import Custody
-from worker.errors import (
-    ConfigurationError,
-    NoWorker,
-    RedisUnreachable,
-    SpaceMismatch,
-)
-from worker.ledger import Ledger
-from worker.messages import BULK, EmbedBatch, Poster, fitting
-from worker.progress import Failure
-from worker.quarantine import Quarantine
-from worker.repair import Repair
-from worker.settings import Settings, load_settings, without_password
-from worker.space import Space
-from worker.vectors import open_store
-from worker.vectors.spaced import SpacedVectors
+from producer.on_demand import Interactive
+from producer.queue.claims import Custody
+from producer.queue.dead_letters import Quarantine
+from producer.queue.jobs import Ledger
+from producer.queue.messages import BULK, EmbedBatch, Poster, fitting
+from producer.queue.progress import Failure
+from producer.queue.redelivery import Repair
+from producer.queue.sender import create_sender, send, send_query
+from producer.queue.workers import Announcement, Announcements, common_space
+from producer.settings import Settings, load_settings, without_password
+from producer.vectors import open_store
+from producer.vectors.tagged import SpacedVectors
 
 if TYPE_CHECKING:
-    from worker.vectors import VectorStore
+    from producer.vectors.base import VectorStore
+
 
 RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
 SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
-
 Item = TypeVar("Item")
 
 
@@ -56,7 +51,7 @@ class Producer:
         self.announcements = Announcements(self.settings.redis_url)
         self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
         self.on_wait: Callable[[RedisUnreachable], object] = lambda error: None  # called while `feed` waits
-        self._app = create_app(self.settings)
+        self._app = create_sender(self.settings)
         self._interactive = Interactive(self, partial(send_query, self._app))
         self._repair = Repair(self.custody, self.ledger, self.send)
         self._naming = Naming(self.settings)

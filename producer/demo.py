@@ -18,15 +18,15 @@ from typing import Final
 
 import numpy as np
 
-from producer.catalogue import read_catalogue
 from producer.client import Producer
-from producer.indexing import index
-from producer.search import nearest
-from producer.voice import say
-from worker.announcement import FAILED, READY, WEIGHTS
-from worker.errors import ConfigurationError, NoWorker, RedisUnreachable
-from worker.progress import Progress
-from worker.settings import Settings, load_settings
+from producer.collection.catalogue import read_catalogue
+from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
+from producer.indexing.index_job import index
+from producer.output import say
+from producer.queue.progress import Progress
+from producer.queue.workers import FAILED, READY, WEIGHTS
+from producer.search.nearest import nearest
+from producer.settings import Settings, load_settings
 
 REDIS_START_S: Final = 10.0
 WORKER_START_S: Final = 300.0  # a slow machine imports torch in half a minute

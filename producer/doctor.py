@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from producer.client import Producer
-from worker.announcement import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
-from worker.errors import PosterError, RedisUnreachable, StoreUnavailable
-from worker.settings import without_password
+from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
+from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
+from producer.settings import without_password
 
 
 @dataclass(frozen=True)

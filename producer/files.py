@@ -1,36 +1,187 @@
-"""From a poster's id back to its file, for those who want to look at it."""
+"""Open a poster's file safely: inside the posters root, a regular file, of a bounded size, never blocking."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import re
-import unicodedata
-from collections.abc import Iterator
-from pathlib import Path
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from producer.catalogue import Catalogue
+from producer.errors import UnreadablePoster
+from producer.queue.messages import EARLIEST_NS
 
-_BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is no UTF-8
+READ_BYTES: Final = 1 << 20
+READS_MOST: Final = 3  # of a file that is being written; half of an old picture and half of a new one is none
+WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
+# What a file itself can be guilty of. Every other OSError (EIO, ESTALE, EMFILE, a network path that
+# went away …) says nothing about the poster and reaches the caller, who tries the batch again.
+_REASONS: Final = {
+    errno.ENOENT: ("missing", "there is no such file"),
+    errno.ENOTDIR: ("missing", "a part of its path is not a folder"),
+    errno.ENAMETOOLONG: ("missing", "no file system here allows a name of that length"),
+    errno.EACCES: ("unreadable", "this program may not read it: check its owner and mode"),
+    errno.EPERM: ("unreadable", "this program may not read it: check its owner and mode"),
+    errno.ELOOP: ("unreadable", "its symbolic links lead in a circle"),
+    errno.EISDIR: ("unsupported", "it is a folder"),
+    errno.ENXIO: ("unsupported", "it is no regular file"),
+    errno.EINVAL: ("missing", "its name cannot exist on this system"),
+}
+# What one file's place on a disk can be guilty of, but also a disk or a network that comes back.
+DAMAGE: Final = frozenset(
+    getattr(errno, name) for name in ("EIO", "EUCLEAN", "EBADMSG", "EREMOTEIO", "ENOKEY") if hasattr(errno, name)
+)
 
 
-def file_of(poster: str, root: Path, catalogue: Catalogue) -> str | None:
-    """The file of a poster, relative to the posters root; None when there is none (any more).
+@dataclass(frozen=True)
+class FileContent:
+    """A file as it was read through one descriptor.
 
-    Where the catalogue does not know it, an id is the file's path after NFC, with bytes that are no UTF-8
-    as ``%XX``: the ways back are tried in turn.
+    Attributes:
+        data: all of its bytes.
+        digest: SHA-256 of the bytes in hex; faster than BLAKE2b on processors with SHA instructions.
+        size: bytes.
+        mtime_ns: modification time, nanoseconds since 1970.
     """
-    return next((name for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
+
+    data: bytes
+    digest: str
+    size: int
+    mtime_ns: int
 
 
-def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
-    entry = catalogue.by_id.get(poster)
-    if entry is not None:
-        yield entry.file
-        return
-    if os.path.isabs(poster) or ".." in Path(poster).parts:
-        return  # an id that somebody chose, and no path below the root
-    yield poster
-    yield unicodedata.normalize("NFD", poster)  # as macOS writes names
-    if "%" in poster:
-        yield _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), poster)
+def modified_ns(status: os.stat_result) -> int:
+    """A file's modification time as messages and stores hold it: nanoseconds since 1970, in 64 bits with a sign."""
+    return max(EARLIEST_NS, min(status.st_mtime_ns, -EARLIEST_NS - 1))
+
+
+def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
+    """Read a whole file.
+
+    Args:
+        path: with `root`, relative to it with ``/`` between its parts; without, any local path.
+        root: the folder that the file must lie in, symbolic links resolved; already resolved itself.
+        max_bytes: a larger file is refused before it is read.
+
+    Raises:
+        UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable
+            (also a file that is being written to while it is read).
+        OSError: the trouble is not the poster's (the disk, the network, too many open files, the
+            posters root is gone): try again later.
+    """
+    name = os.fspath(path)
+    if "\0" in name:
+        raise UnreadablePoster(name, "missing", "its name holds a NUL, which no file's does")
+    if root is None:
+        target = Path(name)
+    else:
+        _check_parts(name)
+        target = root / PurePosixPath(name)
+    try:
+        descriptor = _open(_long(target), name)
+    except OSError as error:
+        raise _explained(error, name, root) from error
+    try:
+        if root is not None:
+            _check_place(descriptor, target, root, name)
+        return _read(descriptor, name, max_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _check_parts(name: str) -> None:
+    """Refuse by its text what cannot be a path inside the root, before anything is opened."""
+    if name.startswith(("/", "\\")) or os.path.isabs(name) or ".." in PurePosixPath(name).parts:
+        raise UnreadablePoster(name, "outside-root", "its path must be relative to the posters root, without ..")
+    if sys.platform == "win32":
+        parts = re.split(r"[/\\]", name)
+        if ":" in name or ".." in parts:
+            raise UnreadablePoster(name, "outside-root", "drive letters, streams and .. are not allowed in its path")
+        if any(WINDOWS_DEVICE.match(part.rstrip(" .")) for part in parts):
+            raise UnreadablePoster(name, "unsupported", "its path names a device of Windows")
+
+
+def _open(target: Path, name: str) -> int:
+    """Open a regular file, looking before and after: a FIFO must not block, a device must not be touched."""
+    _require_regular(os.stat(target), name)
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(target, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    try:
+        _require_regular(os.fstat(descriptor), name)  # it may have been replaced between the two calls
+    except UnreadablePoster:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device, a pipe or a socket"
+        raise UnreadablePoster(name, "unsupported", f"it is {kind}, not a file")
+
+
+def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
+    """Check where the opened file really lies; the name may have been changed since it was opened."""
+    link = f"/proc/self/fd/{descriptor}"
+    if sys.platform == "linux" and os.path.islink(link):
+        real = Path(os.readlink(link))
+    else:
+        real = Path(os.path.realpath(target))
+        if not os.path.samestat(os.stat(real), os.fstat(descriptor)):
+            raise UnreadablePoster(name, "outside-root", "it was replaced while it was being opened")
+    if not real.is_relative_to(root):
+        raise UnreadablePoster(name, "outside-root", "a link leads out of the posters root")
+
+
+def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
+    for _ in range(READS_MOST):
+        status = os.fstat(descriptor)
+        if status.st_size > max_bytes:
+            raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        data = _read_all(descriptor, status.st_size, name, max_bytes)
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
+            digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
+            return FileContent(data, digest, len(data), modified_ns(status))
+    reason = (
+        f"it changed while it was read, {READS_MOST} times: somebody is writing it; index it again when that is over"
+    )
+    raise UnreadablePoster(name, "unreadable", reason)
+
+
+def _read_all(descriptor: int, size: int, name: str, max_bytes: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
+        parts = []
+        left = max_bytes + 1  # a file that grows while it is read stays within the limit
+        while left and (part := file.read(min(left, max(READ_BYTES, size)))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise UnreadablePoster(name, "too-large", f"it grew past the limit of {max_bytes:,} bytes")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _explained(error: OSError, name: str, root: Path | None) -> OSError | UnreadablePoster:
+    if root is not None and not root.is_dir():
+        return OSError(errno.ENODEV, f"the posters root {root} is gone: is its disk mounted?")
+    known = _REASONS.get(error.errno or 0)
+    if known:
+        return UnreadablePoster(name, *known)
+    return OSError(error.errno, error.strerror, name) if error.errno else error  # a failed read names no file
+
+
+def _long(path: Path) -> Path:
+    r"""Windows opens paths past 260 characters only in their ``\\?\`` form."""
+    if sys.platform == "win32":
+        absolute = str(path.absolute())
+        if absolute.startswith("\\\\?\\"):
+            return path
+        if absolute.startswith("\\\\"):
+            return Path("\\\\?\\UNC\\" + absolute[2:])
+        return Path("\\\\?\\" + absolute)
+    return path

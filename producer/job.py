@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import JobUnknown, LedgerSetBack
-from worker.progress import Failure, Progress
+from producer.errors import JobUnknown, LedgerSetBack
+from producer.queue.progress import Failure, Progress
 
 if TYPE_CHECKING:
     from producer.client import Producer
+
 
 FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
 LATER_LOOK_S: Final = 0.2

@@ -6,8 +6,9 @@ import os
 import shutil
 
 import pytest
-from chaos_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
-from redis_server import RedisServer
+
+from tests.support.redis_server import RedisServer
+from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
 
 
 @pytest.fixture(scope="session")
@@ -38,56 +39,56 @@ def _no_settings_from_outside(monkeypatch):
 
 
 @pytest.fixture
-def lonely(redis_url, redis_server, tmp_path):
+def installation(redis_url, redis_server, tmp_path):
     """An installation with nobody at work yet."""
-    from world import World
+    from tests.support.installation import Installation
 
-    world = World(tmp_path, redis_server)
-    yield world
-    world.close()
+    installation = Installation(tmp_path, redis_server)
+    yield installation
+    installation.close()
 
 
-# ─── chaos: see chaos_world.py ───
+# ─── chaos: see tests/support/chaos_installation.py ───
 
 
 @pytest.fixture
-def fresh(tmp_path):
+def new_installation(tmp_path):
     """Makes installations of a test's own, with settings of their own."""
-    from chaos_world import ChaosWorld
+    from tests.support.chaos_installation import ChaosInstallation
 
-    worlds = []
+    installations = []
 
     def make(**options):
-        worlds.append(ChaosWorld(tmp_path / f"world{len(worlds)}", **options))
-        return worlds[-1]
+        installations.append(ChaosInstallation(tmp_path / f"installation{len(installations)}", **options))
+        return installations[-1]
 
     yield make
-    for world in worlds:
-        world.close()
+    for installation in installations:
+        installation.close()
 
 
 @pytest.fixture(scope="session")
-def _enduring(tmp_path_factory):
-    from chaos_world import ChaosWorld
+def _shared_installation(tmp_path_factory):
+    from tests.support.chaos_installation import ChaosInstallation
 
-    world = ChaosWorld(tmp_path_factory.mktemp("enduring"), pause_s=0.1)
-    yield world
-    world.close()
+    installation = ChaosInstallation(tmp_path_factory.mktemp("enduring"), pause_s=0.1)
+    yield installation
+    installation.close()
 
 
 @pytest.fixture
-def enduring(_enduring):
+def shared_installation(_shared_installation):
     """One installation with one worker, for all the faults that a worker lives through.
 
     That it is the same worker all the time, with whatever earlier faults have left behind in it, is
     part of the proof: the test fails if its main process ended.
     """
-    world = _enduring
-    world.recover()
-    if not world.workers or world.workers[-1].process.poll() is not None:
-        world.worker(f"enduring{len(world.workers)}")
-    worker = world.workers[-1].wait_until_ready()
-    yield world
+    installation = _shared_installation
+    installation.recover()
+    if not installation.workers or installation.workers[-1].process.poll() is not None:
+        installation.worker(f"shared{len(installation.workers)}")
+    worker = installation.workers[-1].wait_until_ready()
+    yield installation
     assert worker.process.poll() is None, f"the worker ended:\n{worker.said()[-4000:]}"
 
 

@@ -17,28 +17,25 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from worker.chunk_search import choose_chunk
-from worker.device import choose_device, choose_precision, device_name
-from worker.engine import EmbeddedChunk, Engine, Pending
-from worker.errors import UnreadablePoster, WeightsUnavailable
-from worker.files import read_file
-from worker.forward import forward_on
-from worker.identity import geometry_of, identify
-from worker.images import Limits, decode, fit
-from worker.lookahead import look_ahead
-from worker.placement import place, use_card
-from worker.room import room_for
-from worker.settings import Settings
-from worker.space import Space
-from worker.spare import Spare
-from worker.threads import one_core_threads, usable_cores
-from worker.tower import PlainTower
-from worker.vectors import Vectors
-from worker.weights import Weights, build, digest, find_weights
+from producer.embedding import Space, Vectors
+from producer.errors import UnreadablePoster, WeightsUnavailable
+from producer.files import read_file
+from producer.settings import Settings
+from worker.images.decode import Limits, decode, fit
+from worker.model.autotune import choose_chunk
+from worker.model.device import choose_device, choose_precision, device_name
+from worker.model.encoder import PlainTower
+from worker.model.executors import forward_on
+from worker.model.fingerprint import geometry_of, identify
+from worker.model.inference import EmbeddedChunk, Engine, Pending, Spare
+from worker.model.parity import place, use_card
+from worker.model.threads import one_core_threads, usable_cores
+from worker.model.weights import Weights, build, digest, find_weights
+from worker.pipeline.buffers import room_for
+from worker.pipeline.loader import look_ahead
 
 LONG_BATCH: Final = 64  # images from which a person wants to see a bar
 CHUNKS_AHEAD: Final = 3  # decoded while one is on the device
-
 logger = logging.getLogger(__name__)
 
 
@@ -302,8 +299,8 @@ def _image_tower(weights: Weights) -> Any:
 
 
 def main() -> None:
-    """Run the demonstration; see worker/demonstration.py."""
-    from worker.demonstration import demonstrate
+    """Run the demonstration; see worker/demo.py."""
+    from worker.demo import demonstrate
 
     demonstrate(prog_name="python -m worker.clip_embedder")
 

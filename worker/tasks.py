@@ -18,19 +18,18 @@ from celery import Task, shared_task, signals
 from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
-from worker.attendant import Attendant
+from producer.errors import BadMessage
+from producer.queue.image_requests import decode_query
+from producer.queue.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
+from producer.settings import load_settings
 from worker.celery import EX_CONFIG
-from worker.errors import BadMessage
-from worker.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
-from worker.opening import start_station
-from worker.queries import decode_query
-from worker.settings import load_settings
-from worker.station import Station
+from worker.runtime.batch_runner import Station
+from worker.runtime.startup import start_station
+from worker.runtime.supervisor import Attendant
 
 RETRIES_AFTER_A_LOST_CHILD: Final = 100  # the ledger cuts and buries a poisonous batch long before
 OWNER: Final = "_POSTERS_OWNER"  # the variable in which a child hears whose child it is
 LEAVING_S: Final = 1.0  # a worker without a model is ended by its attendant in about that time
-
 logger = logging.getLogger(__name__)
 _station: Station | None = None
 _attendant: Attendant | None = None

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from bench.entrants.serve import Config, Run, serve
+from producer.files import read_file
 from worker.clip_embedder import CLIPEmbedder
-from worker.files import read_file
-from worker.images import Geometry, decode
-from worker.threads import one_core_threads, usable_cores
+from worker.images.decode import Geometry, decode
+from worker.model.threads import one_core_threads, usable_cores
 
 
 def _embedder(config: Config) -> CLIPEmbedder:

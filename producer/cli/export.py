@@ -1,0 +1,58 @@
+"""producer.cli.export"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from producer.cli.main import as_json, example, space_option
+from producer.collection.catalogue import read_catalogue
+from producer.export.export import FORMATS, SHARD_ROWS
+from producer.export.export import export as write_export
+from producer.export.faiss import KINDS
+from producer.export.source import Source
+from producer.maintenance.spaces import find_space, store_for_reading
+from producer.settings import load_settings
+
+
+@example("python -m producer export vectors/ --format faiss")
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--format", "format", type=click.Choice(FORMATS), default="npy", show_default=True)
+@click.option("--index", type=click.Choice(KINDS), default="auto", show_default=True, help="Kind of --format faiss.")
+@click.option("--shard-rows", type=click.IntRange(1), default=SHARD_ROWS, show_default=True, help="Rows per .npy file.")
+@click.option("--replace", is_flag=True, help="Replace an earlier export in DIR.")
+@space_option
+@as_json
+def export(
+    folder: Path, format: str, index: str, shard_rows: int, replace: bool, space: str | None, as_json: bool
+) -> None:
+    """Write the vectors of one space into DIR, which appears when all of it is written.
+
+    \b
+    npy      img_emb/*.npy and metadata/*.parquet, as clip-retrieval lays them out
+    parquet  one table with a column of vectors
+    faiss    an inner-product index, and the list of ids that its numbers mean
+    """
+    settings = load_settings()
+    store = store_for_reading(settings)
+    try:
+        source = Source(store, find_space(store, space), read_catalogue(settings.catalogue))
+        total = source.info.count
+        with tqdm(total=total, unit="poster", file=sys.stderr, disable=True if as_json else None) as bar:
+            done = write_export(
+                source, folder, format, index=index, shard_rows=shard_rows, replace=replace, on_rows=bar.update
+            )
+    finally:
+        store.close()
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done)))
+        return
+    rate = done.rows / done.seconds if done.seconds else 0.0
+    click.echo(
+        f"{done.folder} format {done.format} space {done.space} rows {done.rows} bytes {done.bytes} "
+        f"seconds {done.seconds} rows_per_second {rate:.0f}"
+    )

@@ -1,0 +1,128 @@
+"""``status``, ``failures``, ``cancel``: what the ledger says of jobs, and how to end one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import click
+
+from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, leave_interrupted
+from producer.client import Producer
+from producer.collection.scan import was_sent
+from producer.errors import FAILURE_WORDS
+from producer.indexing.dispatch import follow, progress_bar
+from producer.indexing.waiting import Obstacles, patiently
+from producer.output import ledger_entry, ledger_line, say, say_failures
+from producer.queue.messages import Poster
+from producer.queue.progress import NOTHING, Failure, Progress
+
+
+@example("python -m producer status last")
+@click.command()
+@click.argument("job", required=False)
+@as_json
+def status(job: str | None, as_json: bool) -> None:
+    """Show the workers and the newest jobs, or one JOB (an id, or `last`)."""
+    producer = Producer()
+    jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.ledger.jobs()]
+    progresses = [entry.progress() for entry in jobs]
+    workers = producer.workers()
+    if as_json:
+        entries = [
+            ledger_entry(progress) | {"state": _state(progress), "open_batches": progress.open_batches}
+            for progress in progresses
+        ]
+        people = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
+        click.echo(json.dumps({"jobs": entries, "workers": people}))
+        return
+    for worker in workers:
+        about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
+        say(f"worker {worker.name}: {worker.state} {about}")
+        if worker.get("bottleneck"):
+            say(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
+    if not workers:
+        say("no worker is alive: start one with `celery -A worker worker`")
+    for progress in progresses:
+        click.echo(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
+    if not progresses:
+        say("no jobs yet: `python -m producer index posters/`")
+
+
+@example("python -m producer failures last --json")
+@click.command()
+@click.argument("job")
+@as_json
+def failures(job: str, as_json: bool) -> None:
+    """List the posters of JOB that failed: path, word, reason.
+
+    They come in no order, as the ledger gives them, so that a million take no memory; `sort` orders them.
+    With --json they are one list, an element on each line.
+    """
+    producer = Producer()
+    entry = producer.job(job)
+    entry.progress()
+    before = "["
+    for failure in producer.ledger.failures(entry.id):
+        if as_json:
+            click.echo(before + json.dumps(failure._asdict()), nl=False)
+            before = ",\n"
+        else:
+            click.echo(f"{failure.path}\t{failure.word}\t{failure.reason}")
+    if as_json:
+        click.echo("[]" if before == "[" else "]")
+
+
+@example("python -m producer cancel last")
+@click.command()
+@click.argument("job")
+def cancel(job: str) -> None:
+    """Withdraw what no worker has begun of JOB; a batch in work is finished and counted."""
+    producer = Producer()
+    entry = producer.job(job)
+    say(f"{entry.cancel()} poster(s) withdrawn")
+    click.echo(ledger_line(entry.progress()))
+
+
+def _state(progress: Progress) -> str:
+    return "finished" if progress.at_rest and progress.state == "sent" else str(progress.state)
+
+
+@example("python -m producer retry last --only crashed-worker")
+@click.command()
+@click.argument("job")
+@click.option("--only", type=click.Choice(FAILURE_WORDS), help="Only failures of this word.")
+@as_json
+def retry(job: str, only: str | None, as_json: bool) -> None:
+    """Send the failed posters of JOB again, as a new job that this command waits for."""
+    producer = Producer()
+    entry = producer.job(job)
+    failed = entry.progress().failed
+    ask = partial(patiently, obstacles=Obstacles(producer))
+    found = (failure for failure in producer.ledger.failures(entry.id, ask) if only in (None, failure.word))
+    first = next(found, None)  # the rest is read while it is sent: a job may have a million
+    progress = NOTHING
+    if first is None:
+        say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
+    else:
+        new = producer.begin()
+        say(f"sending what failed of job {entry.id} as job {new.id}")
+        posters = (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
+        try:
+            with progress_bar(quiet=as_json, total=None if only else failed) as bar:
+                feed = producer.feed(new, posters, patient=True)
+                progress = follow(producer, new, feed, bar, again=f"run `python -m producer retry {entry.id}`")
+        except KeyboardInterrupt as interrupt:
+            leave_interrupted(interrupt)
+        say_failures(producer, progress)
+    if as_json or progress is not NOTHING:
+        click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
+    sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
+
+
+def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
+    """A failed poster as it is sent again; what never was a poster fails again as it did."""
+    return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure

@@ -1,0 +1,97 @@
+"""``prune``: drop the vectors of posters that are gone; also what ``index --prune`` does when its job is over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+
+import click
+
+from producer.cli.main import as_json, example
+from producer.client import Producer
+from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
+from producer.collection.paths import resolved_root, starts_of
+from producer.indexing.index_job import look_at_catalogue
+from producer.maintenance.prune import Prune, Survey
+from producer.output import say
+from producer.settings import load_settings
+from producer.vectors import is_made
+
+yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what an unmounted disk may hold.")
+
+
+@example("python -m producer prune --dry-run")
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[PATH…]")
+@click.option("--dry-run", is_flag=True, help="Only list the ids that would go, one per line.")
+@yes_option
+@as_json
+def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Drop the vectors of posters in PATH (default: all) whose files are gone, from every space.
+
+    Needs neither a worker nor Redis where the store is a file. `index --prune` does the same after
+    indexing, so that a renamed poster can first reuse the vector of its old name.
+    """
+    producer = Producer(load_settings())
+    try:
+        catalogue = read_catalogue(producer.settings.catalogue)
+        look_at_catalogue(producer.settings, catalogue)
+        starts = starts_of(resolved_root(producer.settings.root), paths)
+        if dry_run:
+            show(producer, starts, catalogue, yes=yes, as_json=as_json)
+            return
+        survey, pruned = prune_and_say(producer, starts, catalogue, yes=yes)
+        if as_json:
+            numbers = {"held": survey.held, "pruned": pruned, "empty": survey.empty, "hidden": survey.hidden}
+            click.echo(json.dumps(numbers))
+    finally:
+        producer.close()
+
+
+def show(
+    producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool, as_json: bool, mark: str = ""
+) -> None:
+    """List on stdout what would be pruned, behind `mark`, and say on stderr how many that is."""
+    if not is_made(producer.settings.store):
+        say("the store holds no vectors yet; nothing to prune")
+        return
+    with closing(producer.store()) as store:
+        search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
+        survey = Survey()
+        for name in search.gone(survey):
+            click.echo(json.dumps({"would": "prune", "id": name}) if as_json else mark + name)
+        _say_what_stays(survey)
+        say(f"{survey.gone} of {survey.held} poster(s) to prune; nothing was pruned")
+
+
+def prune_and_say(producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool) -> tuple[Survey, int]:
+    """Prune, and say on stderr what went and what stayed.
+
+    Raises:
+        PruneRefused: it looks like an accident.
+        ConfigurationError: the catalogue that was asked for is not there.
+    """
+    require_catalogue(producer.settings, catalogue)
+    if not is_made(producer.settings.store):
+        say("the store holds no vectors yet; nothing to prune")
+        return Survey(), 0
+    with closing(producer.store()) as store:
+        search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
+        survey = search.survey()
+        _say_what_stays(survey)
+        pruned = search.remove(survey) if survey.gone else 0
+        say(f"pruned {pruned} of {survey.held} poster(s)")
+    return survey, pruned
+
+
+def _say_what_stays(survey: Survey) -> None:
+    if survey.empty:
+        folders = ", ".join(folder for folder, _ in survey.folders.most_common(3))
+        more = f" and {len(survey.folders) - 3} more" if len(survey.folders) > 3 else ""
+        say(
+            f"{survey.empty} poster(s) are not there, and their folders ({folders}{more}) are empty and older than "
+            "their vectors: is a disk not mounted? They are kept; --yes prunes them, too"
+        )
+    if survey.hidden:
+        say(f"{survey.hidden} poster(s) are out of sight (a folder or an entry that cannot be read); they are kept")

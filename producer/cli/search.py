@@ -1,0 +1,134 @@
+"""``identify``, ``duplicates``, ``export``: what the vectors are good for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, space_option
+from producer.client import Producer
+from producer.collection.catalogue import read_catalogue
+from producer.errors import NoWorker, RedisUnreachable
+from producer.export.atomic import write_whole
+from producer.maintenance.spaces import find_space, store_for_reading
+from producer.output import say
+from producer.report.pages import duplicates_page, identified_page
+from producer.search.duplicates import find_duplicates
+from producer.search.identify import as_entry, as_lines
+from producer.search.identify import identify as find_posters_like
+from producer.search.nearest import about
+from producer.settings import load_settings
+
+as_html = click.option(
+    "--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of pictures to this file."
+)
+
+
+@example("python -m producer identify ~/Downloads/screenshot.png --html matches.html")
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Matches for each image.")
+@click.option("--local", is_flag=True, help="Load the model here, instead of asking a worker.")
+@click.option(
+    "--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for a worker, per image."
+)
+@as_html
+@as_json
+def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, html: Path | None, as_json: bool) -> None:
+    """Which poster is this? Find the posters that look most like each IMAGE, wherever it lies.
+
+    The images are not stored. Prints rank, score (cosine), title and file.
+    """
+    producer = Producer()
+    settings = producer.settings
+    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
+    try:
+        info = find_space(store)
+        results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
+    except (NoWorker, RedisUnreachable) as error:
+        raise type(error)(f"{str(error).rstrip('.')}. Or add --local, to load the model here") from error
+    finally:
+        store.close()
+        producer.close()
+    if html:
+        write_whole(html, identified_page(settings, info, catalogue, results))
+        say(f"wrote {html}")
+    if as_json:
+        click.echo(json.dumps([as_entry(result, info) for result in results]))
+    for number, result in enumerate(results):
+        if result.failure:
+            say(f"failed: {result.failure}")
+        elif not as_json:
+            if len(results) > 1:
+                click.echo(("\n" if number else "") + click.format_filename(result.image))
+            for line in as_lines(result):
+                click.echo(line)
+    if info.space.weights.startswith("untrained"):
+        say("note: these vectors come from UNTRAINED weights; only near copies are found")
+    sys.exit(EX_SOME_FAILED if any(result.failure for result in results) else EX_OK)
+
+
+@example("python -m producer duplicates --threshold 0.95 --html duplicates.html")
+@click.command()
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.97,
+    show_default=True,
+    help="Cosine from which two posters count as the same.",
+)
+@click.option("--same-content", is_flag=True, help="Only files with the very same bytes; takes no comparing.")
+@space_option
+@as_html
+@as_json
+def duplicates(threshold: float, same_content: bool, space: str | None, html: Path | None, as_json: bool) -> None:
+    """List groups of posters that are the same content, or nearer than a threshold."""
+    settings = load_settings()
+    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
+    wanted = None if same_content else threshold
+    began = time.monotonic()
+    try:
+        info = find_space(store, space)
+        pairs = 0 if same_content else info.count * (info.count - 1) // 2
+        with tqdm(total=pairs, unit="pair", unit_scale=True, file=sys.stderr, disable=True if as_json else None) as bar:
+            found = find_duplicates(store, info, wanted, bar.update)
+    finally:
+        store.close()
+    if html:
+        write_whole(html, duplicates_page(settings, info, catalogue, found, wanted))
+        say(f"wrote {html}")
+    told = [
+        [
+            member._asdict() | {"score": round(member.score, 6), "about": dict(about(member.id, catalogue))}
+            for member in group
+        ]
+        for group in found.groups
+    ]
+    if as_json:
+        click.echo(json.dumps({"space": info.space.id, "threshold": wanted, "posters": found.posters, "groups": told}))
+    for number, group in enumerate(told, 1) if not as_json else ():
+        click.echo(("\n" if number > 1 else "") + f"group {number}: {len(group)} posters")
+        width = max(len(str(entry["about"]["file"])) for entry in group)
+        for entry in group:
+            click.echo(f"  {entry['about']['file']:<{width}}  {_relation(entry, group[0])}".rstrip().replace("\n", " "))
+    inside = sum(map(len, told))
+    say(f"{len(told)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
+
+
+def _relation(entry: dict[str, Any], lead: dict[str, Any]) -> str:
+    title = str(entry["about"].get("title", ""))
+    if entry is lead:
+        how = "first       "
+    elif entry["same_content"]:
+        how = "same content"
+    else:
+        how = f"{entry['score']:.4f}      "
+    near = entry["near_to"]
+    via = f"  (near to {near})" if not entry["same_content"] and near not in (lead["id"], entry["id"]) else ""
+    return f"{how}  {title}{via}"

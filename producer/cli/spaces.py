@@ -1,0 +1,184 @@
+"""``spaces``: the models whose vectors the store holds, side by side; which one readers use."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from producer.cli.main import EX_USAGE, as_json, example
+from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
+from producer.collection.paths import resolved_root
+from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
+from producer.output import say
+from producer.settings import Settings, load_settings
+from producer.vectors.base import SpaceInfo, VectorStore
+
+KILO = 1000
+
+
+@example("python -m producer spaces")
+@click.group("spaces", invoke_without_command=True)
+@as_json
+@click.pass_context
+def spaces(context: click.Context, as_json: bool) -> None:
+    """List the spaces of the store: a space is a model, its weights and its preprocessing.
+
+    A worker with another model fills a space of its own; readers keep the current one, marked with *,
+    until `spaces use` says otherwise. A space is complete when it holds every poster that the current
+    one holds and whose file is still there.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = load_settings()
+    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
+    try:
+        current = store.current()
+        found = [(info, completeness(store, info.space.id, settings.root, catalogue)) for info in store.spaces()]
+    finally:
+        store.close()
+    if as_json:
+        click.echo(json.dumps([_entry(info, state, current) for info, state in found]))
+        return
+    if not found:
+        say("the store holds no vectors yet: run `python -m producer index`")
+    for info, state in found:
+        mark = "*" if info.space.id == current else " "
+        held = f"{info.count:,} vectors  {_size(info.bytes)}"
+        click.echo(f"{mark} {info.space.id}  {info.space.model}  {held}  {_how_far(state)}")
+        for line in _provenance(info):
+            click.echo(f"    {line}")
+
+
+@example("python -m producer spaces use vit-l-14")
+@spaces.command("use")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Even if the space is not complete, or most posters are gone.")
+def use(name: str, yes: bool) -> None:
+    """Let readers use the space NAME, its id or the beginning of it."""
+    settings = load_settings()
+    store = store_for_reading(settings)
+    try:
+        info, before = find_space(store, name), store.current()
+        if info.space.id == before:
+            say(f"readers use {before} already")
+            return
+        objection = None if yes or before is None else _objection(store, info, before, settings)
+        if objection:
+            say(objection)
+            sys.exit(EX_USAGE)
+        store.use(info.space.id)
+        click.echo(f"readers use {info.space.id} now, with {info.count:,} vectors; {before} stays until it is dropped")
+    finally:
+        store.close()
+
+
+@example("python -m producer spaces drop vit-b-32")
+@spaces.command("drop")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Even if readers use the space.")
+def drop(name: str, yes: bool) -> None:
+    """Remove the space NAME with all its vectors; the posters stay, other spaces stay."""
+    store = store_for_reading(load_settings())
+    try:
+        info, current = find_space(store, name), store.current()
+        if info.space.id == current and not yes:
+            others = [other.space.id for other in store.spaces() if other.space.id != current]
+            after = f"they would go over to {others[0]}" if others else "and there is no other"
+            say(
+                f"readers use {current}, {after}: {info.count:,} vectors, {_size(info.bytes)}. "
+                "Choose another one first with `python -m producer spaces use`, or add --yes"
+            )
+            sys.exit(EX_USAGE)
+        say(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
+        gone = store.drop(info.space.id)
+        click.echo(f"dropped {info.space.id} with {gone:,} vectors; {_readers(store)}")
+    finally:
+        store.close()
+
+
+def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
+    """Why readers should not go over from the space `before`; None when nothing would be lost."""
+    catalogue = read_catalogue(settings.catalogue)
+    state = completeness(store, info.space.id, settings.root, catalogue)
+    if state.missing:  # whether these are gone or only out of sight is told by the right root and catalogue alone
+        resolved_root(settings.root)
+        require_catalogue(settings, catalogue)
+    if not state.complete:
+        return (
+            f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
+            f"{before} holds. Finish `python -m producer index` first, or add --yes"
+        )
+    return _objection_to_the_root(store, before, settings, catalogue) if state.gone else None
+
+
+def _objection_to_the_root(store: VectorStore, before: str, settings: Settings, catalogue: Catalogue) -> str | None:
+    """More than half of a space is rarely deleted; another folder, or a disk that is not mounted, looks the same."""
+    held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
+    if 2 * gone <= held:
+        return None
+    return (
+        f"{gone:,} of {held:,} posters of {before} have no file any more, more than half: is {settings.root} the right "
+        "folder, all of it mounted, and the catalogue the right one? If they are to go, add --yes"
+    )
+
+
+def _readers(store: VectorStore) -> str:
+    current = store.current()
+    return f"readers use {current}" if current else "the store is empty now"
+
+
+def _entry(info: SpaceInfo, state: Completeness, current: str | None) -> dict[str, Any]:
+    return {
+        "id": info.space.id,
+        "model": info.space.model,
+        "current": info.space.id == current,
+        "count": info.count,
+        "bytes": info.bytes,
+        "complete": state.complete,
+        "missing": state.missing,
+        "created": info.created,
+        "changed": info.changed,
+        "space": {
+            "weights": info.space.weights,
+            "activation": info.space.activation,
+            "preprocessing": info.space.preprocessing,
+            "dimension": info.space.dimension,
+        },
+        "provenance": dict(info.provenance),
+    }
+
+
+def _how_far(state: Completeness) -> str:
+    if not state.missing:
+        return "complete"
+    if state.complete:
+        return f"complete (of {state.missing:,} more that the current space holds, the files are gone)"
+    return f"not complete: {state.missing:,} missing"
+
+
+def _provenance(info: SpaceInfo) -> list[str]:
+    made = dict(info.provenance)
+    how = " ".join(filter(None, (made.pop(name, "") for name in ("pretrained", "device", "precision"))))
+    versions = " ".join(f"{name} {version}" for name, version in made.items())
+    lines = [
+        f"{info.space.dimension} numbers, {info.space.activation}, weights {info.space.weights[:22]}, "
+        f"{info.space.preprocessing.split(' mean')[0]}",
+        f"made {_when(info.created)}, last changed {_when(info.changed)}",
+    ]
+    return [*lines, f"last written by {how or 'nobody knows whom'}; {versions}"] if info.provenance else lines
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < KILO:
+            return f"{size:.0f} {unit}"
+        size /= KILO
+    return f"{size:.1f} GB"

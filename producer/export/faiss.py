@@ -1,0 +1,97 @@
+"""A FAISS index of a space: inner product, which is the cosine, under the positions in a list of ids."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from producer.embedding import Vectors
+from producer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from producer.export.source import Source
+
+
+KINDS: Final = ("auto", "flat", "ivf", "hnsw")
+# Flat compares with every vector: exact, nothing to train or to tune. Its price is one walk over the memory of
+# all vectors per query, some 0.1 s and 2 GB for a million of 512 numbers. Above that, IVF looks into a few of
+# its cells only; HNSW answers faster still, takes longer to build by an order of magnitude, and more memory.
+FLAT_MOST: Final = 1_000_000
+CELLS_PER_ROOT: Final = 4  # cells of IVF = 4 * sqrt(n), as FAISS's guidelines advise up to a few millions
+TRAINED_ON: Final = 40  # vectors per cell; FAISS warns below 39
+PROBED_SHARE: Final = 32  # every 32nd cell is looked into, and never fewer than PROBED_LEAST
+PROBED_LEAST: Final = 8
+HNSW_LINKS: Final = 32
+HNSW_BUILD_BREADTH: Final = 80
+HNSW_SEARCH_BREADTH: Final = 128
+WRITTEN_AT_ONCE_BYTES: Final = 1 << 20
+
+
+def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int], None]) -> tuple[int, str]:
+    """Write ``posters.faiss`` and ``ids.json``; the number of rows, and which kind it became.
+
+    FAISS's number for a poster is its position in the list of ids.
+
+    Raises:
+        ConfigurationError: faiss is not installed, or there are too few vectors to train the cells of IVF.
+        OSError: the folder cannot be written.
+    """
+    faiss = _faiss()
+    dimension, count = source.info.space.dimension, source.store.count(source.info.space.id)
+    if kind == "auto":
+        kind = "flat" if count <= FLAT_MOST else "ivf"
+    index = _made(faiss, kind, source, dimension, count)
+    rows = 0
+    with (folder / "ids.json").open("w", encoding="utf-8") as ids:
+        for part, matrix in source.blocks():
+            index.add_with_ids(np.ascontiguousarray(matrix), np.arange(rows, rows + len(part)))
+            ids.writelines(f"{',' if rows + at else '['}\n{json.dumps(row.id)}" for at, row in enumerate(part))
+            rows += len(part)
+            on_rows(len(part))
+        ids.write("\n]\n" if rows else "[]\n")
+    with (folder / "posters.faiss").open("wb") as file:
+        # FAISS's own files tell only their log of what fails as they are closed: on a full disk the end is missing
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITTEN_AT_ONCE_BYTES))
+    return rows, kind
+
+
+def _made(faiss: Any, kind: str, source: Source, dimension: int, count: int) -> Any:
+    if kind == "flat":
+        return faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH
+        return faiss.IndexIDMap2(graph)
+    cells = min(int(CELLS_PER_ROOT * math.sqrt(count)), count // TRAINED_ON)
+    if cells < 1:
+        raise ConfigurationError(f"{count} vectors are too few for the cells of IVF: use --index flat")
+    index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    faiss.extract_index_ivf(index).cp.spherical = True  # the centres, too, have unit length
+    index.train(_sample(source, count, TRAINED_ON * cells))
+    index.nprobe = min(cells, max(PROBED_LEAST, cells // PROBED_SHARE))
+    return index
+
+
+def _sample(source: Source, count: int, wanted: int) -> Vectors:
+    """`wanted` vectors or a few more, evenly over all of them, in the order in which they are stored."""
+    step = max(1, count // wanted)
+    parts, seen = [], 0
+    for rows, matrix in source.blocks():
+        parts.append(matrix[-seen % step :: step])
+        seen += len(rows)
+    return np.concatenate(parts)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--format faiss needs FAISS, which is not installed here: pip install faiss-cpu ({error})"
+        ) from error
+    return faiss

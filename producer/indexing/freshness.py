@@ -1,0 +1,81 @@
+"""Which posters need no work: their vectors are in the workers' space, and their files are as they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from producer.client import Producer
+from producer.errors import PosterError, StoreError
+from producer.queue.messages import Poster
+from producer.vectors import is_made
+from producer.vectors.base import Row
+
+if TYPE_CHECKING:
+    from producer.vectors.base import VectorStore
+
+
+ASK_AGAIN_S: Final = 2.0  # a worker that loads its model becomes ready, or comes back with another model
+
+
+class Currency:
+    """Tells which posters' vectors are up to date, by size and modification time.
+
+    Where the store cannot be seen from here, or no worker is ready to tell its space, it says of none
+    that it is: the worker, which knows both, looks again. The store's current space would be a guess,
+    and wrong on the day on which the model was changed.
+    """
+
+    def __init__(self, producer: Producer, say: Callable[[str], None]) -> None:
+        """`say` hears, once, why the store cannot be looked into."""
+        self._producer, self._say = producer, say
+        self._store: VectorStore | None = None
+        self._space: str | None = None
+        self._asked, self._told = -ASK_AGAIN_S, ""
+
+    def __call__(self, posters: Sequence[Poster]) -> set[str]:
+        """Of some posters, the ids of those that need no work."""
+        if not self.is_known() or self._store is None or self._space is None:
+            return set()
+        try:
+            rows = self._store.rows(self._space, [poster.id for poster in posters])
+        except StoreError as error:
+            self._tell(error)
+            return set()
+        return {poster.id for poster in posters if is_current(poster, rows.get(poster.id))}
+
+    def is_known(self) -> bool:
+        """True when the workers' space is known, and the store can be seen or is still to be made."""
+        if time.monotonic() - self._asked >= ASK_AGAIN_S:
+            self._asked = time.monotonic()
+            self._space = self._ask()
+        return self._space is not None
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def _ask(self) -> str | None:
+        """Id of the space that the workers make; None while that, or the store, is out of reach."""
+        try:
+            space = self._producer.space()
+            if self._store is None and is_made(self._producer.settings.store):
+                self._store = self._producer.store()
+        except PosterError as error:
+            self._tell(error)
+            return None
+        return space.id if space is not None else None
+
+    def _tell(self, error: PosterError) -> None:
+        text = f"cannot look into the store from here, the worker will: {error}"
+        if text != self._told:
+            self._say(text)
+        self._told = text
+
+
+def is_current(poster: Poster, row: Row | None) -> bool:
+    """True when the stored row describes the file as it is."""
+    return row is not None and poster.size >= 0 and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)

@@ -1,0 +1,163 @@
+"""The spaces of a store: which one is meant, whether one is complete, which one readers use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from producer.collection.catalogue import Catalogue, read_catalogue
+from producer.collection.file_status import Presence
+from producer.embedding import Space
+from producer.errors import ConfigurationError, PosterError, SpaceMismatch
+from producer.maintenance.prune import JUDGED_AT_ONCE, Prune
+from producer.settings import Settings
+from producer.vectors import is_made, open_store
+from producer.vectors.base import SpaceInfo, VectorStore
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How far a space is, measured on the one that readers use.
+
+    Attributes:
+        missing: posters that the current space holds and this one does not.
+        gone: how many of the missing have no file any more, as far as anybody looked.
+        complete: every missing poster has gone from the posters root, so that no model can embed it.
+    """
+
+    missing: int
+    gone: int
+    complete: bool
+
+
+class Absence:
+    """Which posters are gone from the posters root, by the rules of `prune`; of none where nobody can tell."""
+
+    def __init__(self, store: VectorStore, root: Path, catalogue: Catalogue) -> None:
+        """Look at the root; where it is no folder, or holds no poster at all, nothing counts as gone."""
+        try:
+            self._prune: Prune | None = Prune(store, root, [""], catalogue)
+        except ConfigurationError:
+            self._prune = None
+
+    def count(self, posters: Sequence[str]) -> int:
+        """How many of these are gone, and not only out of sight."""
+        fates = self._prune.fates(posters) if self._prune else {}
+        return sum(fate is Presence.GONE for fate in fates.values())
+
+
+def store_for_reading(settings: Settings) -> VectorStore:
+    """Open the store; a SQLite file that is not there is not made.
+
+    Raises:
+        ConfigurationError: nobody has stored anything yet, or the setting names the wrong file.
+    """
+    if not is_made(settings.store):
+        path = settings.store.removeprefix("sqlite:")
+        raise ConfigurationError(
+            f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"
+        )
+    return open_store(settings.store)
+
+
+def find_space(store: VectorStore, name: str | None = None) -> SpaceInfo:
+    """The space that `name` means: its id, or a beginning that no other id shares; None: the current one.
+
+    Raises:
+        ConfigurationError: there is none, or more than one; lists those there are.
+    """
+    infos = store.spaces()
+    if not infos:
+        raise ConfigurationError("the store holds no vectors yet: run `python -m producer index`")
+    wanted = store.current() if name is None else name
+    exact = [info for info in infos if info.space.id == wanted]
+    near = exact or [info for info in infos if name and info.space.id.startswith(name)]
+    if len(near) == 1:
+        return near[0]
+    listed = ", ".join(info.space.id for info in near or infos)
+    if near:
+        raise ConfigurationError(f"{name!r} is the beginning of {len(near)} spaces: {listed}")
+    raise ConfigurationError(f"the store has no space {wanted!r}; it has: {listed}")
+
+
+def completeness(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> Completeness:
+    """Compare a space with the current one, id by id; constant memory, about a second for a million.
+
+    A poster whose file has gone cannot be embedded any more, and does not count against the space. The
+    files of missing posters are looked for until one is found, or may be there and out of sight.
+    """
+    current = store.current()
+    absence: Absence | None = None
+    missing = gone = 0
+    lacking = _only_in_first(store.ids(current), store.ids(space_id)) if current else iter(())
+    while page := list(islice(lacking, JUDGED_AT_ONCE)):
+        if missing == gone:  # so far; without a missing poster, nobody needs the root
+            absence = absence or Absence(store, root, catalogue)
+            gone += absence.count(page)
+        missing += len(page)
+    return Completeness(missing, gone, missing == gone)
+
+
+def gone_from(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> int:
+    """How many posters of a space are gone from the posters root; looks for every file."""
+    absence = Absence(store, root, catalogue)
+    return sum(map(absence.count, store.ids(space_id, JUDGED_AT_ONCE)))
+
+
+def require_same_space(made: str, read: str, who: str) -> None:
+    """SpaceMismatch, with the ways out, where vectors of `made` would be compared with those of `read`."""
+    if made != read:
+        raise SpaceMismatch(
+            f"{who} makes vectors of the space {made}, and readers use {read}: they cannot be compared. "
+            f"`python -m producer spaces` shows both; when the new one is complete, `python -m producer spaces use "
+            f"{made}`; until then, use a worker with the old model"
+        )
+
+
+def last_words(settings: Settings, made: Space | None) -> str | None:
+    """What to tell somebody who has just filled a space that readers do not use; None when they use it.
+
+    Also None where that cannot be seen from here: a producer may have no way to the store.
+    """
+    if made is None:
+        return None
+    try:
+        store = store_for_reading(settings)
+    except PosterError:
+        return None
+    try:
+        current = store.current()
+        if current in (None, made.id):
+            return None
+        state = completeness(store, made.id, settings.root, read_catalogue(settings.catalogue))
+    except PosterError:
+        return None
+    finally:
+        store.close()
+    if state.complete:
+        return (
+            f"note: the space {made.id} is complete, and readers still use {current}. "
+            f"Switch them with `python -m producer spaces use {made.id}`"
+        )
+    return (
+        f"note: the worker fills the space {made.id}; readers keep {current}, of which {state.missing:,} poster(s) are "
+        "still missing there: see `python -m producer spaces`"
+    )
+
+
+def _only_in_first(first: Iterator[list[str]], second: Iterator[list[str]]) -> Iterator[str]:
+    """Merge two ascending sequences; yield what only the first one holds."""
+    other = _flat(second)
+    ahead = next(other, None)
+    for name in _flat(first):
+        while ahead is not None and ahead < name:
+            ahead = next(other, None)
+        if ahead != name:
+            yield name
+
+
+def _flat(pages: Iterator[Sequence[str]]) -> Iterator[str]:
+    for page in pages:
+        yield from page

@@ -1,0 +1,115 @@
+"""Vectors for somebody who waits: from the store where it has them, else ahead of all bulk work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
+from producer.queue.image_requests import Queries
+from producer.queue.keys import REPLY_S
+from producer.queue.messages import INTERACTIVE, Poster
+from producer.queue.workers import common_space
+from producer.vectors import is_made
+from producer.vectors.tagged import SpacedVectors, spaced
+
+if TYPE_CHECKING:
+    from producer.client import Producer
+    from producer.vectors.base import VectorStore
+
+
+READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices that the model is loaded
+BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
+
+
+class Interactive:
+    """What Producer.embed and Producer.embed_image do; safe to share between threads, as Producer is."""
+
+    def __init__(self, producer: Producer, send_query: Callable[[str], None]) -> None:
+        """`producer` stays its owner's to close; `send_query` puts the token of an image on its lane."""
+        self._producer, self._send_query = producer, send_query
+        self._queries = Queries(producer.settings.redis_url)
+        self._store: VectorStore | None = None
+        self._opening = threading.Lock()
+
+    def embed(self, poster: Poster, timeout: float) -> SpacedVectors:
+        """As Producer.embed."""
+        ends = time.monotonic() + timeout
+        stored = self._stored(poster)
+        if stored is not None:
+            return stored
+        producer, space = self._producer, self._ready_space(ends, poster.path)
+        job = producer.begin(keep_s=REPLY_S)
+        for _ in producer.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
+            pass
+        progress = job.wait(max(0.0, ends - time.monotonic()))
+        raw = producer.ledger.vectors(job.id, [poster.id]).get(poster.id)
+        if raw is not None:
+            return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
+        for failure in job.failures():
+            now = producer.space() if failure.word == "internal" else None
+            if now is not None and now.id != space:
+                raise SpaceMismatch(f"{failure.path}: {failure.reason}")
+            raise UnreadablePoster(failure.path, failure.word, failure.reason)
+        job.cancel()
+        raise EmbedTimeout(
+            f"no vector for {poster.path} within {timeout:g} s (job {job.id} is {progress.state}): {BUSY}"
+        )
+
+    def embed_image(self, image: bytes, timeout: float, name: str) -> SpacedVectors:
+        """As Producer.embed_image."""
+        ends = time.monotonic() + timeout
+        self._ready_space(ends, name)
+        token = self._queries.put(image, max(0.1, ends - time.monotonic()), name)
+        self._send_query(token)
+        answer = self._queries.wait(token, ends - time.monotonic(), name)
+        if answer is None:
+            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
+        return spaced(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
+
+    def close(self) -> None:
+        """Let go of connections and store."""
+        self._queries.close()
+        if self._store is not None:
+            self._store.close()
+
+    def _stored(self, poster: Poster) -> SpacedVectors | None:
+        """The vector of a poster that is as it was; None where the store has none, or cannot be seen from here.
+
+        Of the space that the workers make, or, while none is ready, of the one that readers use.
+        """
+        made = common_space(self._producer.workers())
+        try:
+            store = self._visible_store()
+            space = (made.id if made else store.current()) if store else None
+            if store is None or space is None or poster.size < 0:
+                return None
+            row = store.rows(space, [poster.id]).get(poster.id)
+            if row is None or (row.size, row.mtime_ns) != (poster.size, poster.mtime_ns):
+                return None
+            vector = store.get(space, [poster.id]).get(poster.id)
+        except StoreError:  # the worker's affair; it may see what this program does not
+            return None
+        return None if vector is None else spaced(vector, space)
+
+    def _visible_store(self) -> VectorStore | None:
+        """The store, opened once; None where it is a file that is not here (yet): opening would make it."""
+        if not is_made(self._producer.settings.store):
+            return None
+        with self._opening:
+            self._store = self._store or self._producer.store()
+            return self._store
+
+    def _ready_space(self, ends: float, name: str) -> str:
+        """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""
+        while True:
+            space = common_space(self._producer.workers(at_least_one=True))
+            if space is not None:
+                return space.id
+            if time.monotonic() >= ends:
+                raise EmbedTimeout(f"no vector for {name}: {BUSY}")
+            time.sleep(READY_LOOK_S)

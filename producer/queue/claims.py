@@ -1,0 +1,210 @@
+"""Custody: in whose hands an open batch is, from its claim to its end."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import time
+from collections.abc import Collection
+from typing import Any, Final, cast
+
+from producer.queue import scripts
+from producer.queue.jobs import Ledger
+from producer.queue.keys import ACTIVE, REPLY_S, RETURNED, claim_key, job_keys
+from producer.queue.messages import LANES, QUEUES, EmbedBatch
+from producer.queue.progress import Claim, Failure, Outcome
+from producer.redis_client import answers
+
+PAGE: Final = 64  # messages that Redis looks at in one go: a few milliseconds in which it answers nobody else
+ASKED_AT_ONCE: Final = 500
+
+
+def sign(owner: str) -> str:
+    """What `owner` signs the claim of one delivery with, unlike that of any other delivery."""
+    return f"{owner}#{secrets.token_hex(4)}"
+
+
+class Custody:
+    """Claims, and what ends them; on the ledger's connection. Safe to share between threads.
+
+    Every method raises RedisUnreachable as the ledger's do, and may be asked again.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        """`ledger` is shared, and stays its owner's to close."""
+        self._ledger, self._redis, self._url = ledger, ledger.redis, ledger.url
+        self._claim_ms = int(ledger.claim_s * 1000)
+        script = self._redis.register_script
+        self._claim, self._beat = script(scripts.CLAIM), script(scripts.BEAT)
+        self._give_back, self._finish = script(scripts.GIVE_BACK), script(scripts.FINISH)
+        self._cut, self._ids = script(scripts.CUT), script(scripts.IDS)
+        self._free = script(scripts.FREE)
+
+    # the worker's side
+
+    def claim(self, batch: EmbedBatch, holder: str) -> tuple[Claim, int, bool]:
+        """Ask for a batch: verdict, number of this attempt from 1, whether it was begun before.
+
+        Attempts that `give_back` took back are not counted, but they did begin. `holder` is from `sign`;
+        a new holder of the same owner takes the batch over, it is the child that follows a dead one.
+        """
+        keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
+        arguments: list[Any] = [batch.batch, holder, holder.rpartition("#")[0], self._claim_ms]
+        with answers(self._url):
+            verdict, attempt, deliveries = cast(list[Any], self._claim(keys, arguments))
+        return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
+
+    def beat(self, batch: EmbedBatch, holder: str, done: int) -> bool:
+        """Renew the claim and say how far it is; False when the batch is not the holder's any more."""
+        keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
+        with answers(self._url):
+            return bool(self._beat(keys, [batch.batch, holder, self._claim_ms, done]))
+
+    def give_back(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
+        """Return a batch, to be sent again after `after_s`; `count`: the attempt stays counted.
+
+        Returns:
+            False when it was not the holder's any more; nothing changed then.
+        """
+        keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
+        arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count)]
+        with answers(self._url):
+            return bool(self._give_back(keys, arguments))
+
+    def free(self, batch: EmbedBatch, owner: str) -> bool:
+        """Let go of a batch whose worker died with it, for its parent process; False when it was not `owner`'s.
+
+        Without it, whoever gets the batch next would respect the dead child's claim until that expires.
+        """
+        keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
+        with answers(self._url):
+            return bool(self._free(keys, [batch.batch, owner, batch.job]))
+
+    def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
+        """Count a batch as finished, once; False when it was finished before."""
+        parts = outcome.embedded + outcome.reused + outcome.unchanged + len(outcome.failures)
+        if parts != len(batch.posters):
+            raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {parts}")
+        return self._settle(batch.job, batch.batch, outcome)
+
+    def withdraw(self, batch: EmbedBatch) -> bool:
+        """Take a batch of a cancelled job out of it; False when a worker is at it, or it was finished."""
+        return self._settle(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
+
+    def cut(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
+        """Replace an open batch by its halves; None when it was finished in the meantime.
+
+        Args:
+            counted: attempts that a half of several posters begins with; a single poster begins with none.
+        """
+        halves = batch.halves()
+        parts = [part for half in halves for part in (half.batch, json.dumps(half.encode()), len(half.posters))]
+        keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
+        with answers(self._url):
+            return halves if self._cut(keys, [batch.batch, counted, *parts]) else None
+
+    # the side of those who look after batches
+
+    def cancel(self, job: str) -> int:
+        """Withdraw every batch that nobody works on; how many posters. They leave `submitted`.
+
+        Raises:
+            JobUnknown: there is no such job.
+        """
+        if not self._ledger.call_off(job):
+            return 0
+        withdrawn = 0
+        with answers(self._url):
+            for batch_id, text in self._redis.hscan_iter(job_keys(job, "open")[0]):
+                posters = len(json.loads(text).get("posters", ()))  # also of a version newer than this program
+                if self._settle(job, batch_id, Outcome(), cancelled=posters):
+                    withdrawn += posters
+        return withdrawn
+
+    def condemn(self, job: str, batch_id: str, reason: str) -> int:
+        """Fail the posters of an open batch that `load` calls bad, so that its job can end; how many there are."""
+        posters = (self._written_down(job, batch_id) or {}).get("posters", ())
+        failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
+        return len(failures) if self._settle(job, batch_id, Outcome(failures=failures)) else 0
+
+    def opened(self, job: str) -> set[str]:
+        """Ids of the job's open batches."""
+        with answers(self._url):
+            return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
+
+    def load(self, job: str, batch_id: str) -> EmbedBatch | None:
+        """An open batch as it was written down; None when it is not open any more.
+
+        Raises:
+            NewerMessage: a newer version of this program wrote it.
+            BadMessage: another version did, with rules that are not those of this one.
+        """
+        message = self._written_down(job, batch_id)
+        return EmbedBatch.decode(message) if message is not None else None
+
+    def claimed(self, batches: Collection[str]) -> set[str]:
+        """Those of the batches that somebody holds, or that rest on purpose."""
+        found: set[str] = set()
+        names = sorted(batches)
+        for start in range(0, len(names), ASKED_AT_ONCE):
+            part = names[start : start + ASKED_AT_ONCE]
+            with answers(self._url):
+                held = cast(list[str | None], self._redis.mget([claim_key(name) for name in part]))
+            found.update(name for name, holder in zip(part, held, strict=True) if holder)
+        return found
+
+    def queued(self, wanted: Collection[str]) -> set[str]:
+        """Those of the wanted batches that lie on a lane. Redis reads the messages, their ids alone travel."""
+        found: set[str] = set()
+        for lane in LANES:
+            start = 0
+            while len(found) < len(wanted):
+                with answers(self._url):
+                    page = cast(list[str], self._ids([QUEUES[lane]], [start, start + PAGE - 1]))
+                if not page:
+                    break
+                found.update(name for name in map(_task_id, page) if name in wanted)
+                start += PAGE
+        return found
+
+    def returned(self) -> list[tuple[str, str]]:
+        """Batches that were given back and whose pause is over, as (job, batch); each is told to one caller."""
+        with answers(self._url):
+            resting = cast(dict[str, str], self._redis.hgetall(RETURNED))
+        ready = set(resting) - self.claimed(resting) if resting else set()
+        with answers(self._url):
+            return [(resting[name], name) for name in sorted(ready) if self._redis.hdel(RETURNED, name)]
+
+    def defer(self, batch_id: str, after_s: float) -> None:
+        """Let an open batch that nobody here can read rest, unless somebody holds it."""
+        with answers(self._url):
+            self._redis.set(claim_key(batch_id), scripts.PAUSED, px=round(after_s * 1000), nx=True)
+
+    def _written_down(self, job: str, batch_id: str) -> dict[str, Any] | None:
+        """An open batch as the ledger has it, of whatever version; None when it is not open."""
+        with answers(self._url):
+            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
+        return json.loads(text) if text else None
+
+    def _settle(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
+        names = ("", "open", "tries", "doing", "failures", "vectors")
+        keys = [*job_keys(job, *names), claim_key(batch_id), ACTIVE, RETURNED]
+        failures = [text for failure in outcome.failures for text in (failure.id, json.dumps(failure[1:]))]
+        vectors = [text for name, raw in outcome.vectors.items() for text in (name, base64.b64encode(raw))]
+        counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
+        now, keep_s = repr(time.time()), self._ledger.keep_s
+        head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), *counts, len(outcome.failures)]
+        arguments: list[Any] = [*head, *failures, *vectors]
+        with answers(self._url):
+            return bool(self._finish(keys, arguments))
+
+
+def _task_id(text: str) -> str:
+    """The task id of a message: as Redis found it, or in the message as kombu writes it."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return str(json.loads(text)["headers"]["id"])
+    except (ValueError, LookupError, TypeError):
+        return ""  # not a message of ours; the worker puts it aside

@@ -1,0 +1,50 @@
+"""The quarantine: messages that are no batches of ours, each with the reason, for a person to look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Final, cast
+
+from producer.queue.jobs import Ledger
+from producer.queue.keys import ONCE_S, QUARANTINE, QUARANTINED_MOST
+from producer.redis_client import answers
+
+SHOWN_CHARACTERS: Final = 10_000  # enough to recognise a message by; the rest would only fill Redis
+
+
+class Quarantine:
+    """Put messages aside, and tell of them; on the ledger's connection."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """`ledger` is shared, and stays its owner's to close."""
+        self._redis, self._url = ledger.redis, ledger.url
+
+    def put(self, message: str, reason: str, *, once: str = "") -> None:
+        """Put a message aside.
+
+        Args:
+            message: its text, of which SHOWN_CHARACTERS are kept.
+            reason: one sentence for a person.
+            once: an id that is put aside at most once a day, however often it comes.
+        """
+        shown = message[:SHOWN_CHARACTERS]
+        entry = json.dumps({"at": time.time(), "reason": reason, "characters": len(message), "message": shown})
+        with answers(self._url):
+            if once and not self._redis.set(f"posters:put-aside:{once}", "1", nx=True, ex=ONCE_S):
+                return
+            pipe = self._redis.pipeline()
+            pipe.lpush(QUARANTINE, entry)
+            pipe.ltrim(QUARANTINE, 0, QUARANTINED_MOST - 1)
+            pipe.execute()
+
+    def count(self) -> int:
+        """How many messages were put aside; at most QUARANTINED_MOST are kept."""
+        with answers(self._url):
+            return int(self._redis.llen(QUARANTINE))
+
+    def newest_reason(self) -> str:
+        """Why the newest was put aside; empty when there is none."""
+        with answers(self._url):
+            entries = cast(list[str], self._redis.lrange(QUARANTINE, 0, 0))
+        return str(json.loads(entries[0])["reason"]) if entries else ""

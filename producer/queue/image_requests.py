@@ -1,0 +1,124 @@
+"""Queries: an image that somebody wants the vector of, and that is no poster. It is answered, and never stored.
+
+    posters:query:TOKEN    string  the image file's bytes    for as long as somebody waits
+    posters:answer:TOKEN   list    one answer as JSON        ANSWER_S
+
+The message names the token alone. A query is tried once: whoever takes the image takes it out of Redis, so
+that an image that ends its worker ends one, and whoever waits is told as soon as the next one looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from producer.errors import BadMessage, UnreadablePoster
+from producer.redis_client import answers, connect
+
+VERSION: Final = 1
+MOST_BYTES: Final = 32_000_000  # a screenshot of 8K as PNG; Redis holds it for the blink in which it waits
+ANSWER_S: Final = 60
+LOOK_S: Final = 1.0  # below the client's socket timeout, so that a Redis that went away is noticed
+SHORTEST_S: Final = 0.01  # rounded to 0, Redis would wait for ever
+CRASHED: Final = {"word": "crashed-worker", "reason": "the worker ended while it worked on this image"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The vector of a query, little-endian float32 bytes, and the id of its space."""
+
+    space: str
+    vector: bytes
+
+
+class Queries:
+    """Ask and answer; RedisUnreachable when Redis does not answer. Safe to share between threads."""
+
+    def __init__(self, url: str) -> None:
+        """`url` as settings.redis_url."""
+        self.url = url
+        self._redis = connect(url, decode_responses=False)
+
+    def put(self, data: bytes, keep_s: float, name: str = "the image") -> str:
+        """Lay an image down for a worker; its token.
+
+        Raises:
+            UnreadablePoster: it has more than MOST_BYTES.
+        """
+        if len(data) > MOST_BYTES:
+            reason = f"it has {len(data):,} bytes, the limit of a query is {MOST_BYTES:,}"
+            raise UnreadablePoster(name, "too-large", reason)
+        token = secrets.token_hex(16)
+        with answers(self.url):
+            self._redis.set(f"posters:query:{token}", data, px=max(1, math.ceil(keep_s * 1000)))
+        return token
+
+    def take(self, token: str) -> bytes | None:
+        """The image, for the first who asks; None when it was taken, withdrawn, or nobody waits any more."""
+        key = f"posters:query:{token}"
+        with answers(self.url):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.getrange(key, 0, MOST_BYTES - 1)  # somebody else's key may be larger than any of ours
+            pipe.delete(key)
+            data, was_there = pipe.execute()
+        return cast(bytes, data) if was_there else None
+
+    def answer(self, token: str, answer: Answer | Mapping[str, str]) -> None:
+        """Answer with a vector, or with the word and the reason of a failure."""
+        fields: Mapping[str, str] = (
+            {"space": answer.space, "vector": base64.b64encode(answer.vector).decode()}
+            if isinstance(answer, Answer)
+            else answer
+        )
+        key = f"posters:answer:{token}"
+        with answers(self.url):
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.rpush(key, json.dumps(fields))
+            pipe.expire(key, ANSWER_S)
+            pipe.execute()
+
+    def wait(self, token: str, timeout: float, name: str = "the image") -> Answer | None:
+        """The answer; None when none came within `timeout` seconds, and the image is withdrawn.
+
+        Raises:
+            UnreadablePoster: the image failed; says why.
+        """
+        ends = time.monotonic() + timeout
+        while (left := ends - time.monotonic()) > 0:
+            with answers(self.url):
+                found = cast(
+                    Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, SHORTEST_S), LOOK_S))
+                )
+            if found:
+                fields = json.loads(found[1])
+                if "word" in fields:
+                    raise UnreadablePoster(name, fields["word"], fields["reason"])
+                return Answer(fields["space"], base64.b64decode(fields["vector"]))
+        with answers(self.url):
+            self._redis.delete(f"posters:query:{token}")
+        return None
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._redis.close()
+
+
+def encode_query(token: str) -> dict[str, Any]:
+    """The message for a token."""
+    return {"version": VERSION, "query": token}
+
+
+def decode_query(message: object) -> str:
+    """The token of a message, trusting nothing; BadMessage says what is wrong with it."""
+    if not isinstance(message, Mapping) or message.get("version") != VERSION or set(message) != {"version", "query"}:
+        raise BadMessage(f"a query must be an object of version {VERSION} with a token, not {message!r:.80}")
+    token = message["query"]
+    if not isinstance(token, str) or len(token) != 32 or not set(token) <= set("0123456789abcdef"):
+        raise BadMessage(f"the token of a query must be 32 hex digits, not {token!r:.80}")
+    return token

@@ -1,0 +1,210 @@
+"""The ledger: how far a job is, what became of its posters. What it says is the truth, not the broker.
+
+Batches move in one direction: ``step`` (written before it is sent) → custody's ``claim`` (the attempt is
+counted before a poster is touched) → custody's ``finish`` (counted once, whatever is delivered twice).
+The keys are in keys.py, the steps that must not be torn apart in ledger_scripts.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, cast
+
+from producer.errors import JobUnknown, LedgerSetBack
+from producer.queue import scripts
+from producer.queue.keys import ACTIVE, JOBS, JOBS_MOST, SENDER_S, job_keys, sender_key
+from producer.queue.messages import EmbedBatch
+from producer.queue.progress import Failure, Progress
+from producer.redis_client import answers, connect
+
+COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
+FAILURES_PAGE: Final = 500  # that one question to Redis looks at
+Page = tuple[int, list[Failure]]
+
+
+class Ledger:
+    """Read and write jobs. Safe to share between threads.
+
+    Every method raises RedisUnreachable when Redis does not answer within the timeouts of
+    redis_client.connect; what it was doing then either happened whole or not at all, and may be
+    asked again.
+    """
+
+    def __init__(self, url: str, *, claim_s: float = 30, keep_s: int = 30 * 86400) -> None:
+        """`url` as settings.redis_url; `claim_s` as settings.claim_s; `keep_s`: lifetime of ended jobs."""
+        self.url, self.claim_s, self.keep_s = url, claim_s, keep_s
+        self.redis = connect(url)
+        script = self.redis.register_script
+        self._create, self._step = script(scripts.CREATE), script(scripts.STEP)
+        self._sent, self._cancel = script(scripts.SENT), script(scripts.CANCEL)
+        self._retire, self._progress = script(scripts.RETIRE), script(scripts.PROGRESS)
+
+    # the producer's side
+
+    def create(self, job: str, *, keep_s: int | None = None, **about: str) -> None:
+        """Begin a job in state ``sending``; `about` is kept with it (root, store, space, …).
+
+        With `keep_s` the job is a passing one: forgotten so soon after its end, and in no list.
+        """
+        entry = dict.fromkeys(COUNTS, "0") | about
+        entry |= {"state": "sending", "created": repr(time.time()), "keep_s": str(keep_s or self.keep_s)}
+        keys = [*job_keys(job, ""), ACTIVE, sender_key(job), JOBS]
+        fields = [text for field in entry.items() for text in field]
+        with answers(self.url):
+            self._create(keys, [job, SENDER_S, int(keep_s is None), JOBS_MOST, *fields])
+
+    def step(
+        self,
+        job: str,
+        number: int,
+        *,
+        batch: EmbedBatch | None = None,
+        unchanged: int = 0,
+        failures: Sequence[Failure] = (),
+    ) -> bool:
+        """Write down one step of sending, once: a batch (before it is sent), and posters settled without one.
+
+        Args:
+            number: counts from 1; a step that was written before is left as it is, so that a caller
+                that heard no answer may simply ask again.
+
+        Returns:
+            False when the job was cancelled in the meantime: nothing was written, and nothing may be sent.
+
+        Raises:
+            LedgerSetBack: the job, or a step before this one, is gone: Redis came back without it.
+        """
+        keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
+        told = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
+        sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
+        arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *told, *sent]
+        with answers(self.url):
+            taken = self._step(keys, arguments)
+        _check(job, taken)
+        return taken != -2
+
+    def still_sending(self, job: str) -> None:
+        """Say that the producer lives while it waits for room in its window."""
+        with answers(self.url):
+            self.redis.set(sender_key(job), "alive", ex=SENDER_S)
+
+    def sent(self, job: str, steps: int = 0) -> None:
+        """No more batches will come.
+
+        Raises:
+            LedgerSetBack: not all of the `steps` that were written are there: Redis came back without them.
+        """
+        keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
+        with answers(self.url):
+            taken = self._sent(keys, [job, repr(time.time()), self.keep_s, steps])
+        _check(job, taken)
+
+    def call_off(self, job: str) -> bool:
+        """Mark a job as cancelled: nothing more of it is begun. False when it is at rest already.
+
+        Raises:
+            JobUnknown: there is no such job.
+        """
+        with answers(self.url):
+            taken = self._cancel(job_keys(job, "", "open"))
+        if taken == -1:
+            raise _unknown(job)
+        return bool(taken)
+
+    # everybody's
+
+    def progress(self, job: str) -> Progress:
+        """The job's counts at this moment; JobUnknown if there is no such job."""
+        with answers(self.url):
+            found = cast(list[Any], self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)]))
+        fields, open_batches, done, sender = found
+        entry: dict[str, str] = dict(zip(fields[::2], fields[1::2], strict=True))
+        if "state" not in entry:
+            raise _unknown(job)
+        state = entry["state"]
+        if state == "sending" and not sender:
+            state = "abandoned"  # its producer died; the same command again goes on where it stopped
+        at_rest = state != "sending" and open_batches == 0
+        return Progress(
+            job=job,
+            state=state,
+            **{name: int(entry.get(name, 0)) for name in COUNTS},
+            doing=sum(map(int, done)),
+            open_batches=open_batches,
+            steps=int(entry.get("step", 0)),
+            created=float(entry["created"]),
+            ended=float(entry.get("ended", entry["created"])) if at_rest else None,
+        )
+
+    def about(self, job: str) -> dict[str, str]:
+        """Everything that `create` was told of the job."""
+        with answers(self.url):
+            entry = cast(dict[str, str], self.redis.hgetall(job_keys(job, "")[0]))
+        return {name: value for name, value in entry.items() if name not in COUNTS}
+
+    def jobs(self, most: int = 20) -> list[str]:
+        """Ids of the newest jobs, newest first, whatever the clocks of those who began them say."""
+        with answers(self.url):
+            names = cast(list[str], self.redis.zrevrange(JOBS, 0, most - 1))
+            return [name for name in names if self.redis.exists(*job_keys(name, ""))]
+
+    def failures(self, job: str, ask: Callable[[Callable[[], Page]], Page] = lambda page: page()) -> Iterator[Failure]:
+        """The job's failures, in no order, lazily; `ask` may ask for a page again when Redis did not answer."""
+        cursor, more = 0, True
+        while more:
+            cursor, some = ask(partial(self._failures, job, cursor))
+            yield from some
+            more = cursor != 0
+
+    def _failures(self, job: str, cursor: int) -> Page:
+        """Some hundred of the job's failures, and the cursor for the next ones; 0: these were the last."""
+        with answers(self.url):
+            cursor, found = cast(
+                tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
+            )
+        return cursor, [Failure(poster, *json.loads(text)) for poster, text in found.items()]
+
+    def vectors(self, job: str, ids: Sequence[str]) -> dict[str, bytes]:
+        """Little-endian float32 bytes of those ids that a replying batch has left."""
+        with answers(self.url):
+            found = cast(list[Any], self.redis.hmget(job_keys(job, "vectors")[0], list(ids)))
+        return {name: base64.b64decode(text) for name, text in zip(ids, found, strict=True) if text}
+
+    def active(self) -> list[str]:
+        """Jobs that may hold open batches; those at rest are struck off the list, and get their lifetime."""
+        with answers(self.url):
+            names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
+            now = repr(time.time())
+            return [name for name in names if not self._retire(_retiring(name), [name, now, self.keep_s])]
+
+    def keeping(self) -> tuple[str, bool]:
+        """How Redis keeps what it holds: its policy when memory runs out, and whether it survives a restart."""
+        with answers(self.url):
+            told = self.redis.info()
+        return str(told.get("maxmemory_policy", "")), bool(told.get("aof_enabled"))
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.redis.close()
+
+
+def _retiring(job: str) -> list[str]:
+    return [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
+
+
+def _check(job: str, taken: int) -> None:
+    if taken == -1:
+        raise LedgerSetBack(f"job {job} is gone from the ledger: did Redis lose its data? Run it again")
+    if taken == -3:
+        raise LedgerSetBack(
+            f"Redis came back without the last steps of job {job}, as from an old copy of its data: "
+            "run the same command again, it goes on where the store ends"
+        )
+
+
+def _unknown(job: str) -> JobUnknown:
+    return JobUnknown(f"no job {job!r} in the ledger at this Redis; `status` lists the jobs there are")

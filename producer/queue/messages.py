@@ -1,0 +1,190 @@
+"""What travels through the queue: lanes, task names, and the EmbedBatch that checks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from producer.errors import BadMessage, NewerMessage
+
+INTERACTIVE: Final = "interactive"  # somebody waits for the answer; drained first
+BULK: Final = "bulk"
+LANES: Final = (INTERACTIVE, BULK)
+QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
+EMBED_TASK: Final = "posters.embed"
+QUERY_TASK: Final = "posters.query"
+TASKS: Final = frozenset((EMBED_TASK, QUERY_TASK))  # each takes one JSON object
+VERSION: Final = 1
+MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows
+MAX_ID_CHARACTERS: Final = 128  # job and batch ids
+MAX_SPACE_CHARACTERS: Final = 512  # a model's name and 13 more
+MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
+# As a message lies on its lane. 4096 posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB.
+MAX_MESSAGE_BYTES: Final = 8 << 20
+EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
+_BYTES_PER_CHARACTER: Final = 8  # at most: six as JSON (\uXXXX), a third more in kombu's base64
+_BYTES_PER_POSTER: Final = 80  # quotes, commas, size and time, in base64
+
+
+class Poster(NamedTuple):
+    """One poster of a batch, as the producer saw it.
+
+    Attributes:
+        id: under which its vector is stored.
+        path: relative to the posters root, POSIX separators. Bytes that are not UTF-8 travel as
+            lone surrogates, as os.fsdecode makes them.
+        size: bytes; -1 when the producer did not look.
+        mtime_ns: nanoseconds since 1970, below zero for dates before it; means nothing where size is -1.
+    """
+
+    id: str
+    path: str
+    size: int = -1
+    mtime_ns: int = -1
+
+
+@dataclass(frozen=True)
+class EmbedBatch:
+    """One message: up to MAX_POSTERS posters of one job.
+
+    Attributes:
+        job: id of the job.
+        batch: id of the batch, unique over all jobs; also the Celery task id.
+        posters: what to embed.
+        lane: INTERACTIVE or BULK.
+        space: id of the only space that these vectors may land in; None: the worker's own.
+        force: embed even what the store already holds.
+        reply: put the vectors into the ledger too, for a caller that waits.
+        verify: compare contents; a file that looks unchanged is read all the same.
+    """
+
+    job: str
+    batch: str
+    posters: tuple[Poster, ...]
+    lane: str = BULK
+    space: str | None = None
+    force: bool = False
+    reply: bool = False
+    verify: bool = False
+
+    def encode(self) -> dict[str, Any]:
+        """The message as JSON types."""
+        return {
+            "version": VERSION,
+            "job": self.job,
+            "batch": self.batch,
+            "lane": self.lane,
+            "space": self.space,
+            "force": self.force,
+            "reply": self.reply,
+            "posters": [list(poster) for poster in self.posters],
+            **({"verify": True} if self.verify else {}),  # left out, older workers understand the rest
+        }
+
+    @classmethod
+    def decode(cls, message: object) -> EmbedBatch:
+        """The inverse of encode, trusting nothing.
+
+        Raises:
+            BadMessage: names the field, what it must be, and what it was.
+        """
+        if not isinstance(message, Mapping):
+            raise BadMessage(f"a batch must be an object, not {type(message).__name__}")
+        version = message.get("version")
+        if type(version) is not int or version < 1:
+            raise BadMessage(f"version must be a positive whole number, not {version!r}")
+        if version > VERSION:
+            raise NewerMessage(f"version {version} is newer than this program reads ({VERSION}): update the worker")
+        unknown = set(message) - set(cls.__dataclass_fields__) - {"version"}
+        if unknown:
+            raise BadMessage(f"unknown fields {', '.join(sorted(map(repr, unknown)))}")
+        lane, space = message.get("lane"), message.get("space")
+        if lane not in LANES:
+            raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r}")
+        if space is not None:
+            space = _text(space, "space", MAX_SPACE_CHARACTERS)
+        return cls(
+            job=_text(message.get("job"), "job", MAX_ID_CHARACTERS),
+            batch=_text(message.get("batch"), "batch", MAX_ID_CHARACTERS),
+            posters=_posters(message.get("posters")),
+            lane=lane,
+            space=space,
+            force=_flag(message.get("force"), "force"),
+            reply=_flag(message.get("reply"), "reply"),
+            verify=_flag(message.get("verify", False), "verify"),
+        )
+
+    def halves(self) -> tuple[EmbedBatch, EmbedBatch]:
+        """Two batches with half the posters each, for finding the one that kills its worker."""
+        if len(self.posters) < 2:
+            raise ValueError(f"batch {self.batch} holds one poster and cannot be cut")
+        middle = len(self.posters) // 2
+        return self._part(".0", self.posters[:middle]), self._part(".1", self.posters[middle:])
+
+    def _part(self, suffix: str, posters: tuple[Poster, ...]) -> EmbedBatch:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return EmbedBatch(**{**fields, "batch": self.batch + suffix, "posters": posters})
+
+
+def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
+    """Cut posters into parts that stay well below MAX_MESSAGE_BYTES, whatever their names are made of."""
+    start = size = 0
+    for number, poster in enumerate(posters):
+        more = _BYTES_PER_CHARACTER * (len(poster.id) + len(poster.path)) + _BYTES_PER_POSTER
+        if size and size + more > MAX_MESSAGE_BYTES - (1 << 20):  # a megabyte for headers is plenty
+            yield tuple(posters[start:number])
+            start, size = number, 0
+        size += more
+    if start < len(posters):
+        yield tuple(posters[start:])
+
+
+def _is_text(value: object, limit: int = MAX_PATH_CHARACTERS) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
+
+
+def _is_whole(value: object, least: int = -1) -> bool:
+    return type(value) is int and least <= value < 2**63
+
+
+def _text(value: object, name: str, limit: int) -> str:
+    if not isinstance(value, str) or not _is_text(value, limit):
+        shown = (
+            f"{value[:40]!r}… of {len(value)} characters" if isinstance(value, str) and len(value) > 40 else repr(value)
+        )
+        raise BadMessage(f"{name} must be 1 to {limit} characters, none of them NUL, not {shown}")
+    return value
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise BadMessage(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def _whole(value: object, name: str, least: int = -1) -> int:
+    if not isinstance(value, int) or not _is_whole(value, least):
+        raise BadMessage(f"{name} must be a whole number from {least} to 2**63-1, not {value!r}")
+    return value
+
+
+def _posters(value: object) -> tuple[Poster, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 1 <= len(value) <= MAX_POSTERS:
+        count = len(value) if isinstance(value, Sequence) else type(value).__name__
+        raise BadMessage(f"posters must be a list of 1 to {MAX_POSTERS}, not {count}")
+    posters = []
+    for number, entry in enumerate(value):
+        if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != len(Poster._fields):
+            raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
+        name, path, size, mtime_ns = entry
+        if not (_is_text(name) and _is_text(path) and _is_whole(size) and _is_whole(mtime_ns, EARLIEST_NS)):
+            # only now, when something is wrong, the words for it: they would take longer than the looking
+            _text(name, f"posters[{number}].id", MAX_PATH_CHARACTERS)
+            _text(path, f"posters[{number}].path", MAX_PATH_CHARACTERS)
+            _whole(size, f"posters[{number}].size")
+            _whole(mtime_ns, f"posters[{number}].mtime_ns", EARLIEST_NS)
+        posters.append(Poster(name, path, size, mtime_ns))
+    if len({poster.id for poster in posters}) != len(posters):
+        raise BadMessage("posters holds an id twice")
+    return tuple(posters)

@@ -1,0 +1,88 @@
+"""The Celery application of whoever sends: lanes, serializer, time-outs that are short, and `send`.
+
+The worker's application (worker/celery.py) is built on the same `message_settings`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import KombuError
+
+from producer.queue.image_requests import encode_query
+from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, EmbedBatch
+from producer.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, answers, broker
+from producer.settings import Settings
+
+
+def message_settings() -> dict[str, Any]:
+    """Celery's settings that sender and worker must share: how a message is written, and on which list."""
+    return {
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,  # results live in the ledger; a backend would block publishing for 19 s
+        # each with a key of its own: sharing one, every message would land on both
+        "task_queues": [Queue(QUEUES[lane], Exchange("posters"), routing_key=QUEUES[lane]) for lane in LANES],
+        "task_default_queue": QUEUES[BULK],
+        "task_create_missing_queues": False,
+    }
+
+
+def transport_options(settings: Settings, socket_timeout_s: float) -> dict[str, Any]:
+    """kombu's options for Redis; `socket_timeout_s` is how long a command may go unanswered."""
+    return {
+        "visibility_timeout": settings.visibility_timeout_s,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "queue_order_strategy": "priority",  # lanes in the order of LANES, not round robin
+        "priority_steps": [0],
+        "socket_timeout": socket_timeout_s,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_keepalive": True,
+    }
+
+
+def create_sender(settings: Settings) -> Celery:
+    """The application to send with: never Celery's current one; a Redis that is away is an error within seconds."""
+    url, ssl = broker(settings.redis_url, "redis")
+    app = Celery("posters", broker=url, set_as_current=False)
+    fail_soon = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+    app.conf.update(
+        **message_settings(),
+        broker_use_ssl=ssl,
+        broker_transport_options=transport_options(settings, ANSWER_TIMEOUT_S) | fail_soon,
+    )
+    return app
+
+
+def send(app: Celery, batch: EmbedBatch) -> None:
+    """Put a batch on its lane; its id is the task's id.
+
+    Raises:
+        RedisUnreachable: within 5 s, when Redis is away, hangs, or is full.
+    """
+    shown = f"<{len(batch.posters)} posters>"  # paths do not belong into Celery's log
+    _send(app, EMBED_TASK, batch.encode(), batch.batch, batch.lane, shown)
+
+
+def send_query(app: Celery, token: str) -> None:
+    """Put a query on the interactive lane; raises as `send`."""
+    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE, "<an image>")
+
+
+def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str, shown: str) -> None:
+    with answers(app.conf.broker_url):
+        try:
+            app.send_task(
+                task,
+                args=[message],
+                task_id=task_id,
+                queue=QUEUES[lane],
+                retry=False,
+                ignore_result=True,
+                argsrepr=shown,
+            )
+        except KombuError as error:  # it wraps what redis-py raised while it connected
+            raise (error.__cause__ or ConnectionError(str(error))) from None

@@ -1,0 +1,127 @@
+"""The two pages: an image and the posters that look like it, and groups of posters that are the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from producer.collection.catalogue import Catalogue
+from producer.report.html import Block, Card, page
+from producer.report.thumbnails import File, pictures
+from producer.search.duplicates import Duplicates, Member
+from producer.search.identify import Identified
+from producer.search.nearest import about, title_of
+from producer.settings import Settings
+from producer.vectors.base import SpaceInfo
+
+GONE: Final = "its file is not under the posters root, or is no picture any more"
+FACTS_MOST_CHARACTERS: Final = 120
+PICTURES_MOST: Final = 1000  # of about 20 kB: a page that every browser opens
+
+
+def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, results: Sequence[Identified]) -> bytes:
+    """Each image beside its matches."""
+    files: list[File | None] = [(None, str(result.image.absolute())) for result in results]
+    files += [_file(settings, match.id, catalogue) for result in results for match in result.matches]
+    drawn = iter(pictures(settings, files))
+    queries = [Card(result.image.name, "your image", next(drawn), "it cannot be shown") for result in results]
+    blocks = []
+    for result, query in zip(results, queries, strict=True):
+        cards = [
+            Card(
+                title_of(match) or match.id,
+                str(match.about["file"]),
+                next(drawn),
+                GONE,
+                match.score,
+                str(rank),
+                _facts(match.about),
+                lead=rank == 1,
+            )
+            for rank, match in enumerate(result.matches, 1)
+        ]
+        title = cards[0].title if cards else result.image.name
+        problem = f"{result.failure.word}: {result.failure.reason}" if result.failure else ""
+        blocks.append(Block(title, f"is most like {result.image.name}" if cards else "", cards, query, problem))
+    title = "Which poster is this?" if len(results) == 1 else "Which posters are these?"
+    return page(title, info, [f"{info.count:,} posters searched"], blocks)
+
+
+def duplicates_page(
+    settings: Settings, info: SpaceInfo, catalogue: Catalogue, found: Duplicates, threshold: float | None
+) -> bytes:
+    """Each group as a row; its first poster stands out."""
+    shown: list[Sequence[Member]] = []
+    room = PICTURES_MOST
+    for group in found.groups:
+        room -= len(group)
+        if room < 0 and shown:
+            break
+        shown.append(group[:PICTURES_MOST])
+    drawn = iter(pictures(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
+    blocks = []
+    for group in shown:
+        cards = [_member(member, group[0], about(member.id, catalogue), next(drawn)) for member in group]
+        blocks.append(Block(cards[0].title, f"{len(group)} posters", cards))
+    left = len(found.groups) - len(shown)
+    note = f"{left:,} more groups are not shown: `python -m producer duplicates --json` has them all." if left else ""
+    how = "same content" if threshold is None else f"same content, or a cosine of {threshold:g} and more"
+    inside = sum(len(group) for group in found.groups)
+    facts = [f"{found.posters:,} posters compared", f"{len(found.groups):,} groups with {inside:,} posters", how]
+    return page("Posters that are the same", info, facts, blocks, note)
+
+
+def _member(member: Member, lead: Member, told: Mapping[str, Any], picture: str | None) -> Card:
+    if member is lead:
+        tag = "first"
+    elif member.same_content:
+        tag = "same content"
+    else:
+        tag = ""
+    notes = [f"{member.bytes / 1000:,.0f} kB", *_facts(told)]
+    if not member.same_content and member.near_to not in (lead.id, member.id):
+        notes.append(f"near to {member.near_to}")
+    title = str(told.get("title", "")) or member.id
+    score = None if member is lead else member.score
+    return Card(title, str(told["file"]), picture, GONE, score, tag, notes, lead=member is lead)
+
+
+def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
+    name = file_of(poster, settings.root, catalogue)
+    return (settings.root, name) if name else None
+
+
+def _facts(told: Mapping[str, Any]) -> list[str]:
+    """The short ones of the catalogue's keys, such as a year, on one line."""
+    facts = {key: value for key, value in told.items() if key not in ("file", "id", "title")}
+    line = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+    return [line[:FACTS_MOST_CHARACTERS]] if line else []
+
+
+_BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is no UTF-8
+
+
+def file_of(poster: str, root: Path, catalogue: Catalogue) -> str | None:
+    """The file of a poster, relative to the posters root; None when there is none (any more).
+
+    Where the catalogue does not know it, an id is the file's path after NFC, with bytes that are no UTF-8
+    as ``%XX``: the ways back are tried in turn.
+    """
+    return next((name for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
+
+
+def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
+    entry = catalogue.by_id.get(poster)
+    if entry is not None:
+        yield entry.file
+        return
+    if os.path.isabs(poster) or ".." in Path(poster).parts:
+        return  # an id that somebody chose, and no path below the root
+    yield poster
+    yield unicodedata.normalize("NFD", poster)  # as macOS writes names
+    if "%" in poster:
+        yield _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), poster)

@@ -1,0 +1,111 @@
+"""Identify: the posters that look most like images, wherever those lie. Nothing of the images is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from producer.client import Producer
+from producer.collection.catalogue import Catalogue
+from producer.errors import UnreadablePoster
+from producer.files import read_file
+from producer.local import embed_locally
+from producer.maintenance.spaces import require_same_space
+from producer.queue.image_requests import MOST_BYTES
+from producer.search.nearest import Match, described, nearest, title_of
+from producer.vectors.base import SpaceInfo, VectorStore
+from producer.vectors.tagged import SpacedVectors
+
+
+@dataclass(frozen=True)
+class Identified:
+    """An image, and the posters that look most like it, best first; or why it could not be looked at."""
+
+    image: Path
+    matches: Sequence[Match]
+    failure: UnreadablePoster | None = None
+
+
+def identify(
+    producer: Producer,
+    store: VectorStore,
+    info: SpaceInfo,
+    catalogue: Catalogue,
+    images: Sequence[Path],
+    *,
+    k: int,
+    local: bool,
+    timeout_s: float,
+) -> list[Identified]:
+    """Embed the images by a worker, or here, and search the space.
+
+    An image travels through Redis for as long as it is waited for, and is never looked for by a path: so it
+    may lie anywhere, and a worker reads nothing outside its posters root.
+
+    Raises:
+        NoWorker: nobody works on the queue.
+        EmbedTimeout: no answer within `timeout_s` for an image.
+        SpaceMismatch: the model makes vectors of another space than the one that is searched.
+    """
+    if local:
+        made = embed_locally(producer.settings, images)
+        who = "the model that the settings name"
+    else:
+        space = producer.space()
+        who = "the worker"
+        if space is not None:
+            require_same_space(space.id, info.space.id, who)
+        made = [_embed(producer, image, timeout_s) for image in images]
+    found = {at: vector for at, vector in enumerate(made) if not isinstance(vector, UnreadablePoster)}
+    for vector in found.values():
+        require_same_space(vector.space or "", info.space.id, who)
+    matches: dict[int, list[Match]] = {}
+    if found:
+        matches = dict(zip(found, nearest(store, info.space.id, np.stack(list(found.values())), k), strict=True))
+    return [
+        Identified(
+            image, described(matches.get(at, ()), catalogue), vector if isinstance(vector, UnreadablePoster) else None
+        )
+        for at, (image, vector) in enumerate(zip(images, made, strict=True))
+    ]
+
+
+def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:
+    """One image as an object for a program."""
+    entry: dict[str, Any] = {"image": str(result.image), "space": info.space.id}
+    if result.failure:
+        return entry | {"error": {"word": result.failure.word, "reason": result.failure.reason}}
+    return entry | {
+        "matches": [
+            {
+                "rank": rank,
+                "score": round(match.score, 6),
+                "id": match.id,
+                "title": title_of(match),
+                "file": match.about["file"],
+                "about": dict(match.about),
+            }
+            for rank, match in enumerate(result.matches, 1)
+        ]
+    }
+
+
+def as_lines(result: Identified) -> list[str]:
+    """One image as text: rank, score, title, file."""
+    width = max((len(title_of(match)) for match in result.matches), default=0)
+    return [
+        f"{rank:>3}  {match.score:.4f}  {title_of(match):<{width}}  {match.about['file']}".replace("\n", " ")
+        for rank, match in enumerate(result.matches, 1)
+    ]
+
+
+def _embed(producer: Producer, image: Path, timeout_s: float) -> SpacedVectors | UnreadablePoster:
+    try:
+        content = read_file(image, max_bytes=min(MOST_BYTES, producer.settings.max_file_bytes))
+        return producer.embed_image(content.data, timeout_s, str(image))
+    except UnreadablePoster as error:
+        return UnreadablePoster(str(image), error.word, error.reason)

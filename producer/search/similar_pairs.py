@@ -1,0 +1,107 @@
+"""All pairs of vectors nearer than a threshold: exact, in blocks, most of them ruled out in few dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from producer.embedding import Vectors
+from producer.errors import ConfigurationError
+
+Positions = npt.NDArray[np.int32]
+BLOCK_ROWS: Final = 4096  # a block of products has 64 MB
+DIRECTIONS: Final = 62  # with the two columns that make distances of products: 64
+SAMPLE_ROWS: Final = 16384  # enough to find the directions in which vectors differ most
+SLACK: Final = 1e-4  # rounding of sums of 512 float32 products stays below 1e-5; nothing near may be ruled out
+SPARSE: Final = 16  # where fewer than 1 in so many pairs is left, they are computed one by one
+MOST_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
+
+
+def near_pairs(
+    vectors: Vectors, threshold: float, on_pairs: Callable[[int], None] = lambda done: None
+) -> tuple[Positions, Positions, Vectors]:
+    """Every pair ``i < j`` of rows with a cosine of at least `threshold`: all i, all j, all cosines.
+
+    Two unit vectors of cosine c lie sqrt(2 - 2c) apart, and their shadows in any subspace not farther. So the
+    pairs are first compared in the DIRECTIONS in which the vectors differ most; only those whose shadows are
+    near enough are computed in full. Nothing is lost by that. Memory: a quarter of the vectors, and the pairs.
+
+    Args:
+        vectors: (n, dimension) float32, unit length.
+        threshold: cosine.
+        on_pairs: called with the number of pairs compared since the last call.
+
+    Raises:
+        ConfigurationError: more than MOST_PAIRS are nearer than the threshold.
+    """
+    shadows, mirrored = _shadows(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
+    # A product of shadows is -distance²/2, and distance²/2 of the vectors 1 - cosine. One block is compared whole.
+    least = threshold - SLACK - (len(vectors) > BLOCK_ROWS)
+    most = min(BLOCK_ROWS, len(vectors))
+    products, nears = np.empty((most, most), np.float32), np.empty((most, most), np.bool_)  # used again and again
+    found: list[tuple[Positions, Positions, Vectors]] = []
+    count = 0
+    for top, left in _blocks(len(vectors)):
+        rows, columns = vectors[top : top + BLOCK_ROWS], vectors[left : left + BLOCK_ROWS]
+        product, near = products[: len(rows), : len(columns)], nears[: len(rows), : len(columns)]
+        np.matmul(shadows[top : top + BLOCK_ROWS], mirrored[left : left + BLOCK_ROWS].T, out=product)
+        if np.greater_equal(product, least, out=near).any():
+            i, j, cosine = _computed(rows, columns, near, threshold)
+            if top == left:
+                keep = i < j
+                i, j, cosine = i[keep], j[keep], cosine[keep]
+            found.append(((i + top).astype(np.int32), (j + left).astype(np.int32), cosine))
+            count += len(i)
+            if count > MOST_PAIRS:
+                raise ConfigurationError(
+                    f"more than {MOST_PAIRS:,} pairs of posters have a cosine of {threshold:g} or more: "
+                    "raise --threshold"
+                )
+        on_pairs(len(rows) * len(columns) if top != left else len(rows) * (len(rows) - 1) // 2)
+    empty = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    firsts, seconds, cosines = zip(empty, *found, strict=True)
+    return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(cosines)
+
+
+def _blocks(count: int) -> Iterator[tuple[int, int]]:
+    for top in range(0, count, BLOCK_ROWS):
+        for left in range(top, count, BLOCK_ROWS):
+            yield top, left
+
+
+def _shadows(vectors: Vectors) -> tuple[Vectors, Vectors]:
+    """Two matrices whose product is minus half the squared distance of the shadows: (n, DIRECTIONS + 2) each."""
+    sample = vectors[:: max(1, len(vectors) // SAMPLE_ROWS)][: 2 * SAMPLE_ROWS].astype(np.float64)
+    spread = sample - sample.mean(axis=0) if len(sample) else sample
+    _, directions = np.linalg.eigh(spread.T @ spread)  # ascending
+    chosen = directions[:, ::-1][:, :DIRECTIONS].astype(np.float32)
+    width = chosen.shape[1]
+    shadows = np.empty((len(vectors), width + 2), np.float32)
+    for start in range(0, len(vectors), BLOCK_ROWS):
+        part = shadows[start : start + BLOCK_ROWS]
+        np.matmul(vectors[start : start + BLOCK_ROWS], chosen, out=part[:, :width])
+        part[:, width] = -0.5 * (part[:, :width] ** 2).sum(axis=1)
+        part[:, width + 1] = 1
+    mirrored = shadows.copy()
+    mirrored[:, [width, width + 1]] = mirrored[:, [width + 1, width]]
+    return shadows, mirrored
+
+
+def _computed(
+    rows: Vectors, columns: Vectors, near: npt.NDArray[np.bool_], threshold: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vectors]:
+    """Of the pairs that may be near, those that are."""
+    i, j = np.nonzero(near)
+    if len(i) * SPARSE < near.size:
+        parts = [
+            np.vecdot(rows[i[at : at + BLOCK_ROWS]], columns[j[at : at + BLOCK_ROWS]])
+            for at in range(0, len(i), BLOCK_ROWS)
+        ]
+        cosines = np.concatenate(parts)
+    else:
+        cosines = (rows @ columns.T)[i, j]
+    keep = cosines >= threshold
+    return i[keep], j[keep], cosines[keep]

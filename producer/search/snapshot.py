@@ -1,0 +1,85 @@
+"""A space as it was at one moment, held in memory; and the look that tells whether that is over."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from producer.collection.catalogue import Catalogue, read_catalogue
+from producer.embedding import Space, Vectors
+from producer.maintenance.spaces import find_space
+from producer.settings import Settings
+from producer.vectors.base import VectorStore
+
+Stamp = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was in the store at one moment; replaced whole, never changed.
+
+    Attributes:
+        space: which it is; None while the store holds none.
+        stamp: the store's version of the space before it was read, so that a later change shows.
+        ids: row i of the matrix belongs to id i.
+        matrix: float32 (n, dimension), read-only.
+        catalogue: what was said of the posters then, and when its file was changed.
+        seconds: how long loading took.
+    """
+
+    space: Space | None = None
+    stamp: str = ""
+    ids: tuple[str, ...] = ()
+    matrix: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    catalogue: Catalogue = field(default_factory=lambda: Catalogue(None))
+    catalogue_stamp: Stamp = None
+    seconds: float = 0.0
+
+
+def look(held: Held, store: VectorStore, settings: Settings, name: str | None) -> Held:
+    """What the store holds now; `held` itself when nothing has changed.
+
+    Args:
+        name: the space that is wanted, or its beginning; None: the store's current one.
+    """
+    if name is None and store.current() is None:
+        return Held() if held.space else held
+    space = find_space(store, name).space
+    stamp, catalogue_stamp = store.version(space.id), _file_stamp(settings)
+    catalogue, began = held.catalogue, time.monotonic()
+    if held.space is None or catalogue_stamp != held.catalogue_stamp:
+        catalogue = read_catalogue(settings.catalogue)
+    if (held.space, held.stamp) != (space, stamp):
+        ids, matrix = load(store, space)
+    elif catalogue is not held.catalogue:
+        ids, matrix = held.ids, held.matrix
+    else:
+        return held
+    return Held(space, stamp, ids, matrix, catalogue, catalogue_stamp, time.monotonic() - began)
+
+
+def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:
+    """A whole space: ids, and a read-only float32 (n, dimension), in the order of VectorStore.read."""
+    ids: list[str] = []
+    matrix = np.empty((store.count(space.id), space.dimension), np.float32)
+    for rows, part in store.read(space.id):
+        stop = len(ids) + len(rows)
+        if stop > len(matrix):  # more came since they were counted
+            more = max(stop - len(matrix), len(matrix) // 8)
+            matrix = np.concatenate([matrix, np.empty((more, space.dimension), np.float32)])
+        matrix[len(ids) : stop] = part
+        ids.extend(row.id for row in rows)
+    whole = matrix[: len(ids)]
+    whole.flags.writeable = False
+    return tuple(ids), whole
+
+
+def _file_stamp(settings: Settings) -> Stamp:
+    try:
+        status = os.stat(settings.catalogue) if settings.catalogue else None
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size) if status else None

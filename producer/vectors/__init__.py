@@ -1,0 +1,37 @@
+"""The store: where vectors live. One protocol; sqlite, redis and memory keep it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from producer.errors import ConfigurationError
+from producer.vectors.base import VectorStore
+
+
+def is_made(url: str) -> bool:
+    """False for a store that opening it would only just make: a SQLite file that is not there."""
+    scheme, _, path = url.partition(":")
+    return scheme != "sqlite" or Path(path).exists()
+
+
+def open_store(url: str) -> VectorStore:
+    """Open ``sqlite:PATH``, ``redis://…`` or ``memory:``; creates what is not there.
+
+    Raises:
+        ConfigurationError: the URL is none of these.
+        StoreError: it cannot be opened; the text says why and what to do.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest:
+        from producer.vectors.sqlite import SQLiteStore
+
+        return SQLiteStore(rest)
+    if scheme in ("redis", "rediss", "unix"):
+        from producer.vectors.redis import RedisStore
+
+        return RedisStore(url)
+    if scheme == "memory":
+        from producer.vectors.memory import MemoryStore
+
+        return MemoryStore()
+    raise ConfigurationError(f"POSTERS_STORE must be sqlite:PATH or redis://…, not {url!r}")

@@ -1,0 +1,124 @@
+"""producer.vectors.base"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from producer.embedding import Space, Vectors
+
+
+class Row(NamedTuple):
+    """What is known of a poster beside its vector.
+
+    Attributes:
+        id: the poster's id.
+        digest: hex digest of the file's bytes.
+        size: bytes of the file that was embedded.
+        mtime_ns: its modification time when it was read, nanoseconds since 1970.
+    """
+
+    id: str
+    digest: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class SpaceInfo:
+    """A space in the store.
+
+    Attributes:
+        space: which it is.
+        count: how many vectors it holds.
+        bytes: of their numbers alone, 4 * dimension each.
+        created: when its first chunk came, seconds since 1970.
+        changed: when a row of it last came, was replaced or went, seconds since 1970.
+        provenance: library versions, precision and device of whoever wrote last.
+    """
+
+    space: Space
+    count: int
+    bytes: int
+    created: float
+    changed: float
+    provenance: Mapping[str, str]
+
+
+class VectorStore(Protocol):
+    """The contract that tests/test_vectors.py holds every store to.
+
+    Space ids that the store does not know read as empty: no rows, no vectors. Every method may
+    raise StoreError; what it was doing then did not happen at all.
+    """
+
+    def put(
+        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+    ) -> None:
+        """Insert or replace a whole chunk, all or nothing.
+
+        Args:
+            space: where the vectors belong; made known to the store on first use.
+            rows: N rows. When an id stands there twice, the last one wins.
+            vectors: (N, space.dimension) float32, unit length, finite.
+            provenance: library versions, precision and device; kept with the space.
+
+        Raises:
+            SpaceMismatch: the vectors' width is not the space's dimension.
+            StoreError: a vector is not finite or not of unit length, or writing failed.
+        """
+
+    def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        """The vectors, (dimension,) float32 each, of those ids that are there."""
+
+    def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
+        """The rows of those ids that are there."""
+
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        """When the rows of those ids that are there were written last, seconds since 1970."""
+
+    def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
+        """For each content digest that is there, a vector (dimension,) of that content."""
+
+    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
+        """Yield ``(ids, (n, dimension) float32)`` over all rows: ids in code point order, constant memory."""
+
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        """Yield ``(rows, (n, dimension) float32)`` over all rows, in the order in which they are read fastest.
+
+        Constant memory. Every row that is there throughout comes exactly once, and no id comes twice;
+        what is written meanwhile may come or not. SQLite yields the rows of one moment.
+        """
+
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        """Yield all ids that begin with `prefix` in code point order, without reading a vector; constant memory."""
+
+    def count(self, space_id: str) -> int:
+        """How many vectors the space holds."""
+
+    def version(self, space_id: str) -> str:
+        """A stamp that is another one after every put, delete and drop in that space; takes microseconds.
+
+        Equal stamps mean equal rows. A space that the store does not know has the stamp ``""``; one that
+        was dropped and made anew never has a stamp that it had before.
+        """
+
+    def delete(self, space_id: str, ids: Sequence[str]) -> int:
+        """Remove rows; how many were there."""
+
+    def spaces(self) -> list[SpaceInfo]:
+        """Every space, oldest first."""
+
+    def current(self) -> str | None:
+        """Id of the space that readers use; the first space ever put until `use` says otherwise."""
+
+    def use(self, space_id: str) -> None:
+        """Make a space the current one; StoreError when the store does not know it."""
+
+    def drop(self, space_id: str) -> int:
+        """Remove a space with its rows; how many there were."""
+
+    def check(self) -> None:
+        """Write and remove a probe; StoreError says why the store cannot be written."""
+
+    def close(self) -> None:
+        """Let go of files and connections; the store must not be used afterwards."""

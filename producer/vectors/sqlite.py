@@ -1,0 +1,295 @@
+"""The store in one SQLite file: the default on one machine. Not for network shares. Format: docs/store.md."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from producer.embedding import Space, Vectors
+from producer.errors import StoreError, StoreUnavailable
+from producer.vectors.base import Row, SpaceInfo
+from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
+from producer.vectors.sqlite_schema import FROM_VERSION_1, SCHEMA_VERSION, TABLES, TRIGGERS
+
+PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
+BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
+ASKED_AT_ONCE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
+_UPSERT: Final = """
+INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
+    mtime_ns = excluded.mtime_ns, stored = excluded.stored, vector = excluded.vector
+"""
+
+
+class SQLiteStore:
+    """Keeps the contract of VectorStore in a file. Several processes and threads may use it at once.
+
+    A chunk that was stored survives the death of the process; of a power cut it survives all but
+    the last moments, and the file stays whole (WAL with synchronous=NORMAL). What is lost that way
+    is embedded again by the next `index`, which trusts this file and not its memory of it.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open or create the file, and its folder."""
+        self._path = Path(path)
+        self._local = threading.local()
+        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
+        self._lock = threading.Lock()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the folder of the store {self._path} cannot be made: {error}") from error
+        with self._told():
+            self._prepare(self._connection)
+
+    def put(
+        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+    ) -> None:
+        rows, vectors = checked(space, rows, vectors)
+        now = time.time()
+        with self._writing() as db:
+            key = self._make_known(db, space, provenance, now)
+            db.executemany(
+                _UPSERT,
+                [(key, *row, now, raw) for row, raw in zip(rows, pack(vectors), strict=True)],
+            )
+
+    def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
+        found: dict[str, Vectors] = {}
+        for name, raw, space in self._select("v.id, v.vector, s.space", "v.id", space_id, ids):
+            found[name] = unpack(raw, _dimension(space))
+        return found
+
+    def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
+        found = self._select("v.id, v.digest, v.size, v.mtime_ns", "v.id", space_id, ids)
+        return {values[0]: Row(*values) for values in found}
+
+    def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
+        return dict(self._select("v.id, v.stored", "v.id", space_id, ids))
+
+    def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
+        found: dict[str, Vectors] = {}
+        for digest, raw, space in self._select("v.digest, v.vector, s.space", "v.digest", space_id, digests):
+            found[digest] = unpack(raw, _dimension(space))
+        return found
+
+    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
+        after = ""
+        query = (
+            "SELECT v.id, v.vector, s.space FROM vectors v JOIN spaces s ON s.key = v.space "
+            "WHERE s.id = ? AND v.id > ? ORDER BY v.id LIMIT ?"
+        )
+        while True:
+            with self._told():
+                found = self._connection.execute(query, (space_id, after, chunk)).fetchall()
+            if not found:
+                return
+            after = found[-1][0]
+            yield [name for name, _, _ in found], unpack_many([raw for _, raw, _ in found], _dimension(found[0][2]))
+
+    def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
+        with self._told(), closing(self._connect()) as db:  # of its own: one statement sees one moment, however long
+            space = db.execute("SELECT key, space FROM spaces WHERE id = ?", (space_id,)).fetchone()
+            if space is None:
+                return
+            # the plus keeps SQLite from going by an index over the space, in whose order the rows do not lie
+            query = "SELECT vector, id, digest, size, mtime_ns FROM vectors WHERE +space = ? ORDER BY number"
+            cursor, dimension = db.execute(query, (space[0],)), _dimension(space[1])
+            while found := cursor.fetchmany(chunk):
+                rows = [Row._make(values[1:]) for values in found]
+                yield rows, unpack_many([values[0] for values in found], dimension)
+
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+        query = (
+            "SELECT v.id FROM vectors v WHERE v.space = (SELECT key FROM spaces WHERE id = ?) "
+            "AND v.id >= ? ORDER BY v.id LIMIT ?"
+        )
+        first = prefix
+        while True:
+            with self._told():
+                page = [name for (name,) in self._connection.execute(query, (space_id, first, chunk))]
+            within = [name for name in page if name.startswith(prefix)]
+            if within:
+                yield within
+            if len(within) < len(page) or not page:
+                return
+            first = page[-1] + "\0"  # the next text there can be
+
+    def count(self, space_id: str) -> int:
+        with self._told():
+            found = self._connection.execute("SELECT rows FROM spaces WHERE id = ?", (space_id,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def version(self, space_id: str) -> str:
+        with self._told():
+            found = self._connection.execute("SELECT version FROM spaces WHERE id = ?", (space_id,)).fetchone()
+        return str(found[0]) if found else ""
+
+    def delete(self, space_id: str, ids: Sequence[str]) -> int:
+        gone = 0
+        with self._writing() as db:
+            for start in range(0, len(ids), ASKED_AT_ONCE):
+                part = ids[start : start + ASKED_AT_ONCE]
+                gone += db.execute(
+                    "DELETE FROM vectors WHERE space = (SELECT key FROM spaces WHERE id = ?) "
+                    f"AND id IN ({_marks(part)})",
+                    (space_id, *part),
+                ).rowcount
+        return gone
+
+    def spaces(self) -> list[SpaceInfo]:
+        with self._told():
+            found = self._connection.execute(
+                "SELECT space, rows, created, changed, provenance FROM spaces ORDER BY key"
+            ).fetchall()
+        infos = []
+        for text, rows, created, changed, provenance in found:
+            space = Space.from_json(text)
+            infos.append(SpaceInfo(space, rows, rows * space.dimension * 4, created, changed, json.loads(provenance)))
+        return infos
+
+    def current(self) -> str | None:
+        with self._told():
+            found = self._connection.execute("SELECT value FROM facts WHERE name = 'current'").fetchone()
+        return str(found[0]) if found else None
+
+    def use(self, space_id: str) -> None:
+        with self._writing() as db:
+            known = [name for (name,) in db.execute("SELECT id FROM spaces ORDER BY key")]
+            if space_id not in known:
+                raise StoreError(f"{self._path} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
+            db.execute("INSERT OR REPLACE INTO facts VALUES ('current', ?)", (space_id,))
+
+    def drop(self, space_id: str) -> int:
+        with self._writing() as db:
+            gone = db.execute(
+                "DELETE FROM vectors WHERE space = (SELECT key FROM spaces WHERE id = ?)", (space_id,)
+            ).rowcount
+            db.execute("DELETE FROM spaces WHERE id = ?", (space_id,))
+            db.execute("DELETE FROM facts WHERE name = 'current' AND value = ?", (space_id,))
+            db.execute("INSERT OR IGNORE INTO facts SELECT 'current', id FROM spaces ORDER BY key LIMIT 1")
+        return gone
+
+    def check(self) -> None:
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', ?)", (str(time.time()),))
+            db.execute("DELETE FROM facts WHERE name = 'probe'")
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in self._connections.values():
+                connection.close()
+            self._connections.clear()
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection; SQLite's own locks then order the threads as they order processes."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+            with self._lock:
+                for thread in [thread for thread in self._connections if not thread.is_alive()]:
+                    self._connections.pop(thread).close()  # a backend's threads come and go
+                self._connections[threading.current_thread()] = connection
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self._path} was written by a newer version of this program (schema {version}): update it"
+            )
+        if version == SCHEMA_VERSION:
+            return
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if tables and "spaces" not in tables:
+            raise StoreError(f"{self._path} is a SQLite file of another program (tables {', '.join(tables)})")
+        db.execute("PRAGMA journal_mode = WAL")
+        with self._writing():
+            version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been here first
+            if version < SCHEMA_VERSION:
+                for statement in (*(FROM_VERSION_1 if version else TABLES), *TRIGGERS):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _make_known(
+        self, db: sqlite3.Connection, space: Space, provenance: Mapping[str, str] | None, now: float
+    ) -> int:
+        found = db.execute("SELECT key, provenance FROM spaces WHERE id = ?", (space.id,)).fetchone()
+        told = json.dumps(dict(provenance), sort_keys=True) if provenance is not None else None
+        if found is None:
+            key = db.execute(
+                "INSERT INTO spaces (id, space, created, changed, version, provenance) VALUES (?, ?, ?, ?, ?, ?)",
+                (space.id, space.to_json(), now, now, first_version(), told or "{}"),
+            ).lastrowid
+            db.execute("INSERT OR IGNORE INTO facts VALUES ('current', ?)", (space.id,))
+            assert key is not None
+            return key
+        if told is not None and told != found[1]:
+            db.execute("UPDATE spaces SET provenance = ? WHERE key = ?", (told, found[0]))
+        return int(found[0])
+
+    def _select(self, columns: str, by: str, space_id: str, values: Sequence[str]) -> Iterator[tuple]:  # type: ignore[type-arg]
+        values = [value for value in values if value.isascii() or not _has_surrogates(value)]
+        for start in range(0, len(values), ASKED_AT_ONCE):
+            part = values[start : start + ASKED_AT_ONCE]
+            with self._told():
+                yield from self._connection.execute(
+                    f"SELECT {columns} FROM vectors v JOIN spaces s ON s.key = v.space "
+                    f"WHERE s.id = ? AND {by} IN ({_marks(part)})",
+                    (space_id, *part),
+                ).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all or nothing, also when the process dies in the middle."""
+        with self._told():
+            db = self._connection
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours: what will pass, and what a person has to mend."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if any(word in text for word in ("locked", "busy", "disk is full", "full", "disk I/O")):
+                raise StoreUnavailable(f"the store {self._path} cannot be written for now: {text}") from error
+            raise StoreError(f"the store {self._path} cannot be used: {text}; check path, owner and mode") from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"{self._path} is damaged or is no SQLite file ({error}): restore it from a copy, "
+                "or move it away and index again"
+            ) from error
+
+
+def _marks(values: Sequence[str]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _dimension(space: str) -> int:
+    return int(json.loads(space)["dimension"])
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,0 +1,125 @@
+"""Posters that kill, change, or vanish: after each, the invariant of tests/support/chaos_installation.py."""
+
+import math
+import time
+
+import pytest
+
+from tests.support.fault_injection import ABORT
+from tests.support.scenario_table import scenario
+
+
+@pytest.mark.parametrize(("count", "attempts"), [(4, 1), pytest.param(64, 2, marks=pytest.mark.chaos)])
+@scenario(
+    "one of {count} posters makes the decoder abort (`POSTERS_ATTEMPTS={attempts}`)",
+    "found by halving: it alone fails, as `crashed-worker`; its neighbours are stored",
+)
+def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, attempts):
+    """What a broken codec library does: abort() in the process that holds the model."""
+    installation = new_installation(pause_s=0, attempts=str(attempts))
+    names = installation.draw(count - 1)
+    bad = installation.draw(1, "bad", ABORT)[0]
+    names.insert(count // 2 + 1, bad)
+    worker = installation.worker("w").wait_until_ready()
+    job = installation.producer.enqueue([installation.root / name for name in names])
+    began = time.monotonic()
+    assert job.wait(400).at_rest, worker.said()
+    seconds = time.monotonic() - began
+    installation.check(job, names, {bad: "crashed-worker"})
+    crashes = worker.said().count(" ready: ") - 1
+    sizes = int(math.log2(count)) + 1
+    assert 1 <= crashes <= attempts * sizes
+    measured(seconds, installation.embedded() - (count - 1), f"until all was done, with {crashes} crashes")
+
+
+@pytest.mark.chaos
+@scenario(
+    "two poisonous posters in two batches, and another job behind them",
+    "each fails alone; the other job is done meanwhile or after, whole",
+)
+def test_several_poisonous_posters(new_installation, measured):
+    """One sender's broken collection must not cost another sender a poster."""
+    installation = new_installation(pause_s=0, attempts="1")
+    worker = installation.worker("w").wait_until_ready()
+    mixed, bad = [], []
+    for number in range(2):
+        mixed += installation.draw(3, f"m{number}-")
+        bad += installation.draw(1, f"bad{number}-", ABORT)
+        mixed.append(bad[-1])
+    others = installation.draw(16, "other")
+    producer = installation.producer_with(posters_per_batch=4)
+    began = time.monotonic()
+    job = producer.enqueue([installation.root / name for name in mixed])
+    other = producer.enqueue([installation.root / name for name in others])
+    assert other.wait(400).at_rest, worker.said()
+    assert job.wait(400).at_rest, worker.said()
+    installation.check(job, mixed, dict.fromkeys(bad, "crashed-worker"))
+    installation.check(other, others)
+    measured(time.monotonic() - began, installation.embedded() - 6 - 16, "until all was done")
+
+
+@scenario(
+    "posters replaced and deleted between sending and embedding",
+    "the vector is that of the bytes that were read, with their digest; the deleted one fails as `missing`; "
+    "the next `index` finds every change",
+)
+def test_posters_that_change_meanwhile(shared_installation, measured):
+    """A person tidies up while the queue is long."""
+    installation = shared_installation
+    names = installation.draw(60, "change/")
+    installation.references.remember(names)
+    running = installation.index_in_background("change", batch=60)
+    installation.wait_for_some(running.job, 1)
+    replaced, deleted = names[0:60:3], names[40:60:3]
+    deleted = [name for name in deleted if name not in replaced]
+    for name in deleted:  # first: painting takes longer than a worker's chunk
+        (installation.root / name).unlink()
+    for name in replaced:
+        installation.paint(name)
+    ledger = running.finish(status=1)
+    failing = {failure.id: failure.word for failure in installation.producer.job(ledger["job"]).failures()}
+    assert failing
+    assert set(failing) <= set(deleted)
+    installation.check(ledger["job"], names, dict.fromkeys(failing, "missing"), replaced=replaced)
+    again = installation.index(str(installation.root / "change"))
+    left = [name for name in names if name not in deleted]
+    assert again["submitted"] == len(left)
+    assert again["embedded"] <= len(replaced)
+    installation.check(again["job"], left)
+    measured(None, None, f"{again['embedded']} of {len(replaced)} were read before they were replaced")
+
+
+@pytest.mark.chaos
+@scenario(
+    "posters that are overwritten in place all the time while they are read",
+    "each ends as a vector of what its bytes were, or fails by name; "
+    "once the writer rests, `index` makes all of them right",
+)
+def test_posters_written_while_they_are_read(shared_installation, measured):
+    """A download folder: half files, files that change between stat and read."""
+    installation = shared_installation
+    names = installation.draw(24, "busy/")
+    before = {name: (installation.root / name).read_bytes() for name in names}
+    other = dict(zip(names, [before[name] for name in [*names[1:], names[0]]], strict=True))
+    for contents in (other, before):
+        for name in names:
+            (installation.root / name).write_bytes(contents[name])
+        installation.references.remember(names)
+    running = installation.index_in_background("busy", batch=12)
+    while running.process.poll() is None:
+        for name in names:
+            for data in (other[name], before[name]):
+                with (installation.root / name).open("wb") as file:
+                    file.write(data[:700])
+                    file.flush()
+                    time.sleep(0.001)
+                    file.write(data[700:])
+    status = running.process.returncode
+    assert status in (0, 1)
+    ledger = running.finish(status=status)
+    words = {failure.id: failure.word for failure in installation.producer.job(ledger["job"]).failures()}
+    assert set(words.values()) <= {"truncated", "unreadable", "missing"}
+    installation.check(ledger["job"], names, words, replaced=names)
+    again = installation.index(str(installation.root / "busy"))
+    installation.check(again["job"], names)
+    measured(None, None, f"{len(words)} of 24 were caught half-written, and failed by name")

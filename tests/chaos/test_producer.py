@@ -1,0 +1,149 @@
+"""The producer dies, or is stopped: what it took is done, and the same command goes on from there."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from producer.queue.messages import QUEUES
+from tests.support.scenario_table import scenario
+from tests.support.wait import wait_for
+
+
+@scenario(
+    "`index` killed (`kill -9`) while it sends",
+    "what was written down is done and counted; the same command again sends the rest: no gap, no work twice",
+)
+def test_a_killed_producer(shared_installation, measured):
+    """Then the same command, started while the first one's batches are still open."""
+    installation = shared_installation
+    names, before = installation.draw(100, "producer/"), installation.embedded()
+    running = installation.index_in_background("producer", batch=5, POSTERS_WINDOW="4")
+    job = running.job
+    installation.wait_for_some(job, 20)
+    running.close()
+    killed = time.monotonic()
+    ledger = installation.index(str(installation.root / "producer"), "--batch", "5")
+    took = time.monotonic() - killed
+    installation.check(ledger["job"], names)
+    wait_for(lambda: job.progress().open_batches == 0, "the first job's batches")
+    first = job.progress()
+    assert first.submitted == first.settled < 100
+    twice = installation.embedded() - before - 100
+    assert twice <= 4 * 5, "more than the window of the first was embedded twice"
+    measured(took, twice, "until the second command had ended")
+
+
+@pytest.mark.chaos
+@scenario(
+    "`index` killed between writing a batch down and sending it",
+    "the batch is in the ledger and on no queue: a live worker sends it",
+)
+def test_a_batch_that_was_never_sent(shared_installation, measured):
+    """As if the producer had died between its two steps, with nobody waiting for the job."""
+    installation = shared_installation
+    names = installation.draw(12, "unsent/")
+    producer = installation.producer_with(posters_per_batch=4)
+    producer.send = lambda batch: None
+    job = producer.enqueue([installation.root / name for name in names])
+    written = time.monotonic()
+    assert job.progress().open_batches == 3
+    wait_for(lambda: job.progress().at_rest, "the worker's own repair", 60)
+    installation.check(job, names)
+    measured(time.monotonic() - written, None, "nobody waited for the job")
+
+
+@pytest.mark.chaos
+@scenario(
+    "`index` stopped with Ctrl-C, and `cancel` while a batch is in work",
+    "the batch in work is finished and counted, the others leave `submitted`",
+)
+def test_a_cancelled_job(shared_installation, measured):
+    """The counts stay true, whoever finishes first."""
+    installation = shared_installation
+    installation.draw(120, "cancelled/")
+    running = installation.index_in_background("cancelled", batch=10)
+    installation.wait_for_some(running.job, 15)
+    asked = time.monotonic()
+    done = installation.run("cancel", running.job.id)
+    assert done.returncode == 0
+    ledger = running.finish()
+    took = time.monotonic() - asked
+    progress = running.job.progress()
+    assert progress.state == "cancelled"
+    assert progress.cancelled > 0
+    assert progress.cancelled + progress.submitted == 120
+    wait_for(lambda: running.job.progress().doing == 0, "the batch in work")
+    settled = running.job.progress()
+    assert settled.settled == settled.submitted == ledger["submitted"]
+    installation.check_nothing_open()
+    measured(took, None, f"{progress.cancelled} of 120 withdrawn; until `index` had ended")
+
+
+@pytest.mark.chaos
+@scenario(
+    "`index` stopped (SIGSTOP) for 40 s while it sends",
+    "called abandoned meanwhile, goes on when it wakes: every poster counted once",
+)
+def test_a_producer_that_sleeps(shared_installation, measured):
+    """A laptop that was closed; longer than the sender's sign of life holds."""
+    installation = shared_installation
+    names, before = installation.draw(120, "asleep/"), installation.embedded()
+    running = installation.index_in_background("asleep", batch=5, POSTERS_WINDOW="2")
+    installation.wait_for_some(running.job, 10)
+    os.kill(running.process.pid, signal.SIGSTOP)
+    time.sleep(40)
+    assert running.job.progress().state == "abandoned"
+    os.kill(running.process.pid, signal.SIGCONT)
+    woken = time.monotonic()
+    ledger = running.finish()
+    took = time.monotonic() - woken
+    installation.check(ledger["job"], names)
+    measured(took, installation.embedded() - before - 120, "until the job's end")
+
+
+@scenario("the same batch delivered twice at once, to two workers", "one works, the other steps back; counted once")
+@pytest.mark.chaos
+def test_the_same_message_twice_at_once(new_installation, measured):
+    """The copies wait on the queue before anybody works, next to each other."""
+    installation = new_installation()
+    names = installation.draw(60)
+    job = installation.producer_with(posters_per_batch=10).enqueue([installation.root / name for name in names])
+    with installation.redis.client as client:
+        for message in client.lrange(QUEUES["bulk"], 0, -1):
+            client.lpush(QUEUES["bulk"], message, message)
+        assert client.llen(QUEUES["bulk"]) == 18
+    installation.worker("a")
+    installation.worker("b")
+    assert job.wait(120).at_rest
+    progress = installation.check(job, names)
+    assert progress.embedded == 60
+    twice = installation.embedded() - 60
+    assert twice == 0
+    measured(None, twice)
+
+
+@pytest.mark.chaos
+@scenario("`index` and a Ctrl-C (SIGINT)", "the rest is sent, its id printed (status 130); the job is done without it")
+def test_an_interrupted_index(shared_installation, measured):
+    """The person has other things to do."""
+    installation = shared_installation
+    names, before = installation.draw(120, "interrupted/"), installation.embedded()
+    running = installation.index_in_background("interrupted", batch=5, POSTERS_WINDOW="2")
+    job = running.job
+    installation.wait_for_some(job, 10)
+    running.process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    try:
+        _, err = running.process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.fail("index did not leave")
+    left = time.monotonic() - asked
+    assert running.process.returncode == 130
+    assert job.id in err
+    running.close()
+    wait_for(lambda: job.progress().at_rest, "the job's end")
+    installation.check(job, names)
+    measured(left, installation.embedded() - before - 120, "until `index` had left")

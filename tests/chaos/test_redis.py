@@ -1,0 +1,184 @@
+"""Redis stops, hangs, forgets, fills up: after each, the invariant of tests/support/chaos_installation.py."""
+
+import time
+
+import pytest
+
+from producer.errors import PosterError, RedisUnreachable
+from tests.support.scenario_table import scenario
+from tests.support.wait import wait_for
+
+MAXMEMORY_OVER_BYTES = 200_000  # room for a few batches more, then Redis refuses
+
+
+def interrupted(installation, name, fault, *, count=120, batch=12, at=12):
+    """Run a job, let `fault` happen in its middle; seconds until the next batch counted, and done twice."""
+    names, before = installation.draw(count, f"{name}/"), installation.embedded()
+    running = installation.index_in_background(name, batch=batch)
+    installation.wait_for_some(running.job, at)
+    fault()
+    over = time.monotonic()
+    assert not running.job.progress().at_rest, "the fault came too late to be one"
+    recovered = installation.wait_for_a_finish(running.job, over)
+    installation.check(running.finish()["job"], names)
+    return recovered, installation.embedded() - before - count
+
+
+@pytest.mark.chaos
+@scenario("Redis stopped (SIGTERM) for 5 s and started again", "`index` and worker wait and go on; nothing is lost")
+def test_redis_stopped(shared_installation, measured):
+    """As an upgrade does."""
+
+    def fault():
+        shared_installation.redis.stop()
+        time.sleep(5)
+        shared_installation.redis.start()
+
+    measured(*interrupted(shared_installation, "stopped", fault))
+
+
+@scenario("Redis killed (SIGKILL), started again after 3 s", "the same: every answered write is in the AOF")
+def test_redis_killed(shared_installation, measured):
+    """The producer is in the middle of sending, the worker in the middle of a batch."""
+
+    def fault():
+        shared_installation.redis.kill()
+        time.sleep(3)
+        shared_installation.redis.start()
+
+    measured(*interrupted(shared_installation, "killed", fault, count=72))
+
+
+@pytest.mark.chaos
+@scenario("Redis killed again and again, every 2 s", "the job ends as soon as Redis stays")
+def test_redis_flapping(shared_installation, measured):
+    """A container that restarts in a loop."""
+
+    def fault():
+        for _ in range(5):
+            shared_installation.redis.kill()
+            time.sleep(0.5)
+            shared_installation.redis.start()
+            time.sleep(2)
+
+    measured(*interrupted(shared_installation, "flapping", fault, count=240))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("store", ["SQLite", "Redis"])
+@scenario(
+    "Redis comes back from an AOF that is some seconds old; vectors in {store}",
+    "what it forgot is sent again: every poster that `index` took is counted",
+)
+def test_redis_from_a_stale_aof(new_installation, measured, store):
+    """Batches that were finished are open again, and others were never written down, nor were vectors."""
+    installation = new_installation(window="4", **({"store": "redis"} if store == "Redis" else {}))
+    names = installation.draw(240)
+    installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=10)
+    installation.wait_for_some(running.job, 30)
+    with installation.redis_from_the_past():
+        installation.wait_for_some(running.job, 120)
+    back = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, back)
+    ledger = running.finish()
+    installation.check(ledger["job"], names)
+    measured(recovered, installation.embedded() - 240)
+
+
+@pytest.mark.chaos
+@scenario(
+    "Redis comes back from a stale AOF after everything was sent",
+    "batches that were finished are open again, done again without embedding, and counted once",
+)
+def test_redis_from_a_stale_aof_after_sending(new_installation, measured):
+    """The producer has nothing more to send and only waits."""
+    installation = new_installation(window="100")
+    names = installation.draw(240)
+    installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=10)
+    installation.wait_for_some(running.job, 30)
+    wait_for(lambda: running.job.progress().state == "sent", "everything sent")
+    with installation.redis_from_the_past():
+        installation.wait_for_some(running.job, 150)
+    back = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, back)
+    ledger = running.finish()
+    installation.check(ledger["job"], names)
+    measured(recovered, installation.embedded() - 240)
+
+
+@pytest.mark.parametrize(
+    "seconds", [5, pytest.param(33, marks=pytest.mark.chaos), pytest.param(60, marks=pytest.mark.chaos)]
+)
+@scenario(
+    "Redis hangs (SIGSTOP) for {seconds} s",
+    "a backend's call fails within 5 s and says so; `index` and worker go on when Redis answers",
+)
+def test_redis_hangs(shared_installation, measured, seconds):
+    """Connections stay open, and nothing is answered."""
+    waited = []
+
+    def fault():
+        shared_installation.redis.pause()
+        ends = time.monotonic() + seconds
+        calls = [
+            lambda: shared_installation.producer.enqueue([shared_installation.root / f"hang{seconds}" / "0000.jpg"]),
+            lambda: shared_installation.producer.job("last").progress(),
+        ]
+        for call in calls[: 1 if seconds < 10 else 2]:  # the second could meet a Redis that answers again
+            asked = time.monotonic()
+            with pytest.raises(RedisUnreachable):
+                call()
+            waited.append(time.monotonic() - asked)
+        time.sleep(max(0.0, ends - time.monotonic()))
+        shared_installation.redis.resume()
+
+    recovered, twice = interrupted(shared_installation, f"hang{seconds}", fault, count=72)
+    assert max(waited) < 5
+    measured(recovered, twice, f"a backend's call failed after {max(waited):.1f} s")
+
+
+@scenario("every connection cut (CLIENT KILL), four times in 2 s", "all connect again; nothing is lost")
+def test_connections_cut(shared_installation, measured):
+    """What a proxy or a firewall does to idle and busy connections alike."""
+
+    def fault():
+        with shared_installation.redis.client as client:
+            for _ in range(4):
+                client.client_kill_filter(skipme=True, _type="normal")
+                time.sleep(0.5)
+
+    measured(*interrupted(shared_installation, "cut", fault, count=120))
+
+
+@pytest.mark.chaos
+@scenario(
+    "maxmemory reached (noeviction) for 20 s",
+    "a clear error for a backend, nothing half-written; `index` and worker go on when there is room",
+)
+def test_redis_full(new_installation, measured):
+    """Somebody else fills the Redis that the queue lives in."""
+    installation = new_installation(window="100")
+    names = installation.draw(240)
+    installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=10)
+    installation.wait_for_some(running.job, 30)
+    with installation.redis.client as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] - 1_000_000)
+        asked = time.monotonic()
+        with pytest.raises(PosterError, match=r"full|maxmemory"):
+            installation.producer.enqueue([installation.root / names[0]])
+        waited = time.monotonic() - asked
+        assert waited < 5
+        time.sleep(20)
+        client.config_set("maxmemory", 0)
+    room = time.monotonic()
+    if installation.workers[-1].process.poll() is not None:
+        installation.worker("w").wait_until_ready()  # the supervisor
+        noted = "the worker left and was started again"
+    else:
+        noted = "the worker stayed"
+    recovered = installation.wait_for_a_finish(running.job, room)
+    installation.check(running.finish()["job"], names)
+    measured(recovered, installation.embedded() - 240, f"a backend's call failed after {waited:.1f} s; {noted}")

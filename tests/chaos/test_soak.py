@@ -1,0 +1,207 @@
+"""The soak: faults drawn at random for as long as it is told, then the invariant, flat memory, flat descriptors.
+
+    make chaos SECONDS=600            # SEED=… repeats a run
+
+Each round indexes new posters, and old ones again, while one to three faults strike; after each, the job
+is checked, and with it every vector that the store has ever got.
+"""
+
+import os
+import random
+import signal
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from producer.queue.messages import QUEUES
+from tests.support.fault_injection import ABORT
+from tests.support.scenario_table import scenario
+from tests.support.wait import wait_for
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
+SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
+POSTERS, BATCH = 80, 10  # of one round
+SAMPLES_LEAST = 6  # of one process, before growth can be told from noise
+GROWTH_KB = 20_000
+GROWTH_DESCRIPTORS = 8
+
+
+class Soak:
+    """The faults that a round may draw; each waits until its part is over."""
+
+    def __init__(self, installation, chance):
+        self.installation, self.chance = installation, chance
+        self.worker = installation.worker("w").wait_until_ready()
+        self.samples = defaultdict(list)  # process id → (resident kB, open descriptors)
+
+    def kill_child(self):
+        pid = self._child()
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+
+    def kill_worker(self):
+        self.worker.kill()
+        time.sleep(self.chance.random())
+        self.worker = self.installation.worker("w")
+
+    def stop_worker(self):
+        self.worker.stop()
+        self.worker = self.installation.worker("w")
+
+    def kill_parent(self):
+        self.worker.process.kill()
+        self.worker.process.wait()
+        self.worker = self.installation.worker("w")
+
+    def kill_after_pop(self):
+        self.installation.arm("kill-after-pop")
+        ends = time.monotonic() + 5
+        while self.worker.process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.05)
+        self.installation.disarm("kill-after-pop")
+        if self.worker.process.poll() is not None:
+            self.worker.kill()
+            self.worker = self.installation.worker("w")
+
+    def kill_in_write(self):
+        self.installation.arm("kill-in-write")
+
+    def lose_device(self):
+        self.installation.arm("lose-device")
+
+    def run_out_of_memory(self):
+        self.installation.arm("run-out", str(self.chance.randint(1, 4)))
+        time.sleep(2)
+        self.installation.disarm("run-out")
+
+    def restart_redis(self):
+        self.chance.choice([self.installation.redis.kill, self.installation.redis.stop])()
+        time.sleep(3 * self.chance.random())
+        self.installation.redis.start()
+
+    def hang_redis(self):
+        self.installation.redis.pause()
+        time.sleep(8 * self.chance.random())
+        self.installation.redis.resume()
+
+    def cut_connections(self):
+        with self.installation.redis.client as client:
+            for _ in range(self.chance.randint(1, 6)):
+                client.client_kill_filter(skipme=True, _type="normal")
+                time.sleep(self.chance.random())
+
+    def double_messages(self):
+        with self.installation.redis.client as client:
+            for message in client.lrange(QUEUES["bulk"], 0, -1):
+                client.rpush(QUEUES["bulk"], message)
+
+    def lose_messages(self):
+        """As a Redis that forgot a part: what the queue held is gone, the ledger is not."""
+        with self.installation.redis.client as client:
+            client.delete(QUEUES["bulk"])
+
+    def send_garbage(self):
+        with self.installation.redis.client as client:
+            client.lpush(QUEUES["bulk"], os.urandom(20))
+
+    FAULTS = (
+        *[kill_child, kill_worker, stop_worker, kill_parent, kill_after_pop, kill_in_write, lose_device],
+        *[run_out_of_memory, restart_redis, hang_redis, cut_connections, double_messages, lose_messages],
+        send_garbage,
+    )
+
+    def alive(self):
+        """What a supervisor does."""
+        if self.worker.process.poll() is not None:
+            self.worker.kill()
+            self.worker = self.installation.worker("w")
+
+    def sample(self):
+        """Memory and descriptors of all processes, at rest."""
+        pids = {"redis": self.installation.redis.pid, "parent": self.worker.process.pid, "child": self._child()}
+        for role, pid in pids.items():
+            seen = pid and _resources(pid)
+            if seen:
+                self.samples[role, pid].append(seen)
+
+    def _child(self):
+        heard = self.worker.heard()
+        return int(heard.get("pid") or 0) if heard else 0
+
+
+@pytest.mark.chaos
+@scenario(
+    "the soak: faults drawn at random, one to three in each job of 80 posters",
+    "the invariant after each job; memory and file descriptors of long-lived processes stay flat",
+)
+def test_the_soak(new_installation, measured):
+    """Everything at once, in no order that anybody thought of."""
+    print(f"\nsoak: {SECONDS:.0f} s, seed {SEED} (repeat with: make chaos SECONDS={SECONDS:.0f} SEED={SEED})")
+    chance = random.Random(SEED)
+    installation = new_installation(pause_s=0.1, attempts="3")
+    soak = Soak(installation, chance)
+    ends, rounds, struck, slowest_s, needed = time.monotonic() + SECONDS, 0, 0, 0.0, 0
+    while time.monotonic() < ends:
+        rounds += 1
+        place = f"round{rounds}/"
+        names = installation.draw(POSTERS, place)
+        bad = installation.draw(1, f"{place}bad", ABORT) if chance.random() < 0.05 else []
+        faults = chance.sample(Soak.FAULTS, chance.randint(1, 3))
+        print(f"soak: round {rounds}: {', '.join(fault.__name__ for fault in faults)}{' and a poison' if bad else ''}")
+        running = installation.index_in_background(place, batch=BATCH)
+        job = running.job
+        for fault in faults:
+            time.sleep(2 * chance.random())
+            fault(soak)
+            struck += 1
+        over = time.monotonic()
+        while running.process.poll() is None:
+            soak.alive()
+            time.sleep(0.1)
+            assert time.monotonic() - over < 400, (faults, job.progress(), soak.worker.said()[-4000:])
+        slowest_s = max(slowest_s, time.monotonic() - over)
+        ledger = running.finish(status=1 if bad else 0)
+        soak.worker.wait_until_ready()
+        progress = installation.check(ledger["job"], [*names, *bad], dict.fromkeys(bad, "crashed-worker"))
+        needed += progress.submitted - progress.failed
+        soak.sample()
+    installation.recover()
+    installation.draw(POSTERS, "quiet/")
+    for _ in range(SAMPLES_LEAST):  # without faults, so that even a short soak has something to compare
+        installation.index(str(installation.root / "quiet"), "--force", "--batch", str(BATCH))
+        needed += POSTERS
+        soak.sample()
+    growth = [text for (role, _), seen in soak.samples.items() if (text := _growth(role, seen))]
+    assert not growth, growth
+    wait_for(lambda: not installation.producer.ledger.active(), "no job open")
+    measured(
+        slowest_s,
+        installation.embedded() - needed,
+        f"{struck} faults in {rounds} jobs, seed {SEED}; the slowest job ended so long after its last fault",
+    )
+
+
+def _growth(role, seen):
+    """What grew from the first third of the samples to the last; None where nothing did, or too few were taken."""
+    if len(seen) < SAMPLES_LEAST:
+        return None
+    third = len(seen) // 3
+    memory, descriptors = (
+        statistics.median(values[-third:]) - statistics.median(values[:third]) for values in zip(*seen, strict=True)
+    )
+    if memory > GROWTH_KB or descriptors > GROWTH_DESCRIPTORS:
+        return f"{role} grew by {memory} kB and {descriptors} descriptors over {len(seen)} jobs"
+    return None
+
+
+def _resources(pid):
+    """Resident kB, open descriptors; None when the process is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+    return int(status.split("VmRSS:")[1].split()[0]), descriptors

@@ -1,0 +1,245 @@
+"""Processes die, hang, or come late: after each, the invariant of tests/support/chaos_installation.py."""
+
+import os
+import time
+
+import pytest
+
+from tests.support.scenario_table import scenario
+from tests.support.tiny_model import write_tiny_model
+from tests.support.wait import wait_for
+
+
+@scenario(
+    "`kill -9` of the child in the middle of a batch",
+    "a new child takes over at once; only the chunk in hand is done again",
+)
+def test_a_killed_child(shared_installation, measured):
+    """The parent starts another, which loads the model and goes on with the same batch."""
+    installation, worker = shared_installation, shared_installation.workers[-1]
+    names, before = installation.draw(72, "child/"), installation.embedded()
+    running = installation.index_in_background("child", batch=24)
+    installation.wait_for_some(running.job, 12)
+    killed, old = time.monotonic(), installation.kill_child(worker)
+    recovered = installation.wait_for_pass(after=killed)
+    ledger = running.finish()
+    assert installation.check(ledger["job"], names).embedded == 72
+    twice = installation.embedded() - before - 72
+    assert twice <= 3 * 8, "more than the chunks that were on their way was done twice"
+    assert recovered < 60
+    installation.new_child(worker, old)
+    measured(recovered, twice)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("store", ["SQLite", "Redis"])
+@scenario(
+    "`kill -9` of the whole worker, and a supervisor that starts it again; vectors in {store}",
+    "its batches come back no later than the claim's lifetime and 20 s after the new one is ready",
+)
+def test_a_killed_worker(new_installation, measured, store):
+    """Parent and child at once, as a power cut does."""
+    installation = new_installation(**({"store": "redis"} if store == "Redis" else {}))
+    names = installation.draw(120)
+    first = installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 30)
+    first.kill()
+    installation.worker("w").wait_until_ready()
+    ready = time.monotonic()
+    recovered = installation.wait_for_pass(after=ready)
+    installation.check(running.finish()["job"], names)
+    assert recovered < installation.settings.claim_s + 20
+    measured(recovered, installation.embedded() - 120, "counted from when the new worker is ready")
+
+
+@pytest.mark.chaos
+@scenario("`kill -9` of the parent alone", "its child leaves by itself; the next worker goes on")
+def test_a_killed_parent(new_installation, measured):
+    """An orphan that kept the card would stand in the way of its successor."""
+    installation = new_installation()
+    names = installation.draw(120)
+    first = installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 30)
+    child = first.child()
+    killed = time.monotonic()
+    first.process.kill()
+    first.process.wait()
+    wait_for(lambda: not _lives(child), "the orphan's end", 30)
+    gone = time.monotonic() - killed
+    installation.worker("w").wait_until_ready()
+    ready = time.monotonic()
+    recovered = installation.wait_for_pass(after=ready)
+    installation.check(running.finish()["job"], names)
+    measured(recovered, installation.embedded() - 120, f"the orphan left after {gone:.1f} s")
+
+
+@scenario(
+    "`kill -9` between Redis' pop and kombu's note of it",
+    "the message is gone, the ledger knows the batch: sent again 8 s after it was missed",
+)
+@pytest.mark.chaos
+def test_a_kill_between_pop_and_note(new_installation, measured):
+    """The one moment in which a message is nowhere: neither queued nor reserved."""
+    installation = new_installation()
+    names = installation.draw(60)
+    installation.worker("w").wait_until_ready()
+    installation.arm("kill-after-pop")
+    running = installation.index_in_background(batch=20)
+    wait_for(lambda: installation.workers[0].process.poll() is not None, "the worker's end")
+    assert not installation.armed("kill-after-pop")
+    installation.workers[0].kill()
+    with installation.redis.client as client:
+        assert client.hlen("unacked") == 0, "kombu noted the message: this is not the moment that was meant"
+        wait_for(lambda: client.llen("posters.bulk") == 2, "the two others on the queue", 10)
+    installation.worker("w").wait_until_ready()
+    ready = time.monotonic()
+    ledger = running.finish()
+    recovered = time.monotonic() - ready
+    installation.check(ledger["job"], names)
+    assert installation.embedded() == 60
+    measured(recovered, 0, "until the last batch; counted from when the new worker is ready")
+
+
+@pytest.mark.chaos
+@scenario("two workers, one of them killed", "the other does the rest; no batch is embedded by both")
+def test_two_workers(new_installation, measured):
+    """Both take from the same lanes; what the dead one held comes to the living one."""
+    installation = new_installation()
+    names = installation.draw(200)
+    first, second = installation.worker("a"), installation.worker("b")
+    wait_for(lambda: any(worker.state == "ready" for worker in installation.producer.workers()), "a worker")
+    running = installation.index_in_background(batch=10)
+    installation.wait_for_some(running.job, 60)
+    holder = first if _is_ready(installation, first) else second
+    holder.kill()
+    killed = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, killed)
+    installation.check(running.finish()["job"], names)
+    twice = installation.embedded() - 200
+    assert twice <= 10, "more than the dead worker's batch was done twice"
+    measured(recovered, twice)
+
+
+@pytest.mark.chaos
+@scenario(
+    "worker started before Redis",
+    "it waits; `index` meanwhile says what is missing (status 3); the job is done when Redis comes",
+)
+def test_started_before_redis(new_installation, measured):
+    """As after a reboot, when services start in any order."""
+    installation = new_installation()
+    names = installation.draw(40)
+    installation.redis.stop()
+    worker = installation.worker("early")
+    refused = installation.run("index")
+    assert refused.returncode == 3
+    assert "does not answer" in refused.stderr
+    time.sleep(8)
+    assert worker.process.poll() is None, worker.said()
+    installation.redis.start()
+    back = time.monotonic()
+    worker.wait_until_ready()
+    ledger = installation.index()
+    installation.check(ledger["job"], names)
+    measured(installation.wait_for_pass(after=back), installation.embedded() - 40)
+
+
+@pytest.mark.chaos
+@scenario("the model hangs", "the batch's time limit (here 10 s) ends the child; the batch is done by the next")
+def test_a_hang_in_the_model(new_installation, measured):
+    """A device that neither answers nor fails."""
+    installation = new_installation(batch_time_limit_s="10")
+    names = installation.draw(60)
+    installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 10)
+    installation.arm("hang")
+    wait_for(lambda: not installation.armed("hang"), "the hang")
+    hung = time.monotonic()
+    recovered = installation.wait_for_pass(after=hung)
+    installation.check(running.finish()["job"], names)
+    assert recovered < 10 + installation.settings.claim_s + 10 + 30
+    measured(recovered, installation.embedded() - 60)
+
+
+@pytest.mark.chaos
+@scenario("the GPU's context breaks for good", "the child leaves, a fresh one takes over at once")
+def test_a_lost_device(shared_installation, measured):
+    """CUDA's 'unspecified launch failure': every further call in the process would fail."""
+    installation, worker = shared_installation, shared_installation.workers[-1]
+    names, before = installation.draw(60, "device/"), installation.embedded()
+    old = worker.child()
+    running = installation.index_in_background("device", batch=20)
+    installation.wait_for_some(running.job, 10)
+    installation.arm("lose-device")
+    wait_for(lambda: not installation.armed("lose-device"), "the fault")
+    lost = time.monotonic()
+    recovered = installation.wait_for_pass(after=lost)
+    installation.check(running.finish()["job"], names)
+    installation.new_child(worker, old)
+    assert "context is broken" in worker.said()
+    measured(recovered, installation.embedded() - before - 60)
+
+
+@scenario(
+    "memory runs out for more than two images", "the chunk is halved in place, nothing fails, nothing is done twice"
+)
+def test_out_of_memory(shared_installation, measured):
+    """While another program has most of the card."""
+    installation, worker = shared_installation, shared_installation.workers[-1]
+    names, before = installation.draw(30, "memory/"), installation.embedded()
+    installation.arm("run-out", "2")
+    try:
+        ledger = installation.index(str(installation.root / "memory"), "--batch", "15")
+    finally:
+        installation.disarm("run-out")
+    installation.check(ledger["job"], names)
+    assert max(images for _, _, images in installation.passes() if installation.embedded()) >= 2
+    assert "out of memory" in worker.said()
+    assert installation.embedded() - before == 30
+    measured(None, 0)
+
+
+@pytest.mark.chaos
+@scenario(
+    "the model is changed while old batches are queued",
+    "every vector lies in the space of the model that made it; `index` then fills the new space",
+)
+def test_a_changed_model(new_installation, measured):
+    """A vector of one model never meets a vector of another."""
+    installation = new_installation()
+    old, queued = installation.draw(20, "old/"), installation.draw(20, "queued/")
+    first = installation.worker("a").wait_until_ready()
+    installation.index(str(installation.root / "old"))
+    assert first.stop() == 0
+    job = installation.producer.enqueue([installation.root / name for name in queued])
+    other = write_tiny_model(installation.folder / "other", seed=1)
+    installation.references.learn(other)
+    installation.worker("b", POSTERS_MODEL_NAME=other).wait_until_ready()
+    assert job.wait(60).at_rest
+    failing = {failure.id: failure.word for failure in job.failures()}
+    assert failing in ({}, dict.fromkeys(queued, "internal"))
+    installation.check(job, queued, failing)
+    ledger = installation.index()
+    assert ledger["submitted"] == 40
+    installation.check(ledger["job"], [*old, *queued])
+    store = installation.producer.store()
+    assert sorted(info.count for info in store.spaces()) == [20, 40]
+    store.close()
+    measured(None, None)
+
+
+def _lives(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def _is_ready(installation, worker):
+    heard = worker.heard()
+    return heard is not None and heard.state == "ready"

@@ -1,0 +1,100 @@
+"""`doctor` says what is wrong with Redis and with the queue, and what to do."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from producer import Producer
+from producer.__main__ import main
+from producer.doctor import examine
+from producer.embedding import Space
+from producer.queue.workers import READY, WAITING
+from producer.settings import load_settings
+from producer.vectors.base import Row
+
+
+@pytest.fixture
+def producer(redis_url, tmp_path):
+    settings = load_settings(redis_url=redis_url, root=tmp_path, store=f"sqlite:{tmp_path / 'v.db'}", catalogue="none")
+    producer = Producer(settings)
+    yield producer
+    producer.close()
+
+
+def found(producer):
+    return {finding.name: finding for finding in examine(producer)}
+
+
+def test_a_redis_that_may_evict_the_queue_is_a_failure(producer, redis_server):
+    """noeviction is right; a Redis without AOF is worth a word, and its password never."""
+    redis = found(producer)["redis"]
+    assert redis.ok
+    assert "appendonly no" in redis.seen
+    assert "only-for-tests" not in redis.seen
+    with redis_server.client as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            redis = found(producer)["redis"]
+            assert (redis.ok, "noeviction" in redis.advice) == (False, True)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, redis_server, redis_url, tmp_path):
+    """2: it answers, and somebody has to mend its settings. 3: it does not answer, or nobody works."""
+    variables = {
+        "POSTERS_REDIS_URL": redis_url,
+        "POSTERS_ROOT": str(tmp_path),
+        "POSTERS_STORE": producer.settings.store,
+        "POSTERS_CATALOGUE": "none",
+    }
+
+    def status(**others):
+        return CliRunner().invoke(main, ["doctor"], env=variables | others).exit_code
+
+    assert status() == 3
+    told = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
+    producer.announcements.say("w", READY, told)
+    assert status() == 0
+    with redis_server.client as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            assert status() == 2
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    assert status(POSTERS_REDIS_URL="redis://127.0.0.1:1/0") == 3
+    assert status(POSTERS_STORE="redis://127.0.0.1:1/1") == 3
+
+
+def test_the_quarantine_is_counted_with_its_newest_reason(producer):
+    """And how to look at it."""
+    assert found(producer)["quarantine"].ok
+    producer.quarantine.put("x", "it is not JSON")
+    quarantine = found(producer)["quarantine"]
+    assert not quarantine.ok
+    assert "1 message(s) put aside; the newest: it is not JSON" in quarantine.seen
+    assert "redis-cli lrange" in quarantine.advice
+
+
+def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
+    """It is no failure: another one works."""
+    producer.announcements.say("a", READY, {"space": "s", "space_json": "{}"})
+    producer.announcements.say("b", WAITING, {"reason": "a works on the card"})
+    worker = found(producer)["worker"]
+    assert worker.ok
+    assert worker.seen == "a (ready), b (waiting); b: a works on the card"
+
+
+def test_readers_that_use_another_space_than_the_worker_makes_are_told(producer):
+    """The vectors that are read and those that are made never meet, and nobody would notice."""
+    old, new = (Space("m", number * 32, "gelu", "64x64", 4) for number in "12")
+    store = producer.store()
+    store.put(old, [Row("a", "d", 1, 1)], np.full((1, 4), 0.5, np.float32))
+    store.close()
+    mine = {"store": producer.settings.store, "root": str(producer.settings.root)}
+    producer.announcements.say("w", READY, {"space": new.id, "space_json": new.to_json(), **mine})
+    finding = found(producer)["store"]
+    assert not finding.ok
+    assert f"spaces use {new.id}" in finding.advice
+    producer.announcements.say("w", READY, {"space": old.id, "space_json": old.to_json(), **mine})
+    assert found(producer)["store"].ok

@@ -1,0 +1,512 @@
+"""As a user does it: a real Redis, a real worker, the real command line; only the model is small."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from bench.image_samples import encoded, picture
+from producer import Producer
+from producer.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
+from producer.queue.messages import INTERACTIVE, EmbedBatch, Poster
+from producer.settings import load_settings
+from tests.support.installation import Installation, adds_up
+from tests.support.project import PROJECT
+from tests.support.redis_server import RedisServer
+from tests.support.tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def installation(server, tmp_path_factory):
+    """One worker for all tests of this file that do not hurt it."""
+    installation = Installation(tmp_path_factory.mktemp("world"), server)
+    installation.worker("shared").wait_until_ready()
+    yield installation
+    installation.close()
+
+
+def folder(installation: Installation, name: str) -> str:
+    (installation.root / name).mkdir()
+    return f"{name}/"
+
+
+def test_posters_become_vectors_of_the_reference_model(installation):
+    """The main job: every poster stored under its id, with the vector that open_clip gives for it."""
+    names = installation.draw(20, folder(installation, "main"))
+    ledger = installation.index(str(installation.root / "main"))
+    assert ledger.keys() == {
+        "job",
+        "submitted",
+        "embedded",
+        "reused",
+        "unchanged",
+        "failed",
+        "seconds",
+        "images_per_second",
+    }
+    assert (ledger["submitted"], ledger["embedded"]) == (20, 20)
+    transform, model = open_clip.image_transform(SIDE, is_train=False, mean=MEAN, std=STD), make_model()
+    store = installation.producer.store()
+    found = store.get(store.current(), names)
+    store.close()
+    assert set(found) == set(names)
+    for name in names:
+        with Image.open(installation.root / name) as image, torch.inference_mode():
+            reference = model.encode_image(transform(image).unsqueeze(0), normalize=True)[0].numpy()
+        assert found[name] @ reference > 0.9995
+
+
+def test_bad_posters_fail_by_name_and_good_ones_are_stored(installation):
+    """Truncated, text, empty, missing: exit status 1, four failures, every neighbour embedded."""
+    inside = folder(installation, "mixed")
+    good = installation.draw(9, inside)
+    (installation.root / inside / "cut.jpg").write_bytes(encoded(picture(400, 600), "JPEG")[:4000])
+    (installation.root / inside / "text.png").write_text("no picture")
+    (installation.root / inside / "empty.jpg").write_bytes(b"")
+    done = installation.run("index", f"{installation.root}/mixed", f"{installation.root}/mixed-missing.jpg")
+    assert done.returncode == 1
+    ledger = dict(zip(*[iter(done.stdout.split())] * 2, strict=True))
+    assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == ("13", "9", "4")
+    for name, word in (
+        ("mixed/cut.jpg", "truncated"),
+        ("mixed/text.png", "unreadable"),
+        ("mixed/empty.jpg", "unreadable"),
+        ("mixed-missing.jpg", "missing"),
+    ):
+        assert f"failed: {name}: {word}: " in done.stderr
+    assert set(good) <= installation.stored()
+    listed = json.loads(installation.run("failures", ledger["job"], "--json").stdout)
+    assert {failure["path"]: failure["word"] for failure in listed} == {
+        "mixed/cut.jpg": "truncated",
+        "mixed/text.png": "unreadable",
+        "mixed/empty.jpg": "unreadable",
+        "mixed-missing.jpg": "missing",
+    }
+    (installation.root / "mixed" / "cut.jpg").write_bytes(encoded(picture(400, 600), "JPEG"))
+    retried = installation.run("retry", ledger["job"], "--only", "truncated", "--json")
+    assert retried.returncode == 0, retried.stderr
+    assert json.loads(retried.stdout)["embedded"] == 1
+
+
+def test_again_costs_nothing_unless_forced(installation):
+    """Unchanged posters are not even sent; --force embeds them; --dry-run tells beforehand."""
+    inside = folder(installation, "again")
+    names = installation.draw(12, inside)
+    before = installation.run("index", f"{installation.root}/again", "--dry-run")
+    assert before.stdout.split() == names
+    assert "12 poster(s) to send, 0 unchanged" in before.stderr
+    assert installation.index(f"{installation.root}/again", "--batch", "5")["embedded"] == 12
+    assert (
+        "0 poster(s) to send, 12 unchanged"
+        in installation.run("index", f"{installation.root}/again", "--dry-run").stderr
+    )
+    second = installation.index(f"{installation.root}/again")
+    assert (second["embedded"], second["unchanged"]) == (0, 12)
+    assert installation.index(f"{installation.root}/again", "--force")["embedded"] == 12
+
+
+def test_batch_sets_the_posters_per_message(installation):
+    """12 posters in messages of 5 are three steps in the ledger."""
+    installation.draw(12, folder(installation, "batches"))
+    ledger = installation.index(f"{installation.root}/batches", "--batch", "5")
+    assert installation.producer.ledger.about(ledger["job"])["step"] == "3"
+
+
+def test_detach_leaves_and_status_follows(installation):
+    """The job's id is printed, and the job ends without anybody waiting."""
+    installation.draw(10, folder(installation, "detached"))
+    done = installation.run("index", f"{installation.root}/detached", "--detach", "--json")
+    assert done.returncode == 0
+    job = json.loads(done.stdout)["job"]
+    assert f"python -m producer status {job}" in done.stderr
+    progress = installation.producer.job(job).wait(30)
+    assert progress.at_rest
+    shown = json.loads(installation.run("status", job, "--json").stdout)["jobs"][0]
+    assert (shown["state"], shown["embedded"], shown["open_batches"]) == ("finished", 10, 0)
+    assert adds_up(shown)
+
+
+def test_status_shows_workers_and_jobs(installation):
+    """For a person: who works, with what, and the newest jobs."""
+    installation.draw(1, folder(installation, "status"))
+    job = installation.index(f"{installation.root}/status")["job"]
+    done = installation.run("status")
+    assert done.returncode == 0
+    assert "worker shared@tests: ready" in done.stderr
+    assert f"finished job {job} submitted 1 embedded 1" in done.stdout
+
+
+def test_the_worker_announces_itself(installation):
+    """Host, device, model, space, batch size, speed, last progress; with a lease that expires."""
+    installation.draw(3, folder(installation, "announced"))
+    installation.index(f"{installation.root}/announced")
+    ends = time.monotonic() + 15
+    while time.monotonic() < ends:
+        heard = installation.producer.announcements.hear("shared@tests")
+        if heard.get("progress_at"):
+            break
+        time.sleep(0.2)
+    for field in ("host", "pid", "device", "model", "space", "batch_size", "progress_at", "images_per_second", "store"):
+        assert heard.get(field), field
+    with installation.redis.client as client:
+        assert 0 < client.ttl(f"posters:worker:{heard.owner}") <= 15
+
+
+def test_doctor_finds_everything_in_order(installation):
+    """A line per thing that can be wrong; status 0 when none is."""
+    done = installation.run("doctor")
+    assert done.returncode == 0, done.stdout
+    assert [line.split()[1].rstrip(":") for line in done.stdout.splitlines()] == [
+        "redis",
+        "worker",
+        "model",
+        "posters",
+        "store",
+        "quarantine",
+    ]
+    assert all(finding["ok"] for finding in json.loads(installation.run("doctor", "--json").stdout))
+
+
+def test_a_backend_enqueues_and_follows(installation):
+    """Producer().enqueue returns at once; progress, wait and failures tell the rest."""
+    names = installation.draw(8, folder(installation, "backend"))
+    job = installation.producer.enqueue([*names, "backend/nothing.jpg"])
+    progress = job.wait(timeout=30)
+    assert progress.at_rest
+    assert (progress.submitted, progress.embedded, progress.failed) == (9, 8, 1)
+    assert [(failure.path, failure.word) for failure in job.failures()] == [("backend/nothing.jpg", "missing")]
+    assert installation.producer.job("last").id == job.id
+
+
+def test_a_backend_gets_a_vector_while_it_waits(installation):
+    """embed(): the interactive lane, float32 of unit length, the stored vector bit by bit."""
+    name = installation.draw(1, folder(installation, "now"))[0]
+    began = time.monotonic()
+    vector = installation.producer.embed(name, timeout=20)
+    assert time.monotonic() - began < 5
+    assert vector.shape == (DIMENSION,)
+    assert vector.dtype == np.float32
+    store = installation.producer.store()
+    assert np.array_equal(store.get(store.current(), [name])[name], vector)
+    store.close()
+    assert np.array_equal(installation.producer.embed(installation.root / name), vector)
+    with pytest.raises(UnreadablePoster, match=r"now/nothing\.jpg: missing"):
+        installation.producer.embed("now/nothing.jpg")
+
+
+def test_names_in_any_script_and_bytes_that_are_no_text(installation):
+    """Japanese, spaces, newlines, and on Linux bytes that are no UTF-8."""
+    inside = installation.root / "names"
+    inside.mkdir()
+    data = encoded(picture(60, 90), "PNG")
+    names = ["進撃の巨人.png", "two words.png", "new\nline.png", "é.png", 'quote".png']
+    for number, name in enumerate(names):
+        (inside / name).write_bytes(data + bytes([number]))
+    with open(os.fsencode(inside) + b"/\xff\xfe.png", "wb") as file:
+        file.write(data + b"raw")
+    ledger = installation.index(str(inside))
+    assert (ledger["submitted"], ledger["failed"]) == (6, 0)
+    assert "names/進撃の巨人.png" in installation.stored()
+    assert "names/%FF%FE.png" in installation.stored()
+
+
+def test_messages_that_are_no_batch_are_put_aside(installation):
+    """Rubbish of every kind on both lanes: the worker goes on, the quarantine keeps it, doctor tells."""
+    from test_envelope import RUBBISH
+
+    from producer.queue.sender import create_sender
+
+    before, worker = installation.producer.quarantine.count(), installation.workers[0].process
+    rubbish = [element for element in RUBBISH.values() if element]
+    with create_sender(installation.settings) as app, installation.redis.client as client:
+        app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
+        app.send_task("posters.embed", args=[{"version": 99}], queue="posters.bulk")
+        app.send_task("posters.embed", args=[{"version": 1}], countdown=3600, queue="posters.bulk")
+        app.send_task("os.system", args=["true"], queue="posters.interactive")
+        app.send_task("posters.embed", args=[{}], serializer="pickle", queue="posters.bulk")
+        for lane in ("posters.bulk", "posters.interactive"):
+            client.lpush(lane, *rubbish)
+    expected = before + 5 + 2 * len(rubbish)
+    ends = time.monotonic() + 30
+    while installation.producer.quarantine.count() < expected and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert installation.producer.quarantine.count() == expected
+    installation.draw(1, folder(installation, "afterwards"))
+    assert installation.index(f"{installation.root}/afterwards")["embedded"] == 1
+    assert worker.poll() is None
+    assert f"{expected} message(s) put aside" in installation.run("doctor").stdout
+    with installation.redis.client as client:
+        assert not client.hlen("unacked"), "each was acknowledged"
+        client.delete("posters:quarantine")
+
+
+def test_the_same_batch_delivered_twice_counts_once(installation):
+    """A duplicate from the broker changes no count and no vector."""
+    name = installation.draw(1, folder(installation, "twice"))[0]
+    job = installation.producer.enqueue([name])
+    job.wait(30)
+    before = job.progress()
+    stat = (installation.root / name).stat()
+    batch = EmbedBatch(job.id, f"{job.id}.1", (Poster(name, name, stat.st_size, stat.st_mtime_ns),))
+    installation.producer.send(batch)
+    installation.producer.embed(name)  # the lane in front; then one more behind it
+    installation.producer.enqueue([name]).wait(30)
+    assert job.progress() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["index", "/etc/hostname"], {}, "outside the posters root"),
+        (["index"], {"POSTERS_BATCH_SIZ": "3"}, "did you mean POSTERS_BATCH_SIZE?"),
+        (["index"], {"POSTERS_BATCH_SIZE": "many"}, "batch_size"),
+        (["status", "no-such-job"], {}, "no-such-job"),
+        (["failures", "no-such-job"], {}, "no-such-job"),
+        (["index"], {"POSTERS_ROOT": "/nowhere"}, "/nowhere is not a folder"),
+        (["index", "--batch", "0"], {}, "--batch"),
+    ],
+)
+def test_wrong_usage_is_status_2_with_its_way_out(installation, arguments, environment, said):
+    """One line that names the input; no stack trace."""
+    done = installation.run(*arguments, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["index"], ["status"], ["failures", "last"], ["doctor"], ["cancel", "x"]])
+def test_a_redis_that_is_away_is_status_3_within_seconds(installation, arguments):
+    """Every command says where it looked and what to do."""
+    began = time.monotonic()
+    done = installation.run(*arguments, POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
+    assert done.returncode == 3
+    assert "127.0.0.1:1" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 8
+
+
+def test_a_backend_hears_of_a_redis_that_is_away_within_5_seconds(tmp_path):
+    """Neither enqueue nor embed hangs."""
+    producer = Producer(load_settings(redis_url="redis://127.0.0.1:1/0", root=tmp_path))
+    for call in (lambda: producer.enqueue(["a.jpg"]), lambda: producer.embed("a.jpg")):
+        began = time.monotonic()
+        with pytest.raises(RedisUnreachable, match=r"127\.0\.0\.1:1"):
+            call()
+        assert time.monotonic() - began < 5
+    producer.close()
+
+
+def test_every_command_has_help_with_an_example(installation):
+    """And the help of the whole lists them."""
+    listed = installation.run("--help").stdout
+    for command in (
+        "index",
+        "status",
+        "failures",
+        "retry",
+        "cancel",
+        "prune",
+        "identify",
+        "duplicates",
+        "export",
+        "spaces",
+        "spaces use",
+        "spaces drop",
+        "doctor",
+        "demo",
+    ):
+        assert command.split()[0] in listed
+        done = installation.run(*command.split(), "--help")
+        assert done.returncode == 0
+        assert f"Example:\n    python -m producer {command}" in done.stdout
+
+
+def test_the_parent_answers_a_healthcheck_while_its_child_works(installation):
+    """As the compose file asks: `celery inspect ping` of one worker by name."""
+    command = [sys.executable, "-m", "celery", "-A", "worker", "inspect", "ping", "--timeout", "5"]
+    for name, status in (("shared@tests", 0), ("nobody@tests", 69)):
+        done = subprocess.run(
+            [*command, "--destination", name],
+            cwd=PROJECT,
+            env=installation.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+    assert (
+        "pong"
+        in subprocess.run(command, cwd=PROJECT, env=installation.environment, capture_output=True, text=True).stdout
+    )
+
+
+# ─── without a worker, and with one that goes ───
+
+
+def test_without_a_worker_index_says_so_waits_and_can_be_left(installation):
+    """Said at once; Ctrl-C prints the id and how to go on; a worker that comes later does the job."""
+    installation.draw(6)
+    process = installation.start("index", "--batch", "2")
+    line = process.stderr.readline()
+    assert "no worker is alive" in line
+    assert "celery -A worker worker" in line
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    job = installation.producer.job("last")
+    assert f"status {job.id}" in err
+    assert f"cancel {job.id}" in err
+    with pytest.raises(NoWorker, match="celery -A worker worker"):
+        installation.producer.embed("p0000.jpg")
+    done = installation.run("doctor")
+    assert done.returncode == 3
+    assert "FAIL worker: none is alive" in done.stdout
+    worker = installation.worker("late").wait_until_ready()
+    progress = job.wait(30)
+    assert (progress.at_rest, progress.submitted, progress.embedded) == (True, 6, 6)
+    assert worker.stop() == 0
+    assert installation.producer.workers() == []
+
+
+def test_a_cancelled_job_withdraws_what_nobody_began(installation):
+    """Its posters leave `submitted`; the ledger still adds up."""
+    installation.draw(6)
+    job = json.loads(installation.run("index", "--detach", "--batch", "2", "--json").stdout)["job"]
+    done = installation.run("cancel", job)
+    assert "6 poster(s) withdrawn" in done.stderr
+    progress = installation.producer.job(job).progress()
+    assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 6, True)
+
+
+def test_a_worker_without_weights_says_why_and_leaves(installation):
+    """One clear reason, in its log and to those who wait; status 78 tells a supervisor not to insist."""
+    installation.draw(1)
+    worker = installation.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
+    process = installation.start("index")
+    assert worker.process.wait(90) == 78
+    assert "no checkpoint file /nowhere/weights.pt" in worker.said()
+    assert "POSTERS_PRETRAINED" in worker.said()
+    assert any("poor@tests cannot start" in line for line in process.stderr)  # it asks every other second
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+
+
+def test_a_wrong_setting_ends_the_worker_at_once(installation):
+    """Before Redis, before torch."""
+    worker = installation.worker("wrong", POSTERS_BATCH_SIZE="lots")
+    assert worker.process.wait(30) == 78
+    assert "batch_size" in worker.said()
+    assert "Traceback" not in worker.said()
+
+
+def test_an_index_whose_steps_redis_forgot_looks_again(installation):
+    """As when Redis comes back from an old copy of its data: a new job finds what is missing, and all is stored."""
+    names = installation.draw(6)
+    process = installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
+    ends = time.monotonic() + 30
+    while not (jobs := installation.producer.ledger.jobs()) or installation.producer.job(jobs[0]).progress().steps < 3:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    with installation.redis.client as client:
+        client.hset(f"posters:job:{jobs[0]}", "step", "1")
+    installation.worker("w").wait_until_ready()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Looking again" in err
+    ledger = json.loads(out)
+    assert ledger["job"] != jobs[0]
+    assert (ledger["submitted"], adds_up(ledger)) == (6, True)
+    assert installation.stored() == set(names)
+
+
+def test_interactive_goes_before_bulk(installation):
+    """A waiting backend's poster is embedded before the rest of a long job."""
+    names = installation.draw(61)
+    bulk = installation.producer.enqueue(names[:60])
+    for start in range(0, 60, 10):
+        installation.producer.enqueue(names[start : start + 10], force=True)
+    urgent = installation.producer.enqueue(names[60:], lane=INTERACTIVE)
+    installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.2").wait_until_ready()
+    progress = urgent.wait(30)
+    assert progress.embedded == 1
+    assert not bulk.progress().at_rest
+    assert installation.producer.job("last").wait(90).at_rest
+
+
+def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(installation):
+    """The backend gets its thread back, and the queue is not left full of old wishes."""
+    names = installation.draw(41)
+    installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="1").wait_until_ready()
+    bulk = installation.producer.enqueue(names[:40])
+    time.sleep(1)
+    began = time.monotonic()
+    with pytest.raises(EmbedTimeout, match=r"p0040\.jpg within 1 s"):
+        installation.producer.embed(names[40], timeout=1)
+    assert time.monotonic() - began < 3
+    assert bulk.wait(60).embedded == 40
+
+
+@pytest.mark.slow
+def test_the_demo_shows_all_of_it_and_leaves_nothing_running(tmp_path):
+    """Its own Redis and worker, every sample embedded, copy and crop found, the ledger last, no process left."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTERS_")}
+    mark = f"MARK_{os.getpid()}_{time.time_ns()}"
+    command = [sys.executable, "-m", "producer", "demo"]
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment | {mark: "1"}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    ledger = dict(zip(*[iter(last.split())] * 2, strict=True))
+    assert ledger["submitted"] == ledger["embedded"] == "24"
+    assert lines[0].startswith("moonlit_shrine_copy.webp  looks most like  moonlit_shrine.jpg")
+    assert lines[1].startswith("iron_aurora_crop.jpg  looks most like  iron_aurora.jpg")
+    assert processes_with(mark) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_demo_leaves_nothing_when_it_is_ended_while_its_worker_loads(tmp_path, signum, status):
+    """Neither Redis, nor the worker, nor the temporary folder."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTERS_")}
+    mark = f"MARK_{os.getpid()}_{time.time_ns()}"
+    environment |= {mark: "1", "POSTERS_PRETRAINED": "untrained", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "producer", "demo"]
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert any("the worker loads" in line for line in process.stderr)
+    time.sleep(2)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert processes_with(mark) == []
+    assert list(tmp_path.glob("posters-demo-*")) == []
+
+
+def processes_with(mark):
+    """Processes that inherited a variable of that name; none are seen where there is no /proc."""
+    return [path for path in Path("/proc").glob("[0-9]*/environ") if mark.encode() in _readable(path)]
+
+
+def _readable(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,398 @@
+"""As a user does it: identify, pages, duplicates, exports, and a change of the model, with real workers."""
+
+import asyncio
+import io
+import json
+import re
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from bench.image_samples import encoded, picture
+from producer import Index
+from producer.errors import EmbedTimeout, NoWorker, SpaceMismatch, UnreadablePoster
+from producer.queue.messages import Poster
+from producer.queue.sender import create_sender
+from producer.vectors.tagged import space_of
+from tests.support.installation import Installation
+from tests.support.project import PROJECT
+from tests.support.redis_server import RedisServer
+from tests.support.tiny_model import DIMENSION, write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def installation(server, tmp_path_factory):
+    """One worker, and posters of sixteen different pictures with titles."""
+    installation = Installation(tmp_path_factory.mktemp("world"), server)
+    catalogue = installation.folder / "posters.json"
+    installation.environment["POSTERS_CATALOGUE"] = str(catalogue)
+    entries = []
+    for seed in range(16):
+        (installation.root / f"p{seed:02}.jpg").write_bytes(encoded(picture(400, 600, seed=seed), "JPEG", quality=90))
+        entries.append({"file": f"p{seed:02}.jpg", "title": f"Film {seed}", "year": 1980 + seed})
+    entries[3]["id"] = "third"
+    catalogue.write_text(json.dumps(entries))
+    installation.worker("shared").wait_until_ready()
+    assert installation.index()["embedded"] == 16
+    yield installation
+    installation.close()
+
+
+@pytest.fixture
+def shot(installation, tmp_path):
+    """A picture of poster 5 that lies outside the posters root: smaller, encoded anew."""
+    path = tmp_path / "screenshot ö.png"
+    path.write_bytes(encoded(picture(400, 600, seed=5).resize((200, 300)), "PNG"))
+    return path
+
+
+def traces(installation):
+    """What queries leave behind in Redis, the ledger's list of jobs, and the store's rows."""
+    store = installation.producer.store()
+    with installation.redis.client as client:
+        left = sorted(client.keys("posters:query:*") + client.keys("posters:answer:*"))
+    try:
+        return left, installation.producer.ledger.jobs(), store.version(store.current())
+    finally:
+        store.close()
+
+
+def test_identify_names_the_poster_of_a_picture_from_anywhere(installation, shot):
+    """Rank, score, title, file; through a worker that reads nothing outside its root; nothing is stored."""
+    before = traces(installation)
+    done = installation.run("identify", str(shot), "-k", "3")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0][0] == "1"
+    assert float(lines[0][1]) > 0.99
+    assert lines[0][2:] == ["Film", "5", "p05.jpg"]
+    assert [line[0] for line in lines] == ["1", "2", "3"]
+    assert traces(installation) == before
+    assert before[0] == []
+
+
+def test_identify_for_a_program_with_several_images(installation, shot, tmp_path):
+    """JSON with the catalogue's keys; what cannot be read says why, spoils no other, and makes the status 1."""
+    (tmp_path / "text.png").write_text("no picture")
+    third = installation.root / "p03.jpg"
+    images = [str(shot), str(tmp_path / "text.png"), str(third), str(tmp_path / "absent.png")]
+    done = installation.run("identify", *images, "--json")
+    assert done.returncode == 1
+    first, text, same, absent = json.loads(done.stdout)
+    assert (first["image"], len(first["matches"])) == (str(shot), 5)
+    best = same["matches"][0]
+    assert (best["rank"], best["id"], best["file"], best["title"]) == (1, "third", "p03.jpg", "Film 3")
+    assert best["about"]["year"] == 1983
+    assert best["score"] == pytest.approx(1, abs=1e-5)
+    assert (text["error"]["word"], absent["error"]["word"]) == ("unreadable", "missing")
+    assert f"failed: {tmp_path / 'text.png'}: unreadable: " in done.stderr
+
+
+def test_identify_locally_needs_no_redis(installation, shot):
+    """--local loads the model in a process of its own and finds the same."""
+    done = installation.run("identify", str(shot), "--local", "--json", POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
+    assert done.returncode == 0, done.stderr
+    there = json.loads(installation.run("identify", str(shot), "--json").stdout)[0]
+    here = json.loads(done.stdout)[0]
+    assert [match["id"] for match in here["matches"]] == [match["id"] for match in there["matches"]]
+    assert here["matches"][0]["score"] == pytest.approx(there["matches"][0]["score"], abs=1e-4)
+
+
+def test_identify_writes_a_page(installation, shot, tmp_path):
+    """Query and matches as pictures in one file, beside the lines."""
+    page = tmp_path / "matches.html"
+    done = installation.run("identify", str(shot), "--html", str(page))
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert text.count('src="data:image/webp;base64,') == 6
+    assert "screenshot ö.png" in text
+    assert "Film 5" in text
+    assert "Film 5" in done.stdout
+
+
+def test_without_redis_or_worker_identify_says_so_and_offers_the_other_way(installation, shot, tmp_path, server):
+    """Status 3, one line."""
+    done = installation.run("identify", str(shot), POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
+    assert done.returncode == 3
+    assert "127.0.0.1:1" in done.stderr
+    assert "--local" in done.stderr
+    with RedisServer() as empty:
+        done = installation.run("identify", str(shot), POSTERS_REDIS_URL=empty.url)
+    assert done.returncode == 3
+    assert "no worker is alive" in done.stderr
+    assert "--local" in done.stderr
+
+
+def test_a_backend_identifies_an_upload(installation, shot):
+    """Producer.embed_image and Index.search: the vector knows its space, and nothing is stored."""
+    before = traces(installation)
+    with_catalogue = installation.settings.model_copy(update={"catalogue": installation.folder / "posters.json"})
+    index = Index.open(with_catalogue)
+    vector = installation.producer.embed_image(shot.read_bytes(), timeout=20)
+    assert (vector.shape, vector.dtype) == ((DIMENSION,), np.float32)
+    assert space_of(vector) == index.space.id
+    best = index.search(vector, k=1)[0]
+    assert (best.id, best.about["title"]) == ("p05.jpg", "Film 5")
+    poster = installation.producer.embed("p05.jpg", timeout=20)
+    assert index.search(poster, k=1)[0].score == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UnreadablePoster, match="the image: unreadable"):
+        installation.producer.embed_image(b"no picture", timeout=20)
+    assert traces(installation) == before
+    index.close()
+
+
+class Web(types.ModuleType):
+    """What the documented endpoint needs of FastAPI, which is no requirement of ours."""
+
+    class HTTPException(Exception):
+        def __init__(self, status, detail):
+            super().__init__(detail)
+            self.status = status
+
+    class FastAPI:
+        def __init__(self, lifespan):
+            self.lifespan, self.state = lifespan, types.SimpleNamespace()
+
+        def post(self, path):
+            return lambda function: function
+
+    UploadFile = object
+
+
+def test_the_documented_endpoint_answers(installation, shot, monkeypatch):
+    """docs/search.md shows a backend: it is run as it stands there, on a stand-in for FastAPI."""
+    text = (PROJECT / "docs" / "search.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "FastAPI" in block)
+    monkeypatch.setitem(sys.modules, "fastapi", Web("fastapi"))
+    for name, value in installation.environment.items():
+        if name.startswith("POSTERS_"):
+            monkeypatch.setenv(name, value)
+    found = {}
+    exec(compile(block, "docs/search.md", "exec", dont_inherit=True), found)
+
+    async def serve():
+        async with found["app"].lifespan(found["app"]):
+            answers.append(found["identify"](types.SimpleNamespace(file=io.BytesIO(shot.read_bytes())), k=2))
+            with pytest.raises(Web.HTTPException, match="the image: unreadable") as caught:
+                found["identify"](types.SimpleNamespace(file=io.BytesIO(b"junk")))
+            answers.append(caught.value.status)
+
+    answers = []
+    asyncio.run(serve())
+    assert answers[0][0]["id"] == "p05.jpg"
+    assert answers[0][0].keys() == {"file", "title", "year", "id", "score"}
+    assert answers[1] == 422
+
+
+@pytest.fixture
+def own_server():
+    """A Redis that no other test's workers look into."""
+    with RedisServer() as server:
+        yield server
+
+
+def test_what_is_no_query_is_put_aside(installation, shot):
+    """A message with a path in it reaches no file; the worker goes on."""
+    before = installation.producer.quarantine.count()
+    with create_sender(installation.settings) as app:
+        message = {"version": 1, "query": "a" * 32, "path": "/etc/passwd"}
+        app.send_task("posters.query", args=[message], queue="posters.interactive")
+    ends = time.monotonic() + 20
+    while installation.producer.quarantine.count() == before and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert installation.producer.quarantine.count() == before + 1
+    assert installation.producer.embed_image(shot.read_bytes(), timeout=20).shape == (DIMENSION,)
+    with installation.redis.client as client:
+        client.delete("posters:quarantine")
+
+
+def test_duplicates_of_a_real_collection(own_server, tmp_path):
+    """A copy, a re-encoded one, and everything else apart: as text, as JSON, as a page."""
+    installation = Installation(tmp_path, own_server)
+    try:
+        installation.worker("duplicates").wait_until_ready()
+        originals = [encoded(picture(400, 600, seed=seed), "PNG") for seed in range(4)]
+        for seed, data in enumerate(originals):
+            (installation.root / f"film{seed}.png").write_bytes(data)
+        (installation.root / "copy.png").write_bytes(originals[2])
+        (installation.root / "again.jpg").write_bytes(encoded(picture(400, 600, seed=1), "JPEG", quality=92))
+        ledger = installation.index()
+        assert (ledger["embedded"] + ledger["reused"], ledger["submitted"]) == (6, 6)
+        found = json.loads(installation.run("duplicates", "--threshold", "0.999", "--json").stdout)
+        names = sorted(sorted(member["id"] for member in group) for group in found["groups"])
+        assert names == [["again.jpg", "film1.png"], ["copy.png", "film2.png"]]
+        same = json.loads(installation.run("duplicates", "--same-content", "--json").stdout)
+        assert [[member["id"] for member in group] for group in same["groups"]] == [["copy.png", "film2.png"]]
+        page = tmp_path / "duplicates.html"
+        done = installation.run("duplicates", "--threshold", "0.999", "--html", str(page))
+        assert done.returncode == 0, done.stderr
+        assert "group 2: 2 posters" in done.stdout
+        assert "same content" in done.stdout
+        assert "2 group(s) with 4 of 6 posters" in done.stderr
+        assert page.read_text(encoding="utf-8").count('src="data:image/webp;base64,') == 4
+        assert installation.run("export", str(tmp_path / "out"), "--format", "parquet").returncode == 0
+    finally:
+        installation.close()
+
+
+def test_an_image_that_ends_its_worker_ends_one(own_server, tmp_path):
+    """Whoever waits is told as soon as the next child is there; that one answers the next query."""
+    installation = Installation(tmp_path, own_server)
+    try:
+        installation.worker("w", "--include", "tests.support.fault_injection").wait_until_ready()
+        good = encoded(picture(60, 90), "PNG")
+        with pytest.raises(UnreadablePoster, match=r"the image: crashed-worker"):
+            installation.producer.embed_image(good + b"#kill-this-process", timeout=60)
+        assert installation.producer.embed_image(good, timeout=60).shape == (DIMENSION,)
+    finally:
+        installation.close()
+
+
+def test_nobody_waits_longer_than_asked(own_server, tmp_path):
+    """No worker: at once. A worker that is busy: after the time that was given."""
+    installation = Installation(tmp_path, own_server)
+    try:
+        good = encoded(picture(60, 90), "PNG")
+        with pytest.raises(NoWorker):
+            installation.producer.embed_image(good)
+        installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="3").wait_until_ready()
+        installation.producer.enqueue(installation.draw(2))
+        time.sleep(1)
+        began = time.monotonic()
+        with pytest.raises(EmbedTimeout, match=r"no vector for the image within 1 s: the worker is busy"):
+            installation.producer.embed_image(good, timeout=1)
+        assert time.monotonic() - began < 2.5
+    finally:
+        installation.close()
+
+
+@pytest.fixture
+def two_models(own_server, tmp_path):
+    """An installation, and the name of a second model of the same width."""
+    installation = Installation(tmp_path, own_server)
+    yield installation, write_tiny_model(tmp_path / "second", seed=1)
+    installation.close()
+
+
+def spaces(installation):
+    return json.loads(installation.run("spaces", "--json").stdout)
+
+
+def test_a_new_model_fills_a_space_of_its_own_beside_the_old(two_models):
+    """Readers keep the old one until they are told; then the new one; what would be compared across is refused."""
+    installation, second = two_models
+    names = installation.draw(12)
+    old = installation.worker("old").wait_until_ready()
+    assert installation.index()["embedded"] == 12
+    first_space = installation.producer.space().id
+    kept = Index.open(installation.settings, refresh_s=None)
+    old_vector = installation.producer.embed(names[0], timeout=20)
+    assert old.stop() == 0
+
+    new = installation.worker("new", POSTERS_MODEL_NAME=second).wait_until_ready()
+    new_space = installation.producer.space().id
+    assert new_space != first_space
+    refused = installation.run("identify", str(installation.root / names[0]))
+    assert refused.returncode == 2
+    assert f"makes vectors of the space {new_space}, and readers use {first_space}" in refused.stderr
+    done = installation.run("index", str(installation.root / names[0]), str(installation.root / names[1]), "--json")
+    assert "10 poster(s) are still missing" in done.stderr
+    assert [(entry["current"], entry["complete"], entry["missing"]) for entry in spaces(installation)] == [
+        (True, True, 0),
+        (False, False, 10),
+    ]
+    vector = installation.producer.embed(names[0], timeout=20)
+    assert space_of(vector) == new_space
+    for search in (lambda: kept.search(vector), lambda: vector @ old_vector):
+        with pytest.raises(SpaceMismatch, match=f"{first_space}"):
+            search()
+
+    done = installation.run("index")
+    assert done.returncode == 0, done.stderr
+    assert f"python -m producer spaces use {new_space}" in done.stderr
+    assert [entry["complete"] for entry in spaces(installation)] == [True, True]
+    assert installation.run("spaces", "use", new_space).returncode == 0
+    assert kept.refresh() is True
+    assert kept.search(vector, k=1)[0].id == names[0]
+    with pytest.raises(SpaceMismatch):
+        kept.search(old_vector)
+    identified = json.loads(installation.run("identify", str(installation.root / names[0]), "--json").stdout)
+    assert identified[0]["space"] == new_space
+    assert installation.run("spaces", "drop", first_space).returncode == 0
+    assert [entry["id"] for entry in spaces(installation)] == [new_space]
+    kept.close()
+    assert new.stop() == 0
+
+
+def test_batches_queued_for_the_old_model_never_land_in_the_new(two_models):
+    """They fail by name, and `retry` sends them for the model that is there."""
+    installation, second = two_models
+    names = installation.draw(24)
+    old = installation.worker(
+        "old", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.5"
+    ).wait_until_ready()
+    old_space = installation.producer.space().id
+    jobs = [installation.producer.enqueue(names[start : start + 8]) for start in (0, 8, 16)]
+    time.sleep(0.2)
+    old.kill()
+    ends = time.monotonic() + 30
+    while installation.producer.workers() and time.monotonic() < ends:  # until its announcement is forgotten
+        time.sleep(0.2)
+    installation.worker("new", POSTERS_MODEL_NAME=second).wait_until_ready()
+    new_space = installation.producer.space().id
+    progresses = [job.wait(90) for job in jobs]
+    assert all(progress.at_rest for progress in progresses)
+    assert sum(progress.embedded + progress.failed for progress in progresses) == 24
+    failures = [failure for job in jobs for failure in job.failures()]
+    assert len(failures) >= 16
+    assert all(failure.reason.startswith(f"queued for the space {old_space}") for failure in failures)
+    store = installation.producer.store()
+    assert store.count(new_space) == 0
+    assert json.loads(installation.run("retry", jobs[2].id, "--json").stdout)["embedded"] == 8
+    assert store.count(new_space) == 8
+    store.close()
+
+
+def test_workers_of_two_models_at_once_are_refused(two_models):
+    """Nobody can tell where a poster would land: nothing is sent, and both are named."""
+    installation, second = two_models
+    names = installation.draw(2)
+    installation.worker("one")
+    installation.worker("two", POSTERS_MODEL_NAME=second)
+    for worker in installation.workers:
+        worker.wait_until_ready()
+    done = installation.run("index")
+    assert done.returncode == 2
+    assert "one@tests: " in done.stderr
+    assert "two@tests: " in done.stderr
+    with pytest.raises(SpaceMismatch, match="vectors of 2 spaces"):
+        installation.producer.embed(names[0], timeout=20)
+
+
+def test_a_job_that_is_still_being_sent_stops_when_the_model_is_changed(two_models, monkeypatch):
+    """The rest would fail poster by poster; instead the producer is told, and the same command does the rest."""
+    monkeypatch.setattr("producer.client.SPACE_LOOK_S", 0.0)
+    installation, second = two_models
+    names = installation.draw(3)
+    old = installation.worker("old").wait_until_ready()
+    job = installation.producer.begin()
+    installation.producer.settings = installation.settings.model_copy(update={"posters_per_batch": 1})
+    feed = installation.producer.feed(job, [Poster(name, name) for name in names])
+    assert next(feed) == 1
+    ends = time.monotonic() + 30
+    while job.progress().embedded < 1 and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert old.stop() == 0
+    installation.worker("new", POSTERS_MODEL_NAME=second).wait_until_ready()
+    with pytest.raises(SpaceMismatch, match="model was changed while posters were being sent"):
+        next(feed)
+    assert job.progress().submitted == 1

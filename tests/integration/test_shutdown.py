@@ -1,0 +1,103 @@
+"""However a worker is stopped: in bounded time, nothing lost, and no attempt counted against the batch in work."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from producer.queue.progress import Claim
+from tests.support.installation import Installation
+
+STOP_S = 2
+
+INT, TERM, QUIT = signal.SIGINT, signal.SIGTERM, signal.SIGQUIT
+
+
+@pytest.fixture
+def installation(redis_url, redis_server, tmp_path):
+    installation = Installation(tmp_path, redis_server, stop_s=str(STOP_S))
+    yield installation
+    installation.close()
+
+
+def in_work(installation, pool, *, ending=b""):
+    """A worker in the middle of a long batch, and the batch's job."""
+    worker = installation.worker(
+        "w", "--pool", pool, "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.5"
+    ).wait_until_ready()
+    names = [*installation.draw(8), *installation.draw(150, prefix="q", ending=ending)]
+    job = installation.producer.enqueue(names)
+    ends = time.monotonic() + 30
+    while job.progress().doing == 0:
+        assert time.monotonic() < ends, worker.said()
+        time.sleep(0.05)
+    return worker, job
+
+
+def given_back(installation, job):
+    """The batch is open, free, uncounted, and on its way to whoever is alive."""
+    name = f"{job.id}.1"
+    assert installation.custody().opened(job.id) == {name}
+    with installation.redis.client as client:
+        queued = [json.loads(text)["headers"]["id"] for text in client.lrange("posters.bulk", 0, -1)]
+    assert name in queued or installation.custody().returned() == [(job.id, name)]
+    batch = installation.custody().load(job.id, name)
+    return installation.custody().claim(batch, "another#1") == (Claim.WORK, 1, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pool", "signals", "within_s"),
+    [
+        ("prefork", [TERM], STOP_S + 8),
+        ("prefork", [INT, INT], 8),
+        ("solo", [QUIT], 8),
+    ],
+    ids=lambda value: "+".join(number.name for number in value) if isinstance(value, list) else str(value),
+)
+def test_a_batch_that_cannot_be_finished_is_given_back(installation, pool, signals, within_s):
+    """SIGTERM gives it stop_s, the second Ctrl-C and SIGQUIT no time at all; in both pools."""
+    worker, job = in_work(installation, pool)
+    began = time.monotonic()
+    for number in signals:
+        worker.process.send_signal(number)
+        time.sleep(0.3)
+    worker.process.wait(30)
+    assert time.monotonic() - began < within_s
+    assert given_back(installation, job), worker.said()
+    if worker.process.returncode >= 0:  # a fourth Ctrl-C may end Python itself; the announcement expires then
+        assert installation.producer.workers() == []
+
+
+@pytest.mark.slow
+def test_a_batch_that_hangs_does_not_hold_up_the_stop(installation):
+    """The process is ended, and the batch is free at once or when its claim expires."""
+    worker, job = in_work(installation, "prefork", ending=b"#hang-for-ever")
+    began = time.monotonic()
+    worker.stop(within_s=STOP_S + 12)
+    assert time.monotonic() - began < STOP_S + 12
+    time.sleep(installation.settings.claim_s)
+    assert given_back(installation, job), worker.said()
+
+
+@pytest.mark.slow
+def test_a_batch_that_can_be_finished_is_finished(installation):
+    """And counted; then the worker leaves with status 0."""
+    worker = installation.worker(
+        "w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.5"
+    ).wait_until_ready()
+    job = installation.producer.enqueue(installation.draw(2))
+    time.sleep(0.3)
+    assert worker.stop() == 0
+    progress = job.progress()
+    assert (progress.embedded, progress.at_rest) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [["--pool", "threads"], ["--concurrency", "2"], ["--autoscale", "3,1"]])
+def test_what_a_worker_cannot_be_is_refused_in_a_sentence(installation, arguments):
+    """More processes would share one card; the pools of threads run a batch twice after a lost connection."""
+    worker = installation.worker("odd", *arguments)
+    assert worker.process.wait(60) == 78
+    assert "configuration: " in worker.said()
+    assert "Traceback" not in worker.said()

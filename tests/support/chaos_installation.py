@@ -1,0 +1,251 @@
+"""An installation that is made to suffer: faults, a journal of the work done, and the invariant after them.
+
+The invariant (`ChaosWorld.check`): every accepted poster ended as exactly one of {a vector, a failure
+with a reason}; the counts add up; nothing is open or queued; and every vector in the store, not only
+the job's, is what references.py says that it must be.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench.image_samples import encoded, picture
+from producer.client import Job, Producer
+from producer.errors import RedisUnreachable
+from producer.queue.messages import QUEUES
+from producer.queue.progress import Progress
+from tests.support.index_process import IndexProcess
+from tests.support.installation import Installation, Worker, adds_up
+from tests.support.redis_server import RedisServer
+from tests.support.reference_vectors import ReferenceVectors
+from tests.support.wait import LONG_S, LOOK_S, wait_for
+
+AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-compose.yml starts it
+
+
+class ChaosInstallation(Installation):
+    """A world with a Redis of its own that keeps an AOF, and workers that carry `faults`."""
+
+    def __init__(self, folder: Path, *, pause_s: float = 0.05, **settings: str) -> None:
+        """`pause_s` is slept before each forward pass, so that there is a middle to hit."""
+        (folder / "redis").mkdir(parents=True)
+        (folder / "faults").mkdir()
+        server = RedisServer(AOF, folder=folder / "redis")
+        if settings.get("store") == "redis":  # the same server, another database, as docker-compose.yml has it
+            settings["store"] = server.url.removesuffix("/0") + "/1"
+        super().__init__(folder, server, **settings)
+        self.running: list[IndexProcess] = []
+        self._producers: list[Producer] = []
+        self._faults = folder / "faults"
+        self.environment |= {"FAULTS": str(self._faults), "FAULT_SLEEP_S": str(pause_s)}
+        self.references = ReferenceVectors(self.root)
+        self.references.learn(self.model)
+        self._drawn = 0
+
+    # people and posters
+
+    def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
+        return super().worker(name, "--include", "tests.support.fault_injection", *arguments, **environment)
+
+    def index_in_background(self, below: str = "", *, batch: int, **environment: str) -> IndexProcess:
+        """Start ``index`` for a folder below the root, and go on."""
+        return IndexProcess(self, str(self.root / below), "--batch", str(batch), **environment)
+
+    def producer_with(self, **settings: Any) -> Producer:
+        """Another producer of this installation, closed with it."""
+        self._producers.append(Producer(self.settings.model_copy(update=settings)))
+        return self._producers[-1]
+
+    def draw(self, count: int, prefix: str = "p", ending: bytes = b"") -> list[str]:
+        """Posters that differ as pictures, not only as bytes: a vector under a wrong id shows."""
+        names = []
+        for number in range(count):
+            name = f"{prefix}{number:04}.jpg"
+            self.paint(name, ending)
+            names.append(name)
+        return names
+
+    def paint(self, name: str, ending: bytes = b"") -> None:
+        """Draw one poster, another picture each time; put in place at once, as an editor saves."""
+        self._drawn += 1
+        path, beside = self.root / name, self.root / f"{name}.part"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(encoded(picture(160, 240, seed=1000 + self._drawn), "JPEG", quality=80) + ending)
+        beside.replace(path)
+
+    # faults
+
+    def arm(self, fault: str, text: str = "") -> None:
+        """Let one of faults's faults happen at the next chance."""
+        (self._faults / fault).write_text(text)
+
+    def disarm(self, fault: str) -> None:
+        (self._faults / fault).unlink(missing_ok=True)
+
+    def armed(self, fault: str) -> bool:
+        return (self._faults / fault).exists()
+
+    def kill_child(self, worker: Worker) -> int:
+        """kill -9 of the process with the model; its id."""
+        pid = worker.child()
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def new_child(self, worker: Worker, old: int) -> None:
+        """Wait until another child is ready."""
+        wait_for(lambda: self.patiently(worker.child) != old, "a new child")
+        worker.wait_until_ready()
+
+    @contextmanager
+    def redis_from_the_past(self) -> Iterator[None]:
+        """Redis as it was when the block began: its AOF is put back, as from a stale disk or copy."""
+        now, past = self.redis.folder / "appendonlydir", self.folder / "past"
+        with self.redis.client as client:
+            client.config_set("appendfsync", "always")  # so that the copy is whole
+        self.redis.pause()
+        shutil.copytree(now, past)
+        self.redis.resume()
+        try:
+            yield
+        finally:
+            self.redis.kill()
+            shutil.rmtree(now)
+            past.rename(now)
+            self.redis.start()
+
+    # what was done
+
+    def passes(self) -> list[tuple[float, int, int]]:
+        """The journal of forward passes: monotonic seconds, process id, images."""
+        try:
+            lines = (self._faults / "passes").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [(float(at), int(pid), int(images)) for at, pid, images in map(str.split, lines)]
+
+    def embedded(self) -> int:
+        """Images that went through the model so far, whatever became of them."""
+        return sum(images for _, _, images in self.passes())
+
+    def wait_for_pass(self, after: float, within_s: float = LONG_S) -> float:
+        """Seconds from `after` (monotonic) to the first forward pass after it."""
+        return wait_for(lambda: [at for at, _, _ in self.passes() if at > after], "a forward pass", within_s)[0] - after
+
+    def wait_for_some(self, job: Job, at_least: int, within_s: float = LONG_S) -> Progress:
+        """Until so many posters of the job are stored."""
+
+        def enough() -> Progress | None:
+            progress = job.progress()
+            return progress if progress.settled + progress.doing >= at_least else None
+
+        return wait_for(lambda: self.patiently(enough), f"{at_least} posters done", within_s)
+
+    def wait_for_a_finish(self, job: Job, since: float, within_s: float = LONG_S) -> float:
+        """Seconds from `since` (monotonic) until the ledger counts the next batch."""
+        before = self.patiently(job.progress)
+
+        def more() -> bool:
+            progress = job.progress()
+            return progress.settled > before.settled or progress.at_rest
+
+        wait_for(lambda: self.patiently(more), "a batch counted", within_s)
+        return time.monotonic() - since
+
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Ask again while Redis is away."""
+        ends = time.monotonic() + LONG_S
+        while True:
+            try:
+                return call()
+            except RedisUnreachable:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(LOOK_S)
+
+    # the invariant
+
+    def check(
+        self,
+        job: Job | str,
+        accepted: Collection[str],
+        failing: Mapping[str, str] | None = None,
+        *,
+        replaced: Collection[str] = (),
+    ) -> Progress:
+        """The invariant, for a job that is at rest, and for the whole store.
+
+        Args:
+            accepted: ids that the job took.
+            failing: of those, the ones that must have failed → the word.
+            replaced: as for References.check.
+        """
+        job = self.producer.job(job) if isinstance(job, str) else job
+        progress, failing = job.progress(), failing or {}
+        assert progress.at_rest, progress
+        assert progress.doing == 0, progress
+        assert adds_up(vars(progress) | {"job": job.id}), progress
+        assert progress.submitted == len(accepted), progress
+        failures = {failure.id: failure.word for failure in job.failures()}
+        assert failures == dict(failing)
+        assert all(failure.reason for failure in job.failures())
+        assert progress.failed == len(failures), progress
+        stored = self.check_store(replaced)
+        missing = set(accepted) - stored - set(failures)
+        assert not missing, f"lost: neither a vector nor a failure: {sorted(missing)[:5]}"
+        both = set(failures) & stored
+        assert not both, f"a vector and a failure: {sorted(both)[:5]}"
+        self.check_nothing_open()
+        return progress
+
+    def check_nothing_open(self) -> None:
+        """No batch is open, and the queues run empty: what is left in them was a duplicate."""
+        if all(worker.process.poll() is not None for worker in self.workers):
+            return  # nobody is there to empty them
+        ledger = self.producer.ledger
+
+        def at_rest() -> bool:
+            return not any(ledger.progress(name).open_batches for name in ledger.active())
+
+        wait_for(at_rest, "other jobs' batches", 60)
+        with self.redis.client as client:
+            wait_for(lambda: not any(client.llen(queue) for queue in QUEUES.values()), "empty queues", 30)
+
+    def check_store(self, replaced: Collection[str] = ()) -> set[str]:
+        """Every vector against its reference; the ids in the space that the workers make now."""
+        store = self.producer.store()
+        try:
+            self.references.check(store, replaced)
+            space = self.producer.space()
+            current = space.id if space else store.current()
+            return {name for names, _ in store.scan(current) for name in names} if current else set()
+        finally:
+            store.close()
+
+    def recover(self) -> None:
+        """Take back what a scenario that failed has left behind."""
+        if self.redis.is_up:
+            self.redis.resume()
+        else:
+            self.redis.start()
+        for running in list(self.running):
+            running.close()
+        for fault in self._faults.iterdir():
+            if fault.name != "passes":
+                fault.unlink()
+
+    def close(self) -> None:
+        if self.redis.is_up:
+            self.redis.resume()
+        for running in list(self.running):
+            running.close()
+        for producer in self._producers:
+            producer.close()
+        super().close()
+        self.redis.close()

@@ -1,0 +1,95 @@
+"""An embedder without a model: the vector of a picture is its mean color. And pipelines around it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.image_samples import encoded
+from producer.embedding import Space
+from producer.queue.messages import EmbedBatch, Poster
+from producer.vectors.memory import MemoryStore
+from worker.images.decode import Geometry
+from worker.pipeline.pipeline import Pipeline
+
+DIMENSION = 8
+SPACE = Space("fake", "0" * 32, "gelu", "16x16", DIMENSION)
+
+
+@dataclass
+class Chunk:
+    vectors: np.ndarray
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def result(self) -> "Chunk":
+        """A fake device works at once: its pending chunk is the chunk."""
+        return self
+
+
+class ColourEmbedder:
+    """Its vector tells the mean colour of the picture: a shifted row shows."""
+
+    space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
+
+    def __init__(self, chunk: int = 4) -> None:
+        self.chunk = chunk
+        self.sizes: list[int] = []
+        self.refuse: set[int] = set()  # red values that get no vector
+        self.error: Exception | None = None
+
+    def submit(self, pixels: torch.Tensor) -> Chunk:
+        if self.error:
+            raise self.error
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape[1:] == (3, 16, 16)
+        self.sizes.append(len(pixels))
+        colours = pixels.double().mean(dim=(2, 3)).numpy()
+        vectors = np.zeros((len(pixels), DIMENSION), np.float32)
+        vectors[:, :3] = colours + 1
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        failures = {row: "no number" for row, colour in enumerate(colours) if round(colour[0]) in self.refuse}
+        return Chunk(vectors, failures)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    return (number * 7 % 251, number * 31 % 241, number * 101 % 239)
+
+
+def expected(number: int) -> np.ndarray:
+    vector = np.zeros(DIMENSION)
+    vector[:3] = np.array(colour_of(number)) + 1
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path
+
+
+def write(root, number: int, name: str = "") -> Poster:
+    name = name or f"{number:03}.png"
+    path = root / name
+    path.write_bytes(encoded(Image.new("RGB", (20, 30), colour_of(number)), "PNG"))
+    stat = path.stat()
+    return Poster(name, name, stat.st_size, stat.st_mtime_ns)
+
+
+def batch(posters, **options) -> EmbedBatch:
+    return EmbedBatch("job", "job.1", tuple(posters), **options)
+
+
+@pytest.fixture
+def make(root):
+    made = []
+
+    def build(embedder=None, store=None, **options):
+        pipeline = Pipeline(embedder or ColourEmbedder(), store or MemoryStore(), root=root, **options)
+        made.append(pipeline)
+        return pipeline
+
+    yield build
+    for pipeline in made:
+        pipeline.close()

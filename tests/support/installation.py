@@ -1,0 +1,179 @@
+"""A whole installation for tests: posters, a tiny model, a store, and worker processes as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.image_samples import encoded, picture
+from producer import Producer
+from producer.queue.claims import Custody
+from producer.queue.workers import READY, Announcement
+from producer.settings import load_settings
+from tests.support.project import PROJECT
+from tests.support.redis_server import RedisServer
+from tests.support.tiny_model import write_tiny_model
+
+START_S = 90.0  # a loaded machine imports torch in ten seconds, four at a time in forty
+
+
+class Worker:
+    """``celery -A worker worker`` in a process group of its own."""
+
+    def __init__(self, installation: Installation, name: str, *arguments: str, **environment: str) -> None:
+        self.name, self._installation = f"{name}@tests", installation
+        self.log = installation.folder / f"{name}.log"
+        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", self.name, *arguments]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                env=installation.environment | {"PYTHONPATH": str(PROJECT)} | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> Worker:
+        """Until it has announced itself with a model."""
+        ends = time.monotonic() + START_S
+        while time.monotonic() < ends:
+            if self.process.poll() is not None:
+                break
+            heard = self.heard()
+            if heard is not None and heard.state == READY:
+                return self
+            time.sleep(0.1)
+        raise AssertionError(f"{self.name} is not ready; it said:\n{self.said()}")
+
+    def heard(self) -> Announcement | None:
+        """What this very worker announces, whoever else has its name, or had it before."""
+        everybody = self._installation.producer.announcements.everybody()
+        mine = f"{self.name}/{self.process.pid}/"
+        return next((worker for worker in everybody if worker.owner.startswith(mine)), None)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def child(self) -> int:
+        """Process id of the child that holds the model."""
+        heard = self.heard()
+        assert heard is not None
+        return int(heard.get("pid"))
+
+    def kill(self) -> None:
+        """Parent and child at once, as a power cut does."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, within_s: float = 30.0) -> int:
+        """As a supervisor does: SIGTERM, and its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+class Installation:
+    """Everything below one folder; `environment` is what a user would export."""
+
+    def __init__(self, folder: Path, redis: RedisServer, **settings: str) -> None:
+        self.folder, self.redis, self.root = folder, redis, folder / "posters"
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.model = write_tiny_model(folder / "model")
+        chosen = {
+            "redis_url": redis.url,
+            "root": str(self.root),
+            "catalogue": "none",
+            "store": f"sqlite:{folder / 'vectors.db'}",
+            "model_name": self.model,
+            "device": "cpu",
+            "precision": "fp32",
+            "batch_size": "8",
+            "claim_s": "3",
+        } | settings
+        variables = {f"POSTERS_{name.upper()}": value for name, value in chosen.items()}
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("POSTERS_")}
+        self.environment = kept | variables
+        self.settings = load_settings(**chosen)
+        self.producer = Producer(self.settings)
+        self.workers: list[Worker] = []
+
+    def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
+        """Start a worker; the world ends it."""
+        self.workers.append(Worker(self, name, *arguments, **environment))
+        return self.workers[-1]
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start the command line in the background."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "producer", *arguments],
+            cwd=PROJECT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line to its end."""
+        process = self.start(*arguments, **environment)
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{arguments} did not end; it said: {process.communicate()}") from None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def index(self, *arguments: str, status: int = 0, **environment: str) -> dict[str, Any]:
+        """``index --json``; its ledger, after checking that it adds up."""
+        done = self.run("index", *arguments, "--json", **environment)
+        assert done.returncode == status, done.stderr
+        ledger: dict[str, Any] = json.loads(done.stdout)
+        assert adds_up(ledger), ledger
+        return ledger
+
+    def draw(self, count: int, prefix: str = "p", ending: bytes = b"") -> list[str]:
+        """Posters of different content; their ids."""
+        names = []
+        for number in range(count):
+            name = f"{prefix}{number:04}.jpg"
+            # a comment behind the end of the picture makes the content another, and costs no drawing
+            data = encoded(picture(120, 180, seed=number % 16), "JPEG", quality=80)
+            (self.root / name).write_bytes(data + f"{prefix}{number}".encode() + ending)
+            names.append(name)
+        return names
+
+    def custody(self) -> Custody:
+        """In whose hands batches are."""
+        return self.producer.custody
+
+    def stored(self) -> set[str]:
+        """Ids in the store's current space."""
+        store = self.producer.store()
+        try:
+            space = store.current()
+            return {name for names, _ in store.scan(space) for name in names} if space else set()
+        finally:
+            store.close()
+
+    def close(self) -> None:
+        """End every worker and let go."""
+        for worker in self.workers:
+            worker.kill()
+        self.producer.close()
+
+
+def adds_up(ledger: dict[str, Any]) -> bool:
+    """The second promise."""
+    parts = ("embedded", "reused", "unchanged", "failed")
+    return bool(ledger["submitted"] == sum(ledger[part] for part in parts))

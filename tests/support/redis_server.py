@@ -1,0 +1,105 @@
+"""A redis-server of the tests' own: free port, loopback only, nothing on disk unless asked for.
+
+Workers and producers come in as the user of docs/redis.acl, with no more rights than it gives; tests
+themselves look and meddle as the default user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import redis
+
+from tests.support.project import PROJECT
+
+START_S = 10.0
+ACL = PROJECT / "docs" / "redis.acl"
+USER, PASSWORD = "posters", "only-for-tests"
+
+
+class RedisServer:
+    """Starts on construction; `stop` or `kill` it, `start` it again on the same port and folder."""
+
+    def __init__(self, options: Sequence[str] = (), folder: Path | None = None) -> None:
+        """`options` are added to the command line, for example ``["--appendonly", "yes"]``."""
+        program = shutil.which("redis-server")
+        if program is None:
+            raise FileNotFoundError("redis-server is not installed: make setup")
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="posters-redis-")
+        self.folder = folder or Path(self._temporary.name)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{self.port}/0"
+        rules = ACL.read_text(encoding="utf-8").replace("CHANGE-THIS-PASSWORD", PASSWORD)
+        rules = rules.replace("user default off", "user default on nopass ~* &* +@all")
+        (self.folder / "users.acl").write_text(rules, encoding="utf-8")
+        base = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        base += ["--aclfile", str(self.folder / "users.acl")]
+        self._command = [program, *base, *options]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def client(self) -> redis.Redis:
+        """A client that may do everything."""
+        return redis.Redis(port=self.port, decode_responses=True)
+
+    def start(self) -> None:
+        with (self.folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        ends = time.monotonic() + START_S
+        while True:
+            try:
+                with self.client as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                if time.monotonic() > ends or self._process.poll() is not None:
+                    raise RuntimeError((self.folder / "redis.log").read_text(errors="replace")[-1000:]) from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(START_S)
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(START_S)
+
+    @property
+    def is_up(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def pause(self) -> None:
+        """Let it hang: connections stay, nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

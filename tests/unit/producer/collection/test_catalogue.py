@@ -1,0 +1,176 @@
+"""Finding posters: every file once, under a stable id, and nothing dropped in silence."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from producer.collection.catalogue import read_catalogue
+from producer.collection.paths import poster_id
+from producer.collection.scan import Search
+from producer.errors import ConfigurationError
+from producer.indexing.index_job import look_at_catalogue
+from producer.queue.messages import Poster
+from producer.queue.progress import Failure
+from producer.settings import load_settings
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "posters"
+    for name in ("b.jpg", "a.png", "deep/er/c.webp", "deep/d.JPEG", "notes.txt", ".hidden.jpg", ".git/x.jpg"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10)
+    return root
+
+
+def catalogue(tmp_path, content):
+    path = tmp_path / "posters.json"
+    path.write_text(json.dumps(content))
+    return read_catalogue(path)
+
+
+def found(root, *paths, entries=()):
+    folder = root.parent
+    return list(Search(root, paths, catalogue(folder, list(entries))))
+
+
+def ids(posters):
+    return [poster.id for poster in posters]
+
+
+def test_a_folder_is_searched_all_the_way_down_in_a_stable_order(root):
+    """Images by extension, case ignored; hidden names and other files are passed over."""
+    posters = found(root)
+    assert ids(posters) == ["a.png", "b.jpg", "deep/d.JPEG", "deep/er/c.webp"]
+    stat = os.stat(root / "a.png")
+    assert posters[0] == Poster("a.png", "a.png", 10, stat.st_mtime_ns)
+
+
+def test_paths_may_be_named_from_here_or_from_the_root(root, monkeypatch):
+    """`index posters/deep`, `index deep` and an absolute path mean the same; doubles are sent once."""
+    monkeypatch.chdir(root.parent)
+    expected = ["deep/d.JPEG", "deep/er/c.webp"]
+    assert ids(found(root, "posters/deep")) == expected
+    assert ids(found(root, "deep")) == expected
+    assert ids(found(root, str(root / "deep"))) == expected
+    assert ids(found(root, "deep", "posters/deep/d.JPEG", "posters/deep")) == expected
+    assert ids(found(root, "posters")) == ids(found(root))
+
+
+def test_a_path_that_is_not_there_is_sent_so_that_it_fails_by_name(root):
+    """A typing error becomes a named failure of the job, not silence."""
+    assert found(root, "nowhere.jpg") == [Poster("nowhere.jpg", "nowhere.jpg", -1, -1)]
+
+
+def test_a_file_without_an_image_extension_is_sent_when_it_is_named(root):
+    """What a person names is tried, whatever it is called."""
+    assert ids(found(root, "notes.txt")) == ["notes.txt"]
+
+
+def test_a_path_outside_the_root_is_refused_at_once(root, tmp_path):
+    """The error names the path, the root, and the setting; nothing is yielded first."""
+    with pytest.raises(ConfigurationError, match="POSTERS_ROOT"):
+        Search(root, [str(tmp_path)], read_catalogue(tmp_path / "none.json"))
+    with pytest.raises(ConfigurationError, match="not a folder"):
+        Search(root / "a.png", [], read_catalogue(tmp_path / "none.json"))
+
+
+def test_the_catalogue_gives_ids_and_titles(root, tmp_path):
+    """An entry's id replaces the path; further keys are kept."""
+    entries = catalogue(tmp_path, [{"file": "b.jpg", "id": "bebop", "title": "Bebop", "year": 1998}])
+    assert ids(Search(root, [], entries)) == ["a.png", "bebop", "deep/d.JPEG", "deep/er/c.webp"]
+    assert entries.title("bebop") == "Bebop"
+    assert entries.by_id["bebop"].about["year"] == 1998
+    assert entries.title("a.png") == ""
+
+
+def test_an_entry_whose_file_is_gone_is_sent_so_that_it_fails(root):
+    """A catalogue that promises a file which is not there makes a failure, inside the searched folder only."""
+    assert ids(found(root, entries=[{"file": "gone.jpg", "id": "gone"}]))[-1] == "gone"
+    assert "gone" not in ids(found(root, "deep", entries=[{"file": "gone.jpg", "id": "gone"}]))
+
+
+def test_bad_entries_are_numbered_failures(root):
+    """No file, the same file, the same id: each is counted, and its neighbours are sent."""
+    entries = [{"title": "x"}, {"file": "a.png"}, {"file": "a.png", "id": "again"}, 7]
+    entries += [{"file": "b.jpg", "id": "a.png"}, {"file": "b.jpg", "id": ["list"]}]
+    items = found(root, entries=entries)
+    failures = [item for item in items if isinstance(item, Failure)]
+    assert [failure.id for failure in failures] == [f"posters.json#{n}" for n in (1, 3, 4, 5, 6)]
+    assert all(failure.word == "unsupported" for failure in failures)
+    assert len([item for item in items if isinstance(item, Poster)]) == 4
+
+
+def test_two_files_never_share_an_id(root):
+    """A file whose path is another one's id is a failure, not an overwritten vector."""
+    items = found(root, entries=[{"file": "b.jpg", "id": "a.png"}])
+    assert [type(item) for item in items[:2]] == [Failure, Poster]
+    assert items[0].path == "a.png"
+    assert items[1] == Poster("a.png", "b.jpg", *items[1][2:])
+
+
+@pytest.mark.parametrize("text", ["{", '{"posters": 1}', '"x"'])
+def test_a_catalogue_that_is_none_is_refused(tmp_path, text):
+    """Broken JSON and other shapes are errors that name the file."""
+    (tmp_path / "posters.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"posters\.json"):
+        read_catalogue(tmp_path / "posters.json")
+
+
+def test_an_object_with_posters_is_a_catalogue_too(tmp_path):
+    """Both shapes are read."""
+    assert catalogue(tmp_path, {"posters": [{"file": "a.png"}]}).by_id.keys() == {"a.png"}
+
+
+def test_ids_are_nfc():
+    """The same name typed on another system gets the same id."""
+    assert poster_id("e\u0301.jpg") == "\u00e9.jpg"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode on this system")
+def test_names_that_are_no_unicode_get_an_id_that_is(root):
+    """Bytes that are not UTF-8 become %XX in the id and stay what they are in the path."""
+    (root / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    poster = next(item for item in found(root) if item.id.startswith("caf"))
+    assert (poster.id, poster.path) == ("caf%E9.jpg", "caf\udce9.jpg")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+def test_two_spellings_of_one_name_are_not_one_poster(root):
+    """NFC and NFD side by side: one is sent, the other is a failure that says why."""
+    (root / "\u00e9.jpg").write_bytes(b"x")
+    (root / "e\u0301.jpg").write_bytes(b"x")
+    same = [item for item in found(root) if "\u00e9" in item.id]
+    assert sorted(type(item).__name__ for item in same) == ["Failure", "Poster"]
+
+
+def test_linked_folders_are_not_followed(root):
+    """A link that leads in a circle does not hang the search."""
+    (root / "deep" / "loop").symlink_to(root, target_is_directory=True)
+    assert ids(found(root)) == ["a.png", "b.jpg", "deep/d.JPEG", "deep/er/c.webp"]
+
+
+def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
+    """The samples' catalogue with one's own posters: said before two dozen posters fail one by one."""
+    (tmp_path / "posters.json").write_text('[{"file": "a.png"}, {"file": "b.png"}]')
+    settings = load_settings(root=tmp_path, catalogue=tmp_path / "posters.json")
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    assert "none of the 2 posters" in capsys.readouterr().err
+    (tmp_path / "a.png").write_bytes(b"")
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    assert capsys.readouterr().err == ""
+
+
+def test_no_catalogue_can_be_asked_for(tmp_path, capsys):
+    """`none` is silence; a name that is not there is said, and is no obstacle."""
+    settings = load_settings(root=tmp_path, catalogue="none")
+    assert settings.catalogue is None
+    assert read_catalogue(settings.catalogue).entries == {}
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    assert capsys.readouterr().err == ""
+    settings = load_settings(root=tmp_path, catalogue=tmp_path / "typo.json")
+    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    assert "there is no catalogue" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What needs no work is known only where both the workers' space and the store can be seen."""
+
+import numpy as np
+import pytest
+
+from producer.client import Producer
+from producer.embedding import Space
+from producer.errors import StoreUnavailable
+from producer.indexing import freshness
+from producer.indexing.freshness import Currency
+from producer.queue.messages import Poster
+from producer.queue.workers import LOADING, READY
+from producer.settings import load_settings
+from producer.vectors import open_store
+from producer.vectors.base import Row
+
+MINE, OTHER = Space("tiny", "1", "gelu", "8x8", 4), Space("tiny", "2", "gelu", "8x8", 4)
+POSTERS = [Poster("a", "a", 5, 7), Poster("b", "b", 5, 7), Poster("c", "c", -1, -1), Poster("d", "d", 6, 7)]
+
+
+@pytest.fixture
+def producer(redis_url, tmp_path):
+    producer = Producer(load_settings(redis_url=redis_url, root=tmp_path, store=f"sqlite:{tmp_path / 'v.db'}"))
+    yield producer
+    producer.close()
+
+
+@pytest.fixture
+def asked(producer, monkeypatch):
+    """The currency, which asks for workers every time, and what it said."""
+    monkeypatch.setattr(freshness, "ASK_AGAIN_S", 0.0)
+    said = []
+    current = Currency(producer, said.append)
+    yield current, said
+    current.close()
+
+
+def fill(producer, space, ids):
+    store = open_store(producer.settings.store)
+    one = np.zeros((len(ids), 4), np.float32)
+    one[:, 0] = 1
+    store.put(space, [Row(name, name, 5, 7) for name in ids], one)
+    store.close()
+
+
+def announce(producer, state, space=MINE):
+    producer.announcements.say("w", state, {"space": space.id, "space_json": space.to_json()})
+
+
+def test_size_and_time_decide_in_the_workers_space(producer, asked):
+    """Both equal: current. Another size, an unknown file, a vector of another model: not."""
+    current, _ = asked
+    fill(producer, MINE, ["a", "c", "d"])
+    fill(producer, OTHER, ["b"])
+    announce(producer, READY)
+    assert current(POSTERS) == {"a"}
+    announce(producer, READY, OTHER)
+    assert current(POSTERS) == {"b"}
+
+
+def test_until_a_worker_is_ready_nothing_is_current(producer, asked):
+    """Silent, loading, ready: the answer comes with the last."""
+    current, said = asked
+    fill(producer, MINE, ["a"])
+    assert (current(POSTERS), current.is_known()) == (set(), False)
+    announce(producer, LOADING)
+    assert (current(POSTERS), current.is_known()) == (set(), False)
+    announce(producer, READY)
+    assert (current(POSTERS), current.is_known()) == ({"a"}, True)
+    assert said == []
+
+
+def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer, asked, tmp_path):
+    """The first run of all: known, and empty; the worker makes the file, and then it is seen."""
+    current, said = asked
+    announce(producer, READY)
+    assert (current(POSTERS), current.is_known()) == (set(), True)
+    assert not (tmp_path / "v.db").exists()
+    fill(producer, MINE, ["a"])
+    assert current(POSTERS) == {"a"}
+    assert said == []
+
+
+def test_a_store_out_of_reach_is_told_once_and_no_obstacle(producer, asked, monkeypatch):
+    """The worker looks instead."""
+    current, said = asked
+    fill(producer, MINE, ["a"])
+    announce(producer, READY)
+    assert current(POSTERS) == {"a"}
+
+    def fail(*_):
+        raise StoreUnavailable("locked")
+
+    monkeypatch.setattr(current._store, "rows", fail)
+    assert current(POSTERS) == set()
+    assert current(POSTERS) == set()
+    assert said == ["cannot look into the store from here, the worker will: locked"]

@@ -1,0 +1,80 @@
+"""The message checks itself: what was encoded comes back equal, and anything else is refused by field."""
+
+import json
+
+import pytest
+
+from producer.errors import BadMessage
+from producer.queue.messages import MAX_POSTERS, VERSION, EmbedBatch, Poster
+
+
+def batch(count: int = 3, **fields: object) -> EmbedBatch:
+    posters = tuple(Poster(f"{n}.jpg", f"{n}.jpg", 10 + n, 10**18 + n) for n in range(count))
+    return EmbedBatch(**{"job": "j", "batch": "j.1", "posters": posters, **fields})  # type: ignore[arg-type]
+
+
+def test_a_batch_survives_json():
+    """Ids in any script, lone surrogates of a non-UTF-8 name and 64-bit times come back as they were."""
+    odd = (Poster("進撃/a b\n.jpg", "進撃/a b\n.jpg", 1, 2**62), Poster("%FF.jpg", "\udcff.jpg"))
+    sent = batch(posters=odd, lane="interactive", space="vit-b-32.0123456789ab", force=True, reply=True, verify=True)
+    assert EmbedBatch.decode(json.loads(json.dumps(sent.encode()))) == sent
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": VERSION + 1}, "newer"),
+        ({"version": True}, "version"),
+        ({"version": None}, "version"),
+        ({"lane": "fast"}, "lane"),
+        ({"job": ""}, "job"),
+        ({"job": 7}, "job"),
+        ({"batch": "x" * 129}, "batch"),
+        ({"space": ""}, "space"),
+        ({"force": 1}, "force"),
+        ({"reply": "yes"}, "reply"),
+        ({"verify": 0}, "verify"),
+        ({"extra": 1}, "extra"),
+        ({"posters": []}, "posters"),
+        ({"posters": "abc"}, "posters"),
+        ({"posters": [["a", "a", 1]]}, r"posters\[0\]"),
+        ({"posters": [["a", "a", 1, 2], ["b", "b", 1.5, 2]]}, r"posters\[1\].size"),
+        ({"posters": [["a", "a\0", 1, 2]]}, r"posters\[0\].path"),
+        ({"posters": [["a", "a", 1, 2**63]]}, "mtime_ns"),
+        ({"posters": [["a", "a", 1, 2], ["a", "b", 1, 2]]}, "twice"),
+        ({"posters": [[str(n), "a", 1, 2] for n in range(MAX_POSTERS + 1)]}, "posters"),
+    ],
+)
+def test_a_bad_field_is_named(change, named):
+    """Each field that breaks its rule is refused with an error that names it."""
+    with pytest.raises(BadMessage, match=named):
+        EmbedBatch.decode({**batch().encode(), **change})
+
+
+@pytest.mark.parametrize("message", [None, [], "text", 7, {}])
+def test_what_is_no_batch_at_all_is_refused(message):
+    """Anything that is not an object with a version is a BadMessage, never another exception."""
+    with pytest.raises(BadMessage):
+        EmbedBatch.decode(message)
+
+
+def test_halves_hold_each_poster_once():
+    """Cutting a batch loses no poster, doubles none, and gives each half an id of its own."""
+    whole = batch(7, force=True)
+    first, second = whole.halves()
+    assert first.posters + second.posters == whole.posters
+    assert len({whole.batch, first.batch, second.batch}) == 3
+    assert first.force
+    assert second.force
+
+
+def test_one_poster_cannot_be_cut():
+    """A batch of one has no halves."""
+    with pytest.raises(ValueError, match="one poster"):
+        batch(1).halves()
+
+
+def test_messages_of_before_verify_are_understood_and_sent():
+    """A queue outlives an update, in both directions: the field is there only where it says something."""
+    assert "verify" not in batch().encode()
+    assert EmbedBatch.decode(batch().encode()).verify is False

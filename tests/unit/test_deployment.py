@@ -1,0 +1,167 @@
+"""docker-compose.yml, Dockerfile and Makefile, as far as they can be held to their word without an engine."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import time
+import tomllib
+
+import pytest
+import yaml
+
+from producer.settings import PREFIX, Settings, load_settings
+from tests.support.project import PROJECT
+from worker.runtime.heartbeat import FORCE_S
+
+COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES = COMPOSE["services"]
+DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_redis_keeps_the_queue():
+    """AOF on, nothing evicted, a healthcheck, a volume, and no door to the outside."""
+    redis = SERVICES["redis"]
+    command = redis["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
+    assert redis["volumes"] == ["redis:/data"]
+    assert "ports" not in redis
+    assert redis["networks"] == ["inner"]
+    assert COMPOSE["networks"]["inner"]["internal"] is True
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_redis_accepts_the_command(tmp_path):
+    """The very command of the compose file starts a server."""
+    command = [
+        *SERVICES["redis"]["command"],
+        "--port",
+        "0",
+        "--unixsocket",
+        str(tmp_path / "s"),
+        "--dir",
+        str(tmp_path),
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        ends = time.monotonic() + 10
+        while not (tmp_path / "appendonlydir").is_dir() and time.monotonic() < ends and server.poll() is None:
+            time.sleep(0.05)
+        assert (tmp_path / "appendonlydir").is_dir(), (tmp_path / "log").read_text()
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_the_worker_has_one_card_and_the_cpu_profile_none():
+    """One NVIDIA device reserved; the other profile runs where there is none."""
+    (device,) = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert device["device_ids"] == ["${POSTERS_GPU:-0}"]
+    assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
+    assert "deploy" not in SERVICES["worker-cpu"]
+    assert SERVICES["worker-cpu"]["environment"]["POSTERS_DEVICE"] == "cpu"
+    assert SERVICES["producer"]["profiles"] == ["producer"]
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu"])
+def test_workers_restart_and_touch_nothing_they_need_not(name):
+    """Restart, healthcheck, posters read-only, weights in a volume, Redis awaited."""
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+    assert any(volume.endswith(":/app/posters:ro") for volume in service["volumes"])
+    assert any(volume.startswith("models:") for volume in service["volumes"])
+    assert "inspect ping" in service["healthcheck"]["test"][1]
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_s + FORCE_S + 5
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
+def test_every_variable_is_a_setting(name):
+    """A variable that the program does not know would end it at its start."""
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    used = {variable for variable in SERVICES[name]["environment"] if variable.startswith(PREFIX)}
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
+def test_the_variables_make_settings(name, monkeypatch):
+    """As compose fills them in where nobody has set anything; what is empty is as good as absent."""
+    for variable, text in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))
+    settings = load_settings()
+    assert settings.store == "redis://redis:6379/1"
+    assert settings.precision == "auto"
+    assert settings.device == ("cpu" if name == "worker-cpu" else "auto")
+
+
+def test_every_volume_and_network_is_declared():
+    """Compose refuses the file otherwise."""
+    for service in SERVICES.values():
+        assert set(service["networks"]) <= set(COMPOSE["networks"])
+        named = {volume.split(":")[0] for volume in service.get("volumes", []) if volume[0] not in "./$"}
+        assert named <= set(COMPOSE["volumes"])
+
+
+def test_the_image_holds_what_runs_and_not_as_root():
+    """Every source of a COPY is there, packages are all of ours, and the user is not root."""
+    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
+        *sources, _ = line.split()
+        assert all((PROJECT / source).exists() for source in sources), line
+    for package in ("worker", "producer", "requirements.txt", "config.json"):
+        assert re.search(rf"^COPY .*\b{re.escape(package)}\b", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^USER posters$", DOCKERFILE, re.MULTILINE)
+    assert DOCKERFILE.index("USER posters") < DOCKERFILE.index("CMD [")
+    assert 'CMD ["celery", "-A", "worker", "worker"]' in DOCKERFILE
+
+
+def test_the_package_and_the_requirements_agree():
+    """What pyproject.toml lists for backends and workers is, together, requirements.txt."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = [line.partition("#")[0].strip() for line in lines]
+    assert sorted(listed) == sorted(filter(None, required))
+
+
+def test_a_backend_needs_no_torch():
+    """Its list names nothing that brings the model along."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert not [name for name in project["dependencies"] if re.match("torch|open|pillow|safetensors", name)]
+
+
+def test_make_help_lists_every_target():
+    """Each documented target exists; `make` alone changes nothing."""
+    done = subprocess.run(["make"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"make ([a-z-]+)", done.stdout))
+    assert {"setup", "demo", "test", "lint", "chaos", "fuzz", "bench", "bench-images"} <= listed
+
+
+def test_ci_runs_the_readmes_command():
+    """One way to prove it, for people and for machines."""
+    assert "make test" in (PROJECT / ".ci" / "run").read_text()
+    assert "`make test`" in (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_commands_are_commands_of_ours():
+    """Every `python -m producer X` that the documentation names exists."""
+    from producer.__main__ import main
+
+    for page in [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")]:
+        for name in re.findall(r"python -m producer ([a-z]+)", page.read_text(encoding="utf-8")):
+            assert name in main.commands, f"{page.name}: {name}"
+
+
+def test_the_healthcheck_is_shell_that_parses():
+    """And asks this container's own worker, whose name is made of its host's."""
+    kind, command = SERVICES["worker"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    assert shlex.split(command)[:4] == ["celery", "-A", "worker", "inspect"]
+    assert "celery@$$HOSTNAME" in command

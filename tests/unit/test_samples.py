@@ -1,0 +1,65 @@
+"""The sample posters: what the catalogue says is there, in the formats that it promises, drawn by the script."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from producer.collection.catalogue import read_catalogue
+from producer.collection.scan import Search
+from producer.queue.messages import Poster
+from tests.support.project import PROJECT
+
+POSTERS = PROJECT / "posters"
+FILES = sorted(path for path in POSTERS.rglob("*") if path.is_file())
+
+
+def test_catalogue_and_folder_agree():
+    """Every file has its entry, every entry its file; nothing is wrong with either."""
+    catalogue = read_catalogue(PROJECT / "data" / "posters.json")
+    assert not catalogue.problems
+    found = list(Search(POSTERS, [], catalogue))
+    assert all(isinstance(item, Poster) and item.size > 0 for item in found)
+    assert {item.path for item in found} == {path.relative_to(POSTERS).as_posix() for path in FILES}
+    assert {item.path for item in found} == set(catalogue.entries)
+    assert all(entry.about.get("title") for entry in catalogue.entries.values())
+
+
+def test_two_dozen_posters_of_every_promised_format():
+    """A few hundred kilobytes; JPEG, JFIF, PNG and WebP among them; shaped as posters are."""
+    assert 20 <= len(FILES) <= 30
+    assert sum(path.stat().st_size for path in FILES) < 1_000_000
+    assert {path.suffix for path in FILES} >= {".jpg", ".jfif", ".png", ".webp"}
+    assert (POSTERS / "steins_gate.png").is_file()
+    for path in FILES:
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == {".jpg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP"}[path.suffix]
+            assert 0.4 < image.width / image.height < 1.0, path
+
+
+def test_the_posters_are_distinct():
+    """No file is there twice; the copy of one is encoded anew."""
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in FILES}) == len(FILES)
+
+
+@pytest.mark.slow
+def test_the_script_draws_them(tmp_path):
+    """What is committed is what the script draws: every name, and the pixels but for the codecs' versions."""
+    done = subprocess.run(
+        [sys.executable, PROJECT / "examples" / "draw_posters.py", "--into", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = {path.relative_to(tmp_path / "posters") for path in (tmp_path / "posters").rglob("*") if path.is_file()}
+    assert drawn == {path.relative_to(POSTERS) for path in FILES}
+    written = json.loads((tmp_path / "data" / "posters.json").read_text(encoding="utf-8"))
+    assert written == json.loads((PROJECT / "data" / "posters.json").read_text(encoding="utf-8"))
+    for path in FILES:
+        with Image.open(path) as ours, Image.open(tmp_path / "posters" / path.relative_to(POSTERS)) as new:
+            small = [image.convert("RGB").resize((16, 24)).tobytes() for image in (ours, new)]
+        assert max(abs(a - b) for a, b in zip(*small, strict=True)) < 24, path

@@ -1,0 +1,448 @@
+"""Images: every format means what a careful person sees, bad files are named, and neighbours never notice."""
+
+import io
+import re
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image, ImageCms
+
+from bench.image_samples import Sample, encoded, picture, samples, translucent
+from producer.errors import UnreadablePoster
+from tests.support.project import PROJECT
+from worker.images.bombs import MOST_SCANS
+from worker.images.decode import Geometry, Limits, decode, fit
+
+CLIP = Geometry(224, 224)
+SAMPLES = samples()
+
+
+def reference(image: Image.Image, **changes: object) -> torch.Tensor:
+    """open_clip's own preprocessing of the RGB picture, without mean and standard deviation: 0 to 255."""
+    config = PreprocessCfg(**{"size": 224, "mean": (0, 0, 0), "std": (1, 1, 1), **changes})
+    return image_transform_v2(config, is_train=False)(image) * 255
+
+
+def closeness(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Cosine of the two pictures around mid-grey, so that it does not flatter bright ones."""
+    a, b = (pixels.double().flatten() - 127.5 for pixels in (ours, theirs))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_each_format_and_mode_is_seen_as_it_is_meant(sample: Sample):
+    """Pixels after our decode and open_clip's on the fully decoded picture: cosine at least 0.9995."""
+    pixels = decode(sample.data, CLIP, name=sample.name)
+    assert pixels.shape == (3, 224, 224)
+    assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous()
+    assert closeness(pixels, reference(sample.meant)) >= 0.9995
+
+
+@pytest.fixture(scope="module")
+def vit():
+    """ViT-B/32 with seeded numbers, image tower only."""
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-B-32", pretrained=None).visual.eval()
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_models_vectors_agree_with_the_reference(vit):
+    """The vector of each sample and the reference's: cosine at least 0.9995, also after the common part is removed."""
+    config = PreprocessCfg()
+    transform = image_transform_v2(config, is_train=False)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    ours = torch.stack([(decode(s.data, CLIP, name=s.name) / 255 - mean) / std for s in SAMPLES])
+    theirs = torch.stack([transform(s.meant) for s in SAMPLES])
+    a, b = vit(ours), vit(theirs)
+    plain = torch.nn.functional.cosine_similarity(a, b)
+    assert float(plain.min()) >= 0.9995, SAMPLES[int(plain.argmin())].name
+    # All vectors of an untrained model point the same way; what tells images apart is the rest.
+    centre = b.mean(dim=0)
+    rest = torch.nn.functional.cosine_similarity(a - centre, b - centre)
+    assert float(rest.min()) >= 0.99, SAMPLES[int(rest.argmin())].name
+
+
+@pytest.mark.parametrize(
+    ("geometry", "changes"),
+    [
+        (Geometry(224, 224, "squash"), {"resize_mode": "squash"}),
+        (Geometry(224, 224, "longest", fill=0), {"resize_mode": "longest"}),
+        (Geometry(224, 224, "longest", fill=128), {"resize_mode": "longest", "fill_color": 128}),
+        (Geometry(224, 224, "shortest", "bilinear"), {"interpolation": "bilinear"}),
+        (Geometry(336, 336), {"size": 336}),
+        (Geometry(240, 120), {"size": (240, 120)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(300, 450), (451, 300), (100, 100), (150, 2000)])
+def test_each_way_to_resize_agrees_with_open_clip(geometry, changes, size):
+    """Squash, longest with padding, bilinear, other sizes and shapes."""
+    image = picture(*size)
+    ours = decode(encoded(image, "PNG"), geometry, name="x")
+    assert ours.shape == (3, geometry.height, geometry.width)
+    assert closeness(ours, reference(image, **changes)) >= 0.9995
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_an_image_in_memory_gives_the_same_pixels_as_its_file(sample: Sample):
+    """`fit`, for callers who hold an image, differs from `decode` only by the JPEG's reduced decoding."""
+    with Image.open(io.BytesIO(sample.data)) as image:
+        assert closeness(fit(image, CLIP), decode(sample.data, CLIP, name="x")) >= 0.9995
+
+
+def test_transparent_pixels_show_white_and_not_what_they_hide():
+    """Fully transparent red is white."""
+    hidden = Image.new("RGBA", (50, 50), (255, 0, 0, 0))
+    for data in (encoded(hidden, "PNG"), encoded(hidden, "WEBP", lossless=True, exact=True)):
+        assert decode(data, CLIP, name="x").min() == 255
+
+
+def test_a_see_through_value_of_16_bits_shows_the_ground():
+    """A PNG may name one grey value as transparent; what lies below it was never to be seen."""
+    values = np.full((40, 40), 40000, np.uint16)
+    values[:20] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=0)
+    pixels = decode(buffer.getvalue(), Geometry(40, 40), name="a.png")
+    assert int(pixels[:, 5, 5].min()) == 255
+    assert int(pixels[:, 35, 5].max()) == 156
+
+
+def test_a_machine_without_memory_is_not_called_a_damaged_poster(monkeypatch):
+    """The poster is fine, and can be sent again."""
+
+    def no_memory(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 100 bytes")
+
+    monkeypatch.setattr("worker.images.decode.resize", no_memory)
+    with pytest.raises(UnreadablePoster) as caught:
+        decode(encoded(picture(), "JPEG"), Geometry(40, 40), name="a.jpg")
+    assert caught.value.word == "internal"
+    assert "POSTERS_DECODE_THREADS" in caught.value.reason
+
+
+def test_16_bits_are_scaled_not_clipped():
+    """Half of the 16-bit range is half of the 8-bit range, not white."""
+    half = Image.fromarray(np.full((40, 40), 32896, np.uint16))
+    assert decode(encoded(half, "PNG"), CLIP, name="x").unique().tolist() == [128]
+
+
+def test_an_embedded_profile_changes_the_picture_into_srgb():
+    """Linear XYZ numbers are shown as what they mean, as Little CMS says on the whole picture."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    srgb = encoded(picture(), "PNG", icc_profile=profile.tobytes())
+    assert torch.equal(decode(srgb, CLIP, name="x"), decode(encoded(picture(), "PNG"), CLIP, name="x"))
+    swapped = swapped_profile()
+    data = encoded(picture(), "PNG", icc_profile=swapped)
+    meant = ImageCms.profileToProfile(
+        picture(), ImageCms.ImageCmsProfile(io.BytesIO(swapped)), profile, renderingIntent=1, outputMode="RGB"
+    )
+    ours = decode(data, CLIP, name="x")
+    assert closeness(ours, reference(meant)) >= 0.9995
+    assert closeness(ours, reference(picture())) < 0.9
+
+
+def swapped_profile() -> bytes:
+    """sRGB's profile with red and blue exchanged: valid, and visibly different."""
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", raw[128:132])[0]
+    places = {bytes(raw[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    raw[red + 4 : red + 12], raw[blue + 4 : blue + 12] = raw[blue + 4 : blue + 12], raw[red + 4 : red + 12]
+    text = struct.unpack(">II", raw[places[b"desc"] + 4 : places[b"desc"] + 12])
+    raw[text[0] : text[0] + text[1]] = raw[text[0] : text[0] + text[1]].replace(b"\0s\0R\0G\0B", b"\0x\0R\0G\0B")
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("profile", [b"x" * 200, b"", b"short"])
+def test_a_damaged_profile_is_ignored(profile):
+    """A picture with a broken profile is still that picture."""
+    data = encoded(picture(), "PNG", icc_profile=profile)
+    assert torch.equal(decode(data, CLIP, name="x"), decode(encoded(picture(), "PNG"), CLIP, name="x"))
+
+
+def failure(data: bytes, limits: Limits | None = None) -> UnreadablePoster:
+    with pytest.raises(UnreadablePoster) as caught:
+        decode(data, CLIP, name="deep/bad.jpg", limits=limits)
+    assert caught.value.path == "deep/bad.jpg"
+    assert len(caught.value.reason) > 10
+    return caught.value
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_a_failure_and_never_half_grey(format, share):
+    """Cut anywhere, no format yields a picture whose rest is invented."""
+    data = encoded(picture(), format)
+    assert failure(data[: int(len(data) * share)]).word in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "WEBP"])
+def test_the_common_formats_say_that_they_are_truncated(format):
+    """The word tells a person that copying the file again will help."""
+    data = encoded(picture(), format)
+    assert failure(data[: int(len(data) * 0.6)]).word == "truncated"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, this is a text file", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF" * 9]
+)
+def test_what_is_no_image_is_unreadable(data):
+    """Empty, text under an image's name, and bare signatures."""
+    assert failure(data).word in ("unreadable", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "pillow-heif"),
+        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"8BPS\x00\x01" + bytes(20), "Photoshop"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript"),
+        (b"%PDF-1.7\n", "PDF"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head, said):
+    """`unsupported` says which format it is and what to do; its decoder is never reached."""
+    error = failure(head + bytes(64))
+    assert error.word == "unsupported"
+    assert said in error.reason
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (body, pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(10001, 10000), (20000, 30000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_from_the_header(size):
+    """A bomb is refused before a pixel is decoded: the file holds none."""
+    assert failure(png_header(*size)).word == "too-large"
+
+
+def test_the_limit_is_a_setting():
+    """One pixel more than allowed is too many; exactly as many is fine."""
+    data = encoded(picture(30, 40), "PNG")
+    assert failure(data, Limits(max_pixels=1199)).word == "too-large"
+    assert decode(data, CLIP, name="x", limits=Limits(max_pixels=1200)).shape == (3, 224, 224)
+
+
+def png_with(kind: bytes, body: bytes) -> bytes:
+    """A good PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    data = encoded(picture(), "PNG")
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")]
+)
+def test_what_is_packed_beside_the_pixels_is_never_unpacked_whole(kind, head):
+    """200 MB of zeros in a chunk of 200 kB: refused or passed over, within seconds and a few megabytes."""
+    data = png_with(kind, head + zlib.compress(bytes(200_000_000), 9))
+    tracemalloc.start()
+    began = time.perf_counter()
+    with suppress(UnreadablePoster):
+        decode(data, CLIP, name="x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
+    assert time.perf_counter() - began < 5
+
+
+def test_a_file_of_many_frames_costs_its_first_frame():
+    """10,000 frames behind the first are not looked at."""
+    frames = [Image.new("P", (2, 2), n % 2) for n in range(10_000)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=10)
+    single = encoded(frames[0], "GIF")
+    began = time.perf_counter()
+    many = decode(data, CLIP, name="x")
+    assert time.perf_counter() - began < 1
+    assert torch.equal(many, decode(single, CLIP, name="x"))
+
+
+def scans(count: int, **options: object) -> bytes:
+    """A JPEG of 600×900 whose last scan is repeated until there are `count`."""
+    data = encoded(picture(600, 900), "JPEG", **options or {"progressive": True})
+    starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    return data[:-2] + data[starts[-1] : -2] * (count - len(starts)) + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    """Each scan is a walk over all pixels for a few bytes; more than any encoder writes are fine."""
+    error = failure(scans(MOST_SCANS + 1))
+    assert (error.word, error.reason) == ("too-large", "it is drawn in more than 100 scans")
+    assert decode(scans(MOST_SCANS), CLIP, name="x").shape == (3, 224, 224)
+
+
+def test_scans_are_counted_where_they_are_scans():
+    """The same bytes in a comment, in a thumbnail, or behind the picture are none of its scans."""
+    plain, noise = encoded(picture(), "JPEG"), b"\xff\xda" * (2 * MOST_SCANS)
+    comment = b"\xff\xfe" + struct.pack(">H", len(noise) + 2) + noise
+    for data in (plain + noise, plain[:2] + comment + plain[2:]):
+        assert torch.equal(decode(data, CLIP, name="x"), decode(plain, CLIP, name="x"))
+    began = time.perf_counter()
+    hidden = scans(MOST_SCANS + 1)
+    second = hidden.index(b"\xff\xda", hidden.index(b"\xff\xda") + 2)
+    assert "segments" in failure(hidden[:second] + b"\xff\x01" * 10_000_000 + hidden[second:]).reason
+    assert time.perf_counter() - began < 1
+
+
+def tiled_tiff(side: int) -> bytes:
+    """16×16 pixels in one tile of side × side, deflated."""
+    packed = zlib.compress(bytes(side * side * 3), 9)
+    behind = 8 + len(packed)
+    tags = [(256, 16), (257, 16), (258, behind), (259, 8), (262, 2), (277, 3), (284, 1), (322, side), (323, side)]
+    tags += [(324, 8), (325, len(packed))]
+    entries = [struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value) for tag, value in tags]
+    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", behind + 6) + packed + struct.pack("<3H", 8, 8, 8) + directory
+
+
+def test_a_tiff_whose_tiles_are_larger_than_it_counts_as_its_tiles():
+    """The decoder holds a whole tile, whatever the picture's own size says."""
+    assert decode(tiled_tiff(64), CLIP, name="x").shape == (3, 224, 224)
+    error = failure(tiled_tiff(1024), Limits(max_pixels=1_000_000))
+    assert error.word == "too-large"
+    assert "16×16 pixels in tiles of 1,048,576" in error.reason
+
+
+def test_tiff_directories_that_point_at_each_other_end():
+    """A directory whose successor is itself: one frame, no loop."""
+    data = bytearray(encoded(picture(60, 90), "TIFF"))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, first)
+    began = time.perf_counter()
+    assert decode(bytes(data), CLIP, name="x").shape == (3, 224, 224)
+    assert time.perf_counter() - began < 2
+
+
+def test_content_decides_not_the_name():
+    """A WebP called .jpg is a WebP."""
+    assert decode(encoded(picture(), "WEBP"), CLIP, name="cover.jpg").shape == (3, 224, 224)
+
+
+def test_floating_point_pixels_are_unsupported():
+    """Numbers without a scale have no colour."""
+    assert failure(encoded(Image.new("F", (20, 20), 0.5), "TIFF")).word == "unsupported"
+
+
+def test_many_threads_give_what_one_gives():
+    """Decoding shares nothing: the same files in eight threads, each to the last bit, with bad files between."""
+    data = [sample.data for sample in SAMPLES if " large " not in sample.name or sample.name == "png large RGBA"]
+    expected = [decode(one, CLIP, name="x") for one in data]
+    bad = [sample.data[: len(sample.data) // 3] for sample in SAMPLES if sample.name in ("jpeg", "png", "webp lossy")]
+    barrier = threading.Barrier(8)
+
+    def work(turn: int) -> bool:
+        barrier.wait()
+        same = True
+        for index in range(len(data)):
+            place = (index + turn * 5) % len(data)
+            same &= torch.equal(decode(data[place], CLIP, name="x"), expected[place])
+            if index % 7 == 0:
+                assert failure(bad[index % len(bad)]).word == "truncated"
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_pixels_do_not_change_when_the_image_does():
+    """The tensor is a copy of Pillow's memory."""
+    image = picture(224, 224)
+    pixels = fit(image, CLIP)
+    before = pixels.clone()
+    image.paste((0, 0, 0), (0, 0, 224, 224))
+    assert torch.equal(pixels, before)
+
+
+def test_translucent_images_keep_their_visible_part():
+    """The opaque side of a fading picture is what it was."""
+    ours = decode(encoded(translucent(), "PNG"), CLIP, name="x").float()
+    plain = decode(encoded(translucent().convert("RGB"), "PNG"), CLIP, name="x").float()
+    assert (ours[:, 100:, -3:] - plain[:, 100:, -3:]).abs().mean() < 6
+
+
+def test_red_ink_is_red():
+    """CMYK as Adobe writes it into JPEG, inverted, and as TIFF holds it, not."""
+    red = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
+    for data in (encoded(red, "JPEG", quality=95), encoded(red, "TIFF")):
+        r, g, b = decode(data, CLIP, name="x").float().mean(dim=(1, 2)).tolist()
+        assert r > 180
+        assert g < 80
+        assert b < 80
+
+
+def test_the_samples_have_the_properties_that_they_are_named_for():
+    """An interlaced PNG that is not interlaced would test nothing."""
+    by_name = {sample.name: sample.data for sample in SAMPLES}
+    assert Image.open(io.BytesIO(by_name["png interlaced"])).info.get("interlace") == 1
+    assert b"\xff\xc9" in by_name["jpeg arithmetic"]  # SOF9: extended sequential, arithmetic coding
+    assert b"\xff\xc2" in by_name["jpeg progressive"]  # SOF2
+    assert Image.open(io.BytesIO(by_name["png 16 bit"])).mode == "I;16"
+    assert Image.open(io.BytesIO(by_name["gif animated"])).n_frames == 3
+    assert all(len({*Image.open(io.BytesIO(by_name[f"jpeg exif {n}"])).getexif().values()} & {n}) for n in range(1, 9))
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from worker.images.decode import Geometry, decode
+data = sys.stdin.buffer.read()
+Path("/proc/self/clear_refs").write_text("5")
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+decode(data, Geometry(224, 224), name="x")
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(
+    ("format", "options", "bytes_per_pixel"),
+    [("PNG", {"compress_level": 1}, 5), ("WEBP", {"quality": 50, "method": 0}, 5), ("JPEG", {"quality": 70}, 1)],
+)
+def test_an_image_at_the_limit_never_lies_in_memory_twice(format, options, bytes_per_pixel):
+    """100 megapixels, as docs/images.md states: Pillow's four bytes per pixel and a little; far less for JPEG."""
+    large = picture(1000, 1250).resize((8000, 12500), Image.Resampling.NEAREST)
+    data = encoded(large, format, **options)
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, input=data, capture_output=True, check=True, cwd=PROJECT)
+    assert int(done.stdout) * 1024 < bytes_per_pixel * 100_000_000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_png_never_passes_at_a_second_try():
+    """Pillow loads a PNG to look for Exif data behind its pixels, and a second load of a damaged one is silent."""
+    data = encoded(picture(60, 90), "PNG")
+    for place in range(60, len(data), 41):
+        damaged = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+        try:
+            with Image.open(io.BytesIO(damaged)) as image:
+                image.load()
+                strict = fit(image, CLIP)
+        except (OSError, SyntaxError, UnreadablePoster):
+            with pytest.raises(UnreadablePoster):
+                decode(damaged, CLIP, name="x")
+        else:
+            assert torch.equal(decode(damaged, CLIP, name="x"), strict)

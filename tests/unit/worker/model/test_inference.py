@@ -1,0 +1,233 @@
+"""The engine: whatever the device runs out of, each image once, in order, with the vector that it should have."""
+
+import numpy as np
+import pytest
+import torch
+
+from producer.errors import DeviceLost, WeightsUnavailable
+from worker.model.inference import Engine, Spare
+from worker.model.oom_backoff import GROW_AFTER
+
+DIMENSION = 6
+
+
+def accelerator_error(code: int, text: str) -> torch.AcceleratorError:
+    """As torch raises it for a CUDA call that failed: with the runtime's number."""
+    error = torch.AcceleratorError(text)
+    error.error_code = code
+    return error
+
+
+EXHAUSTED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    accelerator_error(2, "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in …"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA driver error: out of memory"),
+    MemoryError(),
+]
+LOST = [
+    accelerator_error(700, "CUDA error: an illegal memory access was encountered"),
+    accelerator_error(710, "CUDA error: device-side assert triggered"),
+    accelerator_error(214, "CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported at some other call"),
+]
+
+
+def truth(pixels: torch.Tensor) -> np.ndarray:
+    """What a device that is well gives: a unit vector that tells the image's first numbers."""
+    vectors = pixels.flatten(1)[:, :DIMENSION].double().numpy() + 1
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Device:
+    """A forward pass with room for `room` images, that fails as it is told, at the launch or on the way."""
+
+    def __init__(self, error: Exception | None = None, *, room: int = 1000, late: bool = False) -> None:
+        self.error, self.room, self.late = error, room, late
+        self.launched: list[int] = []
+        self.done: list[int] = []  # the first number of each image that was computed
+        self.freed = 0
+        self.spoil = lambda vectors: vectors
+
+    def launch(self, pixels):
+        self.launched.append(len(pixels))
+        full = self.error is not None and len(pixels) > self.room
+        if full and not self.late:
+            raise self.error
+        return Launch(self, pixels, fails=full)
+
+    def free_memory(self):
+        self.freed += 1
+
+    def close(self):
+        pass
+
+
+class Launch:
+    seconds = 0.001
+
+    def __init__(self, device, pixels, *, fails):
+        self.device, self.pixels, self.fails = device, pixels, fails
+
+    def fetch(self):
+        if self.fails:
+            raise self.device.error
+        self.device.done += self.pixels.flatten(1)[:, 0].tolist()
+        return self.device.spoil(truth(self.pixels))
+
+
+def images(count: int) -> torch.Tensor:
+    """Image i begins with the number i."""
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8))
+    pixels[:, 0, 0, 0] = torch.arange(count)
+    return pixels
+
+
+def engine_on(device, limit=16, make=None, **options) -> Engine:
+    spare = Spare(make or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
+    return Engine(device, spare, DIMENSION, limit, **options)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "on the way"])
+@pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: str(error)[:40])
+def test_out_of_memory_halves_and_gives_the_same_vectors(error, late, caplog):
+    """Every image once, in order, with the vector that it has when memory is plenty; whoever ran out, and when."""
+    device = Device(error, room=3, late=late)
+    chunk = engine_on(device).submit(images(40)).result()
+    assert chunk.failures == {}
+    assert (chunk.vectors * truth(images(40))).sum(axis=1).min() >= 0.9999
+    assert sorted(device.done) == list(range(40)), "what was finished is kept, and nothing is computed twice"
+    assert device.freed == device.launched.count(16) + device.launched.count(8) + device.launched.count(4) > 0
+    assert "out of memory at 16 image(s): halving" in caplog.text
+
+
+def test_a_slice_that_was_finished_is_kept_when_a_later_one_fails():
+    """Only what failed is done again."""
+    device = Device(room=1000)
+    engine = engine_on(device)
+    pending = engine.submit(images(48))
+    pending._slices[1].result.fails, device.error, device.room = True, EXHAUSTED[0], 8
+    chunk = pending.result()
+    assert (chunk.vectors * truth(images(48))).sum(axis=1).min() >= 0.9999
+    assert device.launched == [16, 16, 16, 16, 8, 8], "three, of which the second again, and then in two"
+    assert sorted(device.done) == list(range(48))
+
+
+def test_what_fits_is_remembered_and_memory_that_comes_back_is_used():
+    """Another program takes the card's memory for a while: throughput comes back."""
+    device = Device(EXHAUSTED[0], room=2)
+    engine = engine_on(device)
+    engine.submit(images(16)).result()
+    assert engine.halving.size == 2
+    device.launched.clear()
+    engine.submit(images(8)).result()
+    assert device.launched == [2, 2, 2, 2], "the next chunk does not fail again"
+    device.room = 1000
+    for _ in range(4 * GROW_AFTER):
+        engine.submit(images(16)).result()
+    assert engine.halving.size == 16
+    device.launched.clear()
+    engine.submit(images(16)).result()
+    assert device.launched == [16]
+
+
+def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(caplog):
+    """The last resort, with a warning, and the right vectors."""
+    chunk = engine_on(Device(EXHAUSTED[0], room=0)).submit(images(3)).result()
+    assert chunk.failures == {}
+    assert (chunk.vectors * truth(images(3))).sum(axis=1).min() >= 0.9999
+    assert "on the CPU in fp32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (MemoryError(), "not even one image fits"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not even one image fits"),
+        (WeightsUnavailable("the file is gone"), "the file is gone"),
+    ],
+)
+def test_if_the_cpu_fails_too_that_image_fails_and_no_other(trouble, said):
+    """Its neighbours keep their vectors."""
+
+    def make():
+        def embed(pixels):
+            if pixels[0, 0, 0, 0] == 1:
+                raise trouble
+            return torch.from_numpy(truth(pixels))
+
+        return embed
+
+    chunk = engine_on(Device(EXHAUSTED[0], room=0), make=make).submit(images(3)).result()
+    assert list(chunk.failures) == [1]
+    assert said in chunk.failures[1]
+    assert not chunk.vectors[1].any()
+    assert (chunk.vectors * truth(images(3))).sum(axis=1)[[0, 2]].min() >= 0.9999
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "on the way"])
+@pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[:50])
+def test_a_broken_context_is_not_mistaken_for_memory(error, late):
+    """Halving would run for ever on a dead device: it is named, tried once, and left."""
+    device = Device(error, room=0, late=late)
+    with pytest.raises(DeviceLost, match=str(error).splitlines()[0].removeprefix("CUDA error: ")):
+        engine_on(device).submit(images(4)).result()
+    assert device.launched == [4]
+
+
+def test_a_context_that_breaks_while_memory_is_freed_is_named():
+    """The first call that waits for the device is where its death shows."""
+    device = Device(EXHAUSTED[0], room=1)
+
+    def broken():
+        raise LOST[0]
+
+    device.free_memory = broken
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        engine_on(device).submit(images(4))
+
+
+def test_a_defect_is_neither(caplog):
+    """Other errors are raised as they are."""
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
+    with pytest.raises(RuntimeError, match="mat1"):
+        engine_on(Device(error, room=0)).submit(images(4)).result()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 2.0])
+def test_a_row_that_is_no_unit_vector_is_computed_again(value):
+    """fp16 overflow in one image must not become a NaN in the store, nor touch its neighbours."""
+    device = Device()
+
+    def spoil(vectors):
+        vectors[2] = vectors[2] * value if value == 2 else value
+        return vectors
+
+    device.spoil = spoil
+    chunk = engine_on(device).submit(images(5)).result()
+    assert chunk.failures == {}
+    assert (chunk.vectors * truth(images(5))).sum(axis=1).min() >= 0.9999
+
+
+def test_a_device_that_collapses_is_told_of_once(caplog):
+    """On Windows the driver may move a card's memory into the system's: nothing fails, all is slow."""
+    engine = engine_on(Device(), watched=True)
+    for slow in [False] * 20 + [True] * 30:
+        pending = engine.submit(images(16))
+        pending._slices[0].result.seconds = 0.1 if slow else 0.001
+        pending.result()
+    assert caplog.text.count("POSTERS_GPU_MEMORY_FRACTION") == 1
+
+
+def test_single_images_are_no_collapse(caplog):
+    """A backend asks for one poster at a time: that is slow by nature."""
+    engine = engine_on(Device(), watched=True)
+    for count, seconds in [(16, 0.001)] * 20 + [(1, 0.001)] * 50:
+        pending = engine.submit(images(count))
+        pending._slices[0].result.seconds = seconds
+        pending.result()
+    assert caplog.text == ""

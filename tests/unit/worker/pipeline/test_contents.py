@@ -1,0 +1,122 @@
+"""Contents: each goes through the model once, however many posters have it, and `verify` looks at nothing else."""
+
+import os
+
+import pytest
+
+from producer.queue.messages import Poster
+from producer.vectors.memory import MemoryStore
+from tests.support.fake_embedder import SPACE, ColourEmbedder, batch, expected, make, root, write  # noqa: F401 - two are fixtures
+from worker.images.decode import decode
+
+
+def vectors_of(store, names):
+    found = store.get(SPACE.id, names)
+    return [found[name] for name in names]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_copies_in_one_batch_cost_one_forward_pass(root, make, chunk):  # noqa: F811
+    """In one chunk or in several, decoded in whatever order: each content once, every poster its own row."""
+    posters = [write(root, number % 4, f"{number:02}.png") for number in range(20)]
+    embedder, store, seen = ColourEmbedder(chunk), MemoryStore(), []
+    outcome = make(embedder, store, threads=4).run(batch(posters), seen.append)
+    assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (4, 16, 0, ())
+    assert sum(embedder.sizes) == 4
+    for number, vector in enumerate(vectors_of(store, [poster.id for poster in posters])):
+        assert vector @ expected(number % 4) > 0.99999
+    assert store.rows(SPACE.id, ["19.png"])["19.png"].mtime_ns == posters[19].mtime_ns
+    assert seen == sorted(seen)
+    assert seen[-1] == 20
+
+
+def test_copies_of_a_bad_file_fail_each_by_name(root, make):  # noqa: F811
+    """The first fails, and no copy hides behind it; what the model refuses fails for all as well."""
+    (root / "a.png").write_bytes(b"no picture")
+    (root / "b.png").write_bytes(b"no picture")
+    posters = [Poster("a.png", "a.png"), Poster("b.png", "b.png"), *(write(root, 5, f"{n}.png") for n in range(3))]
+    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder.refuse = {35}  # the red of colour 5
+    outcome = make(embedder, store).run(batch(posters))
+    assert sorted((failure.id, failure.word) for failure in outcome.failures) == [
+        ("0.png", "internal"),
+        ("1.png", "internal"),
+        ("2.png", "internal"),
+        ("a.png", "unreadable"),
+        ("b.png", "unreadable"),
+    ]
+    assert store.count(SPACE.id) == 0
+
+
+def test_a_reply_carries_the_copies_too(root, make):  # noqa: F811
+    """A backend that asks for two equal files gets two vectors."""
+    outcome = make().run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], reply=True))
+    assert outcome.vectors["a.png"] == outcome.vectors["b.png"]
+
+
+def test_force_embeds_copies_one_by_one(root, make):  # noqa: F811
+    """Nothing is reused: that is what it is for."""
+    embedder = ColourEmbedder()
+    outcome = make(embedder).run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], force=True))
+    assert (outcome.embedded, sum(embedder.sizes)) == (2, 2)
+
+
+def disguised(root, number: int) -> Poster:  # noqa: F811
+    """000.png with another picture, always of the same size and date."""
+    poster = write(root, number, "000.png")
+    path = root / poster.path
+    path.write_bytes(path.read_bytes().ljust(500, b"#"))
+    os.utime(path, ns=(5, 5))
+    return poster._replace(size=500, mtime_ns=5)
+
+
+def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa: F811
+    """Another picture with the size and the date of the old one: only verify sees it; equal contents cost no pixel."""
+    posters = [disguised(root, 0), *(write(root, number) for number in range(1, 6))]
+    embedder, store = ColourEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    pipeline.run(batch(posters))
+    assert disguised(root, 99) == posters[0]
+    assert pipeline.run(batch(posters)).unchanged == 6
+    assert vectors_of(store, ["000.png"])[0] @ expected(0) > 0.99999
+
+    embedder.sizes.clear()
+    decoded = []
+    monkeypatch.setattr(
+        "worker.pipeline.loader.decode", lambda *args, **more: decoded.append(1) or decode(*args, **more)
+    )
+    outcome = pipeline.run(batch(posters, verify=True))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged) == (1, 0, 5)
+    assert (len(decoded), sum(embedder.sizes)) == (1, 1)
+    assert vectors_of(store, ["000.png"])[0] @ expected(99) > 0.99999
+
+
+def test_verify_counts_a_touched_file_as_unchanged_and_remembers_its_date(root, make):  # noqa: F811
+    """Compared by content it is what it was; the next run need not read it."""
+    poster = write(root, 1)
+    store = MemoryStore()
+    pipeline = make(store=store)
+    pipeline.run(batch([poster]))
+    os.utime(root / poster.path, ns=(7, 7))
+    touched = poster._replace(mtime_ns=7)
+    outcome = pipeline.run(batch([touched], verify=True))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged) == (0, 0, 1)
+    assert store.rows(SPACE.id, [poster.id])[poster.id].mtime_ns == 7
+    assert pipeline.run(batch([touched])).unchanged == 1
+
+
+def test_verify_after_an_interruption_invents_no_embedding(root, make):  # noqa: F811
+    """The second attempt cannot know who stored a row; it says that it is unchanged."""
+    posters = [write(root, number) for number in range(8)]
+    store = MemoryStore()
+    make(store=store).run(batch(posters[:5]))
+    outcome = make(store=store).run(batch(posters, verify=True), begun_before=True)
+    assert (outcome.embedded, outcome.unchanged) == (3, 5)
+
+
+def test_verify_still_replies_with_every_vector(root, make):  # noqa: F811
+    """Unchanged or not, who waits for a vector gets it."""
+    posters = [write(root, 1), write(root, 2)]
+    pipeline = make()
+    pipeline.run(batch(posters[:1]))
+    assert set(pipeline.run(batch(posters, verify=True, reply=True)).vectors) == {"001.png", "002.png"}

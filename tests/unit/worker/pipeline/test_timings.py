@@ -1,0 +1,31 @@
+"""The report: which of decoding, device and store held a batch up, in words and a share of the time."""
+
+import pytest
+
+from worker.pipeline.timings import Timings
+
+
+@pytest.mark.parametrize(
+    ("timings", "said"),
+    [
+        (Timings(10, 1.7, 8.2, 0.1, 100), "decode-bound: 83 % of the time the model waited for images"),
+        (Timings(10, 9.3, 0.5, 0.1, 100), "device-bound: the model worked 93 % of the time"),
+        (Timings(10, 2.0, 0.5, 7.3, 100), "store-bound: 80 % of the time the model waited for the store"),
+        (Timings(10, 5.0, 0.5, 0.5, 100), "bound by no one thing: the model worked 50 % of the time"),
+        (Timings(10, 11.0, 0.0, 0.0, 100), "device-bound: the model worked 100 % of the time"),
+        (Timings(1, 0.0, 0.9, 0.0, 0), ""),
+        (Timings(), ""),
+    ],
+)
+def test_the_bottleneck_is_named(timings, said):
+    """Waiting for decoding while the device works is no waiting of the model's."""
+    assert timings.bottleneck() == said
+
+
+def test_what_lies_back_fades():
+    """After some batches of another kind, the sentence is about them."""
+    lately = Timings(100, 95, 1, 0, 1000)
+    for _ in range(20):
+        lately = lately.followed_by(Timings(10, 1, 8.9, 0, 100), keep=0.8)
+    assert lately.bottleneck().startswith("decode-bound")
+    assert Timings(1, 2, 3, 4, 5).followed_by(Timings(1, 1, 1, 1, 1)) == Timings(2, 3, 4, 5, 6)

@@ -1,0 +1,246 @@
+"""The embedder: each row belongs to its path, whatever is bad, full, or not a number in between."""
+
+import gc
+import sys
+import warnings
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from bench.image_samples import encoded, picture, translucent
+from producer.errors import UnreadablePoster
+from producer.settings import load_settings
+from tests.support.tiny_model import DIMENSION, MEAN, SIDE, STD, make_model, write_tiny_model
+from worker import clip_embedder
+from worker.clip_embedder import CLIPEmbedder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def embedder(tiny):
+    return CLIPEmbedder(tiny, "cpu", batch_size=8, precision="fp32")
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Twelve different good posters."""
+    for number in range(12):
+        name = tmp_path / f"good-{number:02}.{('jpg', 'png', 'webp')[number % 3]}"
+        name.write_bytes(encoded(picture(90, 130, seed=number), ("JPEG", "PNG", "WEBP")[number % 3]))
+    return sorted(tmp_path.glob("good-*"))
+
+
+@pytest.fixture
+def bad(tmp_path):
+    """One of each: truncated, text, empty, missing."""
+    (tmp_path / "cut.jpg").write_bytes(encoded(picture(300, 400), "JPEG")[:2000])
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.webp").write_bytes(b"")
+    return [tmp_path / name for name in ("cut.jpg", "text.png", "empty.webp", "not-there.png")]
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, SIDE, SIDE), dtype=np.uint8))
+
+
+def test_one_image_is_one_unit_vector(embedder, paths):
+    """The promise of the interface: shape, dtype, length."""
+    vector = embedder.embed_image(paths[0])
+    assert vector.shape == (DIMENSION,)
+    assert vector.dtype == np.float32
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_vector_is_that_of_open_clips_own_preprocessing(embedder, paths):
+    """The reference: open_clip's transform and model, in fp32, on the fully decoded image."""
+    transform = open_clip.image_transform(SIDE, is_train=False, mean=MEAN, std=STD)
+    model = make_model()
+    for path in paths:
+        with Image.open(path) as image, torch.inference_mode():
+            reference = model.encode_image(transform(image).unsqueeze(0), normalize=True)[0].numpy()
+        assert embedder.embed_image(path) @ reference > 0.9995
+
+
+def test_rows_follow_the_paths_around_bad_files(embedder, paths, bad):
+    """Bad files between good ones: no row is shifted, and each equals the poster's own embedding."""
+    mixed = []
+    for index, path in enumerate(paths):
+        mixed += [bad[index // 2 % 4], path] if index % 2 else [path]
+    singles = {path: embedder.embed_image(path) for path in paths}
+    for batch_size in (1, 2, 3, 5, 16, 100):
+        result = embedder.embed_paths(mixed, batch_size)
+        assert [mixed[index] for index in result.indices] == paths
+        assert result.vectors.shape == (12, DIMENSION)
+        for row, index in enumerate(result.indices):
+            assert result.vectors[row] @ singles[mixed[index]] > 0.99999
+        assert sorted([*result.indices, *result.failures]) == list(range(len(mixed)))
+        words = {mixed[position].name: failure.word for position, failure in result.failures.items()}
+        assert words == {
+            "cut.jpg": "truncated",
+            "text.png": "unreadable",
+            "empty.webp": "unreadable",
+            "not-there.png": "missing",
+        }
+    others = np.stack(list(singles.values()))
+    alike = others @ others.T - np.eye(12)
+    assert alike.max() < 0.9999, "equal vectors would make this test blind"
+
+
+def test_embed_batch_warns_and_names_what_has_no_row(embedder, paths, bad):
+    """The warning says which positions are missing and where the mapping is to be had."""
+    with pytest.warns(UserWarning, match=r"2 of 4 paths have no row: \[1\] .*cut\.jpg.*\[2\] .*text\.png.*embed_paths"):
+        vectors = embedder.embed_batch([paths[0], bad[0], bad[1], paths[1]], batch_size=2)
+    assert vectors.shape == (2, DIMENSION)
+
+
+def test_a_batch_of_good_files_warns_of_nothing(embedder, paths):
+    """No noise where nothing is wrong; positional batch_size works."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert embedder.embed_batch(paths, 4).shape == (12, DIMENSION)
+
+
+@pytest.mark.parametrize("only_bad", [False, True])
+def test_nothing_to_embed_gives_no_rows(embedder, bad, only_bad):
+    """An empty list, and a list with nothing good in it, have the right width."""
+    result = embedder.embed_paths(bad if only_bad else [])
+    assert result.vectors.shape == (0, DIMENSION)
+    assert result.vectors.dtype == np.float32
+    assert len(result.failures) == (4 if only_bad else 0)
+
+
+def test_a_bad_image_names_file_and_reason(embedder, bad):
+    """embed_image raises for one file what embed_batch warns of."""
+    for path, word in zip(bad, ("truncated", "unreadable", "unreadable", "missing"), strict=True):
+        with pytest.raises(UnreadablePoster, match=path.name) as caught:
+            embedder.embed_image(path)
+        assert caught.value.word == word
+
+
+def test_preprocess_is_the_models_input(embedder):
+    """float32, normalised, for any mode; transparency as in files."""
+    for image in (picture(90, 130), picture().convert("L"), translucent(), picture().convert("CMYK")):
+        tensor = embedder.preprocess(image)
+        assert tensor.shape == (3, SIDE, SIDE)
+        assert tensor.dtype == torch.float32
+    white = embedder.preprocess(Image.new("RGB", (50, 70), "white"))
+    expected = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert torch.allclose(white.mean(dim=(1, 2)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 20])
+def test_two_chunks_on_the_way_do_not_mix(embedder, count):
+    """submit does not wait; each result is that of its own pixels."""
+    images = [pixels(count), pixels(count).flip(0), pixels(2)]
+    expected = [embedder.embed_pixels(chunk).vectors for chunk in images]
+    pending = [embedder.submit(chunk) for chunk in images]
+    for one, vectors in zip(pending, expected, strict=True):
+        assert np.allclose(one.result().vectors, vectors, atol=1e-6)
+
+
+def test_no_pixels_are_no_vectors(embedder):
+    """The empty chunk has the right width."""
+    assert embedder.embed_pixels(pixels(0)).vectors.shape == (0, DIMENSION)
+
+
+def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monkeypatch, paths):
+    """When fp32 fails, too, the poster fails by name and its neighbours do not."""
+    forward = embedder._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    monkeypatch.setattr(embedder._engine._spare, "_make", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
+    result = embedder.embed_paths(paths[:2])
+    assert result.vectors.shape == (0, DIMENSION)
+    assert {failure.word for failure in result.failures.values()} == {"internal"}
+    assert "no vector" in str(result.failures[0])
+
+
+def test_a_checkpoint_that_was_replaced_gives_no_vector_of_another_model(tmp_path, paths, monkeypatch):
+    """What is computed again from the file must come from the numbers that the space is named after."""
+    name = write_tiny_model(tmp_path / "model", 1)
+    embedder = CLIPEmbedder(name, "cpu", batch_size=8, precision="bf16")
+    write_tiny_model(tmp_path / "model", 2)
+    forward = embedder._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    result = embedder.embed_paths(paths[:1])
+    assert result.vectors.shape == (0, DIMENSION)
+    assert "was changed since this program started" in str(result.failures[0])
+
+
+def test_a_row_that_is_no_number_is_computed_again_from_the_file(tiny, embedder, monkeypatch):
+    """In fp32, from the checkpoint: the numbers that ran were rounded to bf16."""
+    images = pixels(5)
+    expected = embedder.embed_pixels(images).vectors
+    fast = CLIPEmbedder(tiny, "cpu", batch_size=8, precision="bf16")
+    forward = fast._engine.forward
+    run = forward._tower
+    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    result = fast.embed_pixels(images)
+    assert result.failures == {}
+    assert (result.vectors * expected).sum(axis=1).min() > 0.9999999
+
+
+def test_auto_finds_a_chunk_and_says_so(tiny, caplog):
+    """batch_size=auto measures when it loads; the log names the sizes and what they gave."""
+    with caplog.at_level("INFO"):
+        embedder = CLIPEmbedder(tiny, "cpu", batch_size="auto", precision="fp32")
+    assert embedder.chunk in (8, 16, 32, 64, 128)
+    assert f"chunks of {embedder.chunk} images" in caplog.text
+    assert embedder.embed_pixels(pixels(3)).vectors.shape == (3, DIMENSION)
+
+
+def test_the_dimension_comes_from_the_model(tmp_path):
+    """Nothing is hard-wired to 512."""
+    embedder = CLIPEmbedder(write_tiny_model(tmp_path, embed_dim=48), "cpu")
+    assert embedder.dimension == embedder.space.dimension == 48
+    assert embedder.embed_paths([]).vectors.shape == (0, 48)
+
+
+def test_only_the_image_tower_is_kept(embedder):
+    """The text tower's memory belongs to the posters."""
+    gc.collect()
+    kinds = (open_clip.CLIP, open_clip.transformer.TextTransformer, open_clip.transformer.VisionTransformer)
+    assert [thing for thing in gc.get_objects() if type(thing) in kinds] == []
+    assert embedder.embed_pixels(pixels(1)).vectors.shape == (1, DIMENSION)
+
+
+def test_settings_make_the_same_embedder(tiny, embedder, monkeypatch):
+    """What the worker builds is what a script builds."""
+    settings = load_settings(model_name=tiny, device="cpu", precision="fp32", batch_size=5, max_pixels=1000)
+    built = CLIPEmbedder.from_settings(settings)
+    assert built.space == embedder.space
+    assert built.chunk == 5
+    assert built._limits.max_pixels == 1000
+
+
+def test_untrained_weights_are_said_loudly_and_are_a_space_of_their_own(caplog):
+    """ViT-B/32 itself, 512 numbers; nobody takes these vectors for trained ones."""
+    embedder = CLIPEmbedder("ViT-B/32", "cpu", pretrained="untrained")
+    assert embedder.dimension == 512
+    assert embedder.space.weights.startswith("untrained-")
+    assert embedder.space.model == "ViT-B-32"
+    assert "UNTRAINED" in caplog.text
+
+
+@pytest.mark.parametrize(("count", "terminal", "shown"), [(70, True, True), (70, False, False), (10, True, False)])
+def test_a_bar_is_shown_on_long_batches_where_somebody_looks(embedder, paths, monkeypatch, count, terminal, shown):
+    """Progress for people, silence for logs."""
+    seen = []
+    bar = clip_embedder.tqdm
+
+    def watched(*arguments, **options):
+        seen.append(not options["disable"])
+        return bar(*arguments, **options | {"disable": True})
+
+    monkeypatch.setattr(clip_embedder, "tqdm", watched)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    embedder.embed_batch([paths[0]] * count)
+    assert seen == [shown]

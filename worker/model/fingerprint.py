@@ -1,0 +1,39 @@
+"""What makes an embedding this one and no other, as its tower and its configuration tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from worker.images.decode import Geometry
+from worker.model.weights import Weights, digest
+
+
+def geometry_of(config: Mapping[str, Any]) -> Geometry:
+    """How the model wants its input; `config` is open_clip's ``preprocess_cfg``."""
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    interpolation: Literal["bicubic", "bilinear"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    return Geometry(height, width, config["resize_mode"], interpolation, int(config.get("fill_color", 0)))
+
+
+def identify(tower: torch.nn.Module, weights: Weights, config: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of the embedding's Space, but for its dimension; the tower is in fp32, as it was loaded."""
+    return {
+        "model": weights.name,
+        "weights": ("untrained-" if weights.untrained else "") + digest(tower),
+        "activation": "quick_gelu" if _has_quick_gelu(tower) else "gelu",
+        "preprocessing": _describe(config, geometry_of(config)),
+    }
+
+
+def _describe(config: Mapping[str, Any], geometry: Geometry) -> str:
+    mean, std = (",".join(f"{value:.6g}" for value in config[name]) for name in ("mean", "std"))
+    size = f"{geometry.height}x{geometry.width}"
+    return f"{size} {geometry.resize_mode} {geometry.interpolation} mean {mean} std {std} fill {geometry.fill}"
+
+
+def _has_quick_gelu(tower: torch.nn.Module) -> bool:
+    return any(type(module).__name__ == "QuickGELU" for module in tower.modules())

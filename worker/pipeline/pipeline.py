@@ -1,0 +1,250 @@
+"""From a batch of paths to rows in the store: decode ahead in threads, embed in chunks, store behind.
+
+    decode threads            this thread               store thread
+    read → digest → decode →  chunk → submit → result → put
+
+The next chunk is on the device before the result of the one before is asked for, so that the device goes
+from one to the other without a pause. The embedder, the store and the clock are arguments, so that the
+pipeline runs without GPU and Redis.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from producer.embedding import Vectors
+from producer.errors import UnreadablePoster
+from producer.queue.messages import EmbedBatch, Poster
+from producer.queue.progress import Failure, Outcome
+from producer.vectors.base import Row, VectorStore
+from worker.images.decode import Limits
+from worker.pipeline.buffers import keep_rows
+from worker.pipeline.loader import Chunk, Reading, Run
+from worker.pipeline.protocols import Embedder, Pending
+from worker.pipeline.timings import Timings
+
+CHUNKS_ON_DEVICE = 2  # one computed, one that has arrived
+PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
+
+
+@dataclass
+class _Submitted:
+    """A chunk whose good posters are on the device; `fresh` are their places in the chunk, and their rows."""
+
+    chunk: Chunk
+    settled: int  # its posters but for the twins, which come at the end of the batch
+    fresh: list[tuple[int, Row]]
+    pending: Pending | None
+    rows: list[Row]  # of posters whose content the store knew already, with their vectors
+    vectors: list[Vectors]
+
+
+@dataclass
+class _Tally:
+    embedded: int = 0
+    reused: int = 0
+    unchanged: int = 0  # by content; what is unchanged by size and time is not even read
+    twins: list[Poster] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    vectors: dict[str, bytes] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Runs batches, one at a time; keeps its threads between them."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        *,
+        root: Path,
+        threads: int = 0,
+        look_ahead_images: int = 0,
+        max_file_bytes: int = 100_000_000,
+        decode_memory_bytes: int = 1 << 30,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`threads` 0: one per core that this process may use; `look_ahead_images` 0: three chunks."""
+        self.embedder, self.store = embedder, store
+        self.timings = Timings()
+        self._clock = clock
+        self._reading = Reading(
+            embedder,
+            store,
+            root,
+            threads=threads,
+            look_ahead_images=look_ahead_images,
+            max_file_bytes=max_file_bytes,
+            decode_memory_bytes=decode_memory_bytes,
+            limits=limits,
+            clock=clock,
+        )
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    def run(
+        self,
+        batch: EmbedBatch,
+        progress: Callable[[int], None] = lambda done: None,
+        *,
+        begun_before: bool = False,
+    ) -> Outcome:
+        """Embed what is not in the store yet, store it, and say what became of each poster.
+
+        Args:
+            batch: whose posters to embed; each ends in exactly one part of the outcome.
+            progress: called with the number of posters done after every chunk.
+            begun_before: an earlier attempt may have stored a part; that part counts as embedded.
+
+        Raises:
+            StoreError, OSError: the store or the posters root is out of reach. Chunks that were
+                stored stay stored; running the batch again does only the rest.
+            DeviceLost: the accelerator needs a fresh process.
+        """
+        self.timings, began = Timings(), self._clock()
+        space = self.embedder.space
+        if batch.space not in (None, space.id):
+            return Outcome(failures=tuple(_of_another_space(batch, space.id)))
+        todo = list(batch.posters)
+        rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
+        if not batch.force and not batch.verify:
+            todo = [poster for poster in todo if not _is_current(poster, rows.get(poster.id))]
+        unchanged = len(batch.posters) - len(todo)
+        tally = _Tally()
+        if batch.reply and unchanged:
+            ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
+            stored = self.store.get(space.id, sorted(ids))
+            tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
+        run = Run(batch, rows, None if batch.force else {})
+        self._run_chunks(todo, run, tally, lambda done: progress(unchanged + done))
+        if tally.twins:  # now the store knows their content, or each fails as the first of them did
+            settled = unchanged + len(todo) - len(tally.twins)
+            self._run_chunks(tally.twins, Run(batch, rows, None), tally, lambda done: progress(settled + done))
+        self.timings.total, self.timings.images = self._clock() - began, tally.embedded
+        if begun_before:
+            tally.embedded, unchanged = tally.embedded + unchanged, 0
+        unchanged += tally.unchanged
+        return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
+
+    def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
+        """Embed an image that is no poster: float32 (dimension,), unit length; nothing is stored.
+
+        Raises:
+            UnreadablePoster: it has no vector; says why.
+            DeviceLost: the accelerator needs a fresh process.
+        """
+        result = self.embedder.submit(self._reading.decode(data, name).unsqueeze(0)).result()
+        for reason in result.failures.values():
+            raise UnreadablePoster(name, "internal", reason)
+        vector: Vectors = result.vectors[0]
+        return vector
+
+    def close(self) -> None:
+        """End the threads; the store stays open, it belongs to the caller."""
+        self._reading.close()
+        self._writer.shutdown()
+
+    def _run_chunks(self, todo: Sequence[Poster], run: Run, tally: _Tally, progress: Callable[[int], None]) -> None:
+        on_device: deque[_Submitted] = deque()
+        puts: deque[Future[int]] = deque()
+        done = 0
+        chunks = self._reading.chunks(todo, run, self.timings)
+
+        def collect() -> None:
+            submitted = on_device.popleft()
+            rows, vectors = self._result(submitted, tally)
+            if run.batch.reply:
+                raw = vectors.astype("<f4")
+                tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
+            puts.append(self._writer.submit(self._put, rows, vectors, submitted.settled))
+
+        try:
+            for chunk in chunks:
+                on_device.append(self._submit(chunk, tally))
+                if len(on_device) >= CHUNKS_ON_DEVICE:
+                    collect()
+                while puts and (puts[0].done() or len(puts) > PUTS_BEHIND):
+                    done += self._wait_for_store(puts.popleft())
+                progress(done)
+            while on_device:
+                collect()
+            while puts:
+                done += self._wait_for_store(puts.popleft())
+            progress(done)
+        finally:
+            chunks.close()
+            for put in puts:
+                put.exception()  # nothing of this batch may be written after run has returned
+
+    def _submit(self, chunk: Chunk, tally: _Tally) -> _Submitted:
+        """Send what was decoded to the device; posters that failed are tallied and left out."""
+        twins = len(tally.twins)
+        fresh: list[tuple[int, Row]] = []
+        rows: list[Row] = []
+        vectors: list[Vectors] = []
+        for index, (poster, read) in enumerate(zip(chunk.posters, chunk.reads, strict=True)):
+            try:
+                row, known, unchanged, twin = read.result()
+            except UnreadablePoster as error:
+                tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
+                continue
+            tally.unchanged += unchanged
+            if twin:
+                tally.twins.append(poster)
+            elif known is not None:  # also a file with a new date only: its row is to say so
+                rows.append(row)
+                vectors.append(known)
+                tally.reused += not unchanged
+            elif not unchanged:
+                fresh.append((index, row))
+        settled = len(chunk.posters) - (len(tally.twins) - twins)
+        pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
+        return _Submitted(chunk, settled, fresh, pending, rows, vectors)
+
+    def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
+        """Rows and vectors of the chunk, aligned; posters that got no vector are tallied and left out."""
+        rows, vectors = submitted.rows, submitted.vectors
+        if submitted.pending is not None:
+            result = submitted.pending.result()
+            self.timings.on_device += result.seconds
+            for position, (index, row) in enumerate(submitted.fresh):
+                reason = result.failures.get(position)
+                if reason is None:
+                    rows.append(row)
+                    vectors.append(result.vectors[position])
+                    tally.embedded += 1
+                else:
+                    tally.failures.append(Failure(row.id, submitted.chunk.posters[index].path, "internal", reason))
+        if not rows:
+            return [], np.zeros((0, self.embedder.space.dimension), np.float32)
+        return rows, np.stack(vectors)
+
+    def _put(self, rows: Sequence[Row], vectors: Vectors, posters: int) -> int:
+        if rows:
+            self.store.put(self.embedder.space, rows, vectors, self.embedder.provenance)
+        return posters
+
+    def _wait_for_store(self, put: Future[int]) -> int:
+        began = self._clock()
+        try:
+            return put.result()
+        finally:
+            self.timings.waiting_for_store += self._clock() - began
+
+
+def _is_current(poster: Poster, row: Row | None) -> bool:
+    """True when the stored row describes the file as the producer saw it."""
+    return row is not None and poster.size >= 0 and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)
+
+
+def _of_another_space(batch: EmbedBatch, mine: str) -> Iterator[Failure]:
+    for poster in batch.posters:
+        reason = f"queued for the space {batch.space}, and this worker makes {mine}: run `index` again"
+        yield Failure(poster.id, poster.path, "internal", reason)
