@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.processes import PeakMemory
+from producer.cli.demo import own_redis, own_worker
 from producer.client import Producer
-from producer.demo import own_redis, own_worker
 from producer.settings import load_settings
 
 PROJECT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ import click
 from bench.posters import write_jpegs
 from bench.processes import tree
 from producer import Producer
-from producer.demo import own_redis, own_worker
+from producer.cli.demo import own_redis, own_worker
 from producer.queue.claims import Custody, sign
 from producer.queue.jobs import Ledger
 from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster

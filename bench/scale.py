@@ -25,7 +25,7 @@ import click
 import numpy as np
 import redis
 
-from producer.demo import own_redis
+from producer.cli.demo import own_redis
 from producer.embedding import Space
 from producer.queue.claims import Custody, sign
 from producer.queue.jobs import Ledger

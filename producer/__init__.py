@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from producer.client import Job, Producer
+    from producer.client import Producer
+    from producer.job import Job
     from producer.search.index import Index
     from producer.search.nearest import Match
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Index", "Job", "Match", "Producer"]
 _HOMES = {
     "Index": "producer.search.index",
-    "Job": "producer.client",
+    "Job": "producer.job",
     "Match": "producer.search.nearest",
     "Producer": "producer.client",
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from producer.cli.checks import demo, doctor
+from producer.cli.demo import demo
+from producer.cli.doctor import doctor
 from producer.cli.export import export
 from producer.cli.index import index_command
 from producer.cli.jobs import cancel, failures, retry, status

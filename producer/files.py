@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from producer.errors import UnreadablePoster
-from producer.queue.messages import EARLIEST_NS
 
+EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 READ_BYTES: Final = 1 << 20
 READS_MOST: Final = 3  # of a file that is being written; half of an old picture and half of a new one is none
 WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")

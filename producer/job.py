@@ -10,7 +10,7 @@ from producer.errors import JobUnknown, LedgerSetBack
 from producer.queue.progress import Failure, Progress
 
 if TYPE_CHECKING:
-    from producer.client import Producer
+    from producer.queue_client import QueueClient
 
 
 FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
@@ -20,11 +20,11 @@ LATER_LOOK_S: Final = 0.2
 class Job:
     """One run of the producer, as the ledger knows it. Cheap: holds an id, asks the ledger each time."""
 
-    def __init__(self, producer: Producer, job_id: str) -> None:
+    def __init__(self, queue: QueueClient, job_id: str) -> None:
         """Jobs come from Producer.enqueue and Producer.job."""
         self.id = job_id
         self.steps = 0  # that this object has written down; 0 where another process does
-        self._producer = producer
+        self._queue = queue
 
     def progress(self) -> Progress:
         """The counts of this moment.
@@ -34,7 +34,7 @@ class Job:
             LedgerSetBack: Redis came back without some of what this object has sent: send it again.
         """
         try:
-            progress = self._producer.ledger.progress(self.id)
+            progress = self._queue.ledger.progress(self.id)
             kept = progress.steps
         except JobUnknown:
             if not self.steps:
@@ -66,14 +66,14 @@ class Job:
             left = pause if ends is None else min(pause, ends - time.monotonic())
             if progress.at_rest or left <= 0:
                 return progress
-            self._producer.repair_if_due()
+            self._queue.repair_if_due()
             time.sleep(left)
             pause = min(1.5 * pause, LATER_LOOK_S)
 
     def failures(self) -> list[Failure]:
         """Every failure with its word and sentence, ordered by poster id."""
-        return sorted(self._producer.ledger.failures(self.id))
+        return sorted(self._queue.ledger.failures(self.id))
 
     def cancel(self) -> int:
         """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
-        return self._producer.custody.cancel(self.id)
+        return self._queue.custody.cancel(self.id)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
+from producer.job import Job
 from producer.queue.image_requests import Queries
 from producer.queue.keys import REPLY_S
 from producer.queue.messages import INTERACTIVE, Poster
@@ -18,7 +18,7 @@ from producer.vectors import is_made
 from producer.vectors.tagged import SpacedVectors, spaced
 
 if TYPE_CHECKING:
-    from producer.client import Producer
+    from producer.queue_client import QueueClient
     from producer.vectors.base import VectorStore
 
 
@@ -29,10 +29,10 @@ BUSY: Final = "the worker is busy with a batch or still loads its model; `python
 class Interactive:
     """What Producer.embed and Producer.embed_image do; safe to share between threads, as Producer is."""
 
-    def __init__(self, producer: Producer, send_query: Callable[[str], None]) -> None:
-        """`producer` stays its owner's to close; `send_query` puts the token of an image on its lane."""
-        self._producer, self._send_query = producer, send_query
-        self._queries = Queries(producer.settings.redis_url)
+    def __init__(self, queue: QueueClient) -> None:
+        """`queue` stays its owner's to close."""
+        self._queue = queue
+        self._queries = Queries(queue.settings.redis_url)
         self._store: VectorStore | None = None
         self._opening = threading.Lock()
 
@@ -42,16 +42,16 @@ class Interactive:
         stored = self._stored(poster)
         if stored is not None:
             return stored
-        producer, space = self._producer, self._ready_space(ends, poster.path)
-        job = producer.begin(keep_s=REPLY_S)
-        for _ in producer.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
+        queue, space = self._queue, self._ready_space(ends, poster.path)
+        job = Job(queue, queue.create_job(keep_s=REPLY_S))
+        for _ in queue.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
             pass
         progress = job.wait(max(0.0, ends - time.monotonic()))
-        raw = producer.ledger.vectors(job.id, [poster.id]).get(poster.id)
+        raw = queue.ledger.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:
             return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
         for failure in job.failures():
-            now = producer.space() if failure.word == "internal" else None
+            now = queue.space() if failure.word == "internal" else None
             if now is not None and now.id != space:
                 raise SpaceMismatch(f"{failure.path}: {failure.reason}")
             raise UnreadablePoster(failure.path, failure.word, failure.reason)
@@ -65,7 +65,7 @@ class Interactive:
         ends = time.monotonic() + timeout
         self._ready_space(ends, name)
         token = self._queries.put(image, max(0.1, ends - time.monotonic()), name)
-        self._send_query(token)
+        self._queue.send_query(token)
         answer = self._queries.wait(token, ends - time.monotonic(), name)
         if answer is None:
             raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
@@ -82,7 +82,7 @@ class Interactive:
 
         Of the space that the workers make, or, while none is ready, of the one that readers use.
         """
-        made = common_space(self._producer.workers())
+        made = common_space(self._queue.workers())
         try:
             store = self._visible_store()
             space = (made.id if made else store.current()) if store else None
@@ -98,16 +98,16 @@ class Interactive:
 
     def _visible_store(self) -> VectorStore | None:
         """The store, opened once; None where it is a file that is not here (yet): opening would make it."""
-        if not is_made(self._producer.settings.store):
+        if not is_made(self._queue.settings.store):
             return None
         with self._opening:
-            self._store = self._store or self._producer.store()
+            self._store = self._store or self._queue.store()
             return self._store
 
     def _ready_space(self, ends: float, name: str) -> str:
         """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""
         while True:
-            space = common_space(self._producer.workers(at_least_one=True))
+            space = common_space(self._queue.workers(at_least_one=True))
             if space is not None:
                 return space.id
             if time.monotonic() >= ends:

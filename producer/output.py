@@ -14,7 +14,7 @@ from producer.errors import PosterError
 from producer.queue.progress import Failure, Progress
 
 if TYPE_CHECKING:
-    from producer.client import Producer
+    from producer.queue_client import QueueClient
 
 
 SHOWN: Final = 20  # failures that a person reads without asking for them
@@ -25,24 +25,24 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def say_failures(producer: Producer, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
+def say_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
     """Name what failed and why, and say where the rest can be read.
 
     Args:
-        producer: whose ledger, and whose workers.
+        queue: whose ledger, and whose workers.
         progress: of the job.
         failures: its first ones, as many as SHOWN or more; None: the ledger is asked for them.
     """
     if failures is None:
-        failures = nsmallest(SHOWN, producer.ledger.failures(progress.job)) if progress.failed else ()
+        failures = nsmallest(SHOWN, queue.ledger.failures(progress.job)) if progress.failed else ()
     for failure in failures[:SHOWN]:
         say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
     if progress.failed > SHOWN:
         say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
-    root = producer.settings.root
+    root = queue.settings.root
     if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures[:SHOWN]):
         with suppress(PosterError):  # a hint
-            theirs = ", ".join(sorted({worker.get("root") for worker in producer.workers()} - {""})) or "another folder"
+            theirs = ", ".join(sorted({worker.get("root") for worker in queue.workers()} - {""})) or "another folder"
             say(f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}")
 
 

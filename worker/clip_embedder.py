@@ -299,10 +299,10 @@ def _image_tower(weights: Weights) -> Any:
 
 
 def main() -> None:
-    """Run the demonstration; see worker/demo.py."""
+    """Run ``python -m worker.clip_embedder``, see worker/demo.py."""
     from worker.demo import demonstrate
 
-    demonstrate(prog_name="python -m worker.clip_embedder")
+    demonstrate(obj=CLIPEmbedder, prog_name="python -m worker.clip_embedder")
 
 
 if __name__ == "__main__":

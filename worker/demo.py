@@ -1,4 +1,4 @@
-"""``python -m worker.clip_embedder``: the engine by itself, without queue or store."""
+"""The command ``python -m worker.clip_embedder``: the engine by itself, without queue or store."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 
 from producer.errors import PosterError
 from producer.settings import load_settings
-from worker.clip_embedder import CLIPEmbedder
 
 FIRST = "steins_gate.png"
 
@@ -24,21 +24,22 @@ FIRST = "steins_gate.png"
 @click.option("--model", help="Any open_clip model (default: ViT-B/32).")
 @click.option("--pretrained", help="A tag, a checkpoint file, or `untrained` (default: openai).")
 @click.option("--device", help="auto, cpu, cuda, cuda:N (default: auto).")
-def demonstrate(model: str | None, pretrained: str | None, device: str | None) -> None:
+@click.pass_obj
+def demonstrate(embedder_class: Any, model: str | None, pretrained: str | None, device: str | None) -> None:
     """Embed one sample poster, then a small batch; print shapes, norms, device and precision."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "root"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         settings = load_settings(model_name=model, pretrained=pretrained, device=device)
-        _run(settings.root, CLIPEmbedder.from_settings(settings))
+        _run(settings.root, embedder_class.from_settings(settings))
     except PosterError as error:
         click.echo(f"error: {error}", err=True)
         click.echo("to see it run without weights: python -m worker.clip_embedder --pretrained untrained", err=True)
         sys.exit(2)
 
 
-def _run(root: Path, embedder: CLIPEmbedder) -> None:
+def _run(root: Path, embedder: Any) -> None:
     click.echo(f"model      {embedder.space.model}, {embedder.space.activation}, space {embedder.space.id}")
     click.echo(f"device     {embedder.device_name}, precision {embedder.precision}")
     vector = embedder.embed_image(root / FIRST)
@@ -50,7 +51,3 @@ def _run(root: Path, embedder: CLIPEmbedder) -> None:
     norms = np.linalg.norm(vectors, axis=1)
     click.echo(f"batch of {len(batch)}  shape {vectors.shape}  norms {norms.min():.6f} to {norms.max():.6f}")
     click.echo(f"{len(batch) / seconds:.1f} images per second in this first, small batch")
-
-
-if __name__ == "__main__":
-    demonstrate()

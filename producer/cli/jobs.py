@@ -113,8 +113,9 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         posters = (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:
-                feed = producer.feed(new, posters, patient=True)
-                progress = follow(producer, new, feed, bar, again=f"run `python -m producer retry {entry.id}`")
+                feed = partial(producer.feed, new, posters)
+                again = f"run `python -m producer retry {entry.id}`"
+                progress = follow(producer, new, lambda on_wait: feed(on_wait=on_wait), bar, again=again)
         except KeyboardInterrupt as interrupt:
             leave_interrupted(interrupt)
         say_failures(producer, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -77,9 +78,8 @@ def send_all(
 ) -> tuple[Job, Progress]:
     """Send what a search finds and, unless `detach`, wait for it.
 
-    Keeps at most settings.window batches in flight. The first Ctrl-C sends some more without waiting (see
-    `following`), so that the job goes on by itself. Where Redis came back without what it had confirmed, it
-    looks again, as a new job, for what is missing.
+    Keeps at most settings.window batches in flight. Where Redis came back without what it had confirmed, it looks
+    again, as a new job, for what is missing.
 
     Args:
         producer: whose queue, and whose store.
@@ -107,16 +107,14 @@ def _send_all(
 ) -> tuple[Job, Progress]:
     current = Currency(producer, say)
     job = producer.begin()
-    feed = producer.feed(
-        job, found, force=force, verify=verify, is_current=nobody if verify else current, patient=not detach
-    )
+    feed = partial(producer.feed, job, found, force=force, verify=verify, is_current=nobody if verify else current)
     try:
         if detach:
-            progress = send_detached(producer, job, feed)
+            progress = send_detached(producer, job, feed())
         else:
             with progress_bar(quiet=quiet) as bar:
                 _count_in_background(found, bar)
-                progress = follow(producer, job, feed, bar)
+                progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
     except LedgerSetBack:
         with suppress(RedisUnreachable, JobUnknown):
             job.cancel()  # what is left of it is looked for again

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from producer.client import RETRY_S, Producer
+from producer.client import Producer
 from producer.errors import RedisUnreachable
 from producer.output import say
 from producer.queue.workers import FAILED, READY, STORE, WAITING
+from producer.queue_client import RETRY_S
 
 ASK_FOR_WORKERS_S: Final = 2.0
 Item = TypeVar("Item")

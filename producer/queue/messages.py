@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from producer.errors import BadMessage, NewerMessage
+from producer.files import EARLIEST_NS
 
 INTERACTIVE: Final = "interactive"  # somebody waits for the answer; drained first
 BULK: Final = "bulk"
@@ -22,7 +23,6 @@ MAX_SPACE_CHARACTERS: Final = 512  # a model's name and 13 more
 MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
 # As a message lies on its lane. 4096 posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB.
 MAX_MESSAGE_BYTES: Final = 8 << 20
-EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 _BYTES_PER_CHARACTER: Final = 8  # at most: six as JSON (\uXXXX), a third more in kombu's base64
 _BYTES_PER_POSTER: Final = 80  # quotes, commas, size and time, in base64
 

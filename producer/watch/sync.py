@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from itertools import chain, islice
 from pathlib import Path
@@ -117,9 +118,9 @@ class Rounds:
     ) -> Progress:
         producer, began = self._producer, time.time()
         job = patiently(producer.begin, self._obstacles)
-        feed = producer.feed(job, posters, is_current=is_current, patient=True)
+        feed = partial(producer.feed, job, posters, is_current=is_current)
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
-        progress = follow(producer, job, feed, bar, rest=False)
+        progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
         failures = patiently(lambda: nsmallest(REMEMBERED, producer.ledger.failures(job.id)), self._obstacles)
         say_failures(producer, progress, failures)
         self._remember(failures, began)

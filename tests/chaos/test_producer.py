@@ -126,7 +126,10 @@ def test_the_same_message_twice_at_once(new_installation, measured):
 
 
 @pytest.mark.chaos
-@scenario("`index` and a Ctrl-C (SIGINT)", "the rest is sent, its id printed (status 130); the job is done without it")
+@scenario(
+    "`index` and a Ctrl-C (SIGINT)",
+    "what was sent goes on, its id printed (status 130); the same command sends the rest",
+)
 def test_an_interrupted_index(shared_installation, measured):
     """The person has other things to do."""
     installation = shared_installation
@@ -144,6 +147,10 @@ def test_an_interrupted_index(shared_installation, measured):
     assert running.process.returncode == 130
     assert job.id in err
     running.close()
-    wait_for(lambda: job.progress().at_rest, "the job's end")
+    progress = wait_for(lambda: (now := job.progress()).at_rest and now, "the job's end")
+    assert progress.submitted < 120
+    rest = installation.index_in_background("interrupted", batch=5)
+    job = rest.job
+    assert rest.finish()["submitted"] == 120
     installation.check(job, names)
     measured(left, installation.embedded() - before - 120, "until `index` had left")

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from producer import Producer
 from producer.__main__ import main
-from producer.doctor import examine
+from producer.cli.doctor import examine
 from producer.embedding import Space
 from producer.queue.workers import READY, WAITING
 from producer.settings import load_settings

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from producer.cli.main import EX_OUT_OF_REACH, EX_USAGE, as_json, example
 from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
@@ -144,3 +150,21 @@ def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:
         return look()
     except PosterError as error:
         return Finding(name, False, str(error), advice, not isinstance(error, RedisUnreachable | StoreUnavailable))
+
+
+@example("python -m producer doctor")
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Check Redis, worker, model, posters root and store, and say what to do."""
+    findings = list(examine(Producer()))
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.seen}")
+            if finding.advice:
+                click.echo(f"     → {finding.advice}")
+    if all(finding.ok for finding in findings):
+        return
+    sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_OUT_OF_REACH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import click
 import numpy as np
 
+from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example
 from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.indexing.index_job import index
-from producer.output import say
+from producer.output import ledger_entry, ledger_line, say
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
 from producer.search.nearest import nearest
@@ -204,3 +207,13 @@ def _show_neighbours(producer: Producer, worker: str) -> None:
             print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}{titles}")
     finally:
         store.close()
+
+
+@example("python -m producer demo")
+@click.command()
+@as_json
+def demo(as_json: bool) -> None:
+    """Show all of it on the sample posters, with a Redis and a worker of its own."""
+    progress = run_demo()
+    click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
+    sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

@@ -1,0 +1,176 @@
+"""The queue as producers use it: create a job, write its batches down and send them, see who works."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from producer.embedding import Space
+from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
+from producer.queue.claims import Custody
+from producer.queue.dead_letters import Quarantine
+from producer.queue.jobs import Ledger
+from producer.queue.messages import BULK, EmbedBatch, Poster, fitting
+from producer.queue.progress import Failure
+from producer.queue.redelivery import Repair
+from producer.queue.sender import create_sender, send, send_query
+from producer.queue.workers import Announcement, Announcements, common_space
+from producer.settings import Settings, load_settings, without_password
+from producer.vectors import open_store
+
+if TYPE_CHECKING:
+    from producer.vectors.base import VectorStore
+
+RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
+SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
+Item = TypeVar("Item")
+OnWait = Callable[[RedisUnreachable], object]
+
+
+class SentSteps(Protocol):
+    """A job of which steps are being written down: its id, and how many there are so far."""
+
+    id: str
+    steps: int
+
+
+class QueueClient:
+    """Queue, ledger and workers of one installation, for whoever sends and follows jobs.
+
+    Every method that talks to Redis raises RedisUnreachable within 5 s when it does not answer.
+    Threads may share an instance.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """`settings` None: from config.json and the environment. Connects on first use."""
+        self.settings = settings or load_settings()
+        keep_s = self.settings.keep_jobs_days * 86400
+        self.ledger = Ledger(self.settings.redis_url, claim_s=self.settings.claim_s, keep_s=keep_s)
+        self.announcements = Announcements(self.settings.redis_url)
+        self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
+        self._app = create_sender(self.settings)
+        self._repair = Repair(self.custody, self.ledger, self.send)
+
+    def create_job(self, keep_s: int | None = None) -> str:
+        """Create a job in the ledger; its id, which tells when, in UTC."""
+        job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        self.ledger.create(job_id, keep_s=keep_s, root=str(self.settings.root.resolve()))
+        return job_id
+
+    def feed(
+        self,
+        job: SentSteps,
+        posters: Iterable[Poster | Failure],
+        *,
+        lane: str = BULK,
+        force: bool = False,
+        reply: bool = False,
+        space: str | None = None,
+        verify: bool = False,
+        is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
+        on_wait: OnWait | None = None,
+    ) -> Iterator[int]:
+        """Write down and send batch after batch; yields the number of posters seen so far.
+
+        Nothing is sent until the caller asks for the next number: that is how a window is kept.
+
+        Args:
+            posters: read lazily; a Failure among them is counted as it is.
+            space: id of the only space that the vectors may land in; None: the one that the workers
+                make when the first batch is sent with a worker ready. A worker of another fails them.
+            verify: let the worker compare contents, and trust no modification time.
+            is_current: of some posters, the ids whose vectors are up to date; they are not sent.
+            on_wait: called while Redis is away, which is then waited for; None: RedisUnreachable is raised.
+
+        Raises:
+            LedgerSetBack: Redis came back without the job, or without some of its steps.
+            SpaceMismatch: the workers' models are not one, or were changed meanwhile; nothing more is sent.
+        """
+        source, looked = iter(posters), time.monotonic()
+        seen, is_wanted = 0, True
+        while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
+            seen += len(block)
+            failures = [item for item in block if isinstance(item, Failure)]
+            candidates = list({item.id: item for item in block if isinstance(item, Poster)}.values())
+            current = is_current(candidates) if candidates and not force else set()
+            todo = [poster for poster in candidates if poster.id not in current]
+            if space is None or time.monotonic() - looked > SPACE_LOOK_S:
+                space, looked = self._persist(partial(self._agreed, space), on_wait), time.monotonic()
+            settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
+            for part in list(fitting(todo)) or [()]:
+                name = f"{job.id}.{job.steps + 1}"
+                batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
+                write = partial(self.ledger.step, job.id, job.steps + 1, batch=batch, **settled)
+                is_wanted = self._persist(write, on_wait)
+                if not is_wanted:
+                    break  # the job was cancelled
+                job.steps, settled = job.steps + 1, {}
+                if batch is not None:
+                    self._persist(partial(self.send, batch), on_wait)
+            yield seen
+        self._persist(partial(self.ledger.sent, job.id, job.steps), on_wait)
+
+    def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
+        """Who is alive; NoWorker if that is nobody and `at_least_one` is asked for."""
+        alive = self.announcements.everybody()
+        if at_least_one and not alive:
+            raise NoWorker(
+                f"no worker is alive at {without_password(self.settings.redis_url)}: "
+                "start one with `celery -A worker worker`"
+            )
+        return alive
+
+    def space(self) -> Space | None:
+        """The space that the workers make vectors of; None while none is ready.
+
+        Raises:
+            SpaceMismatch: they make vectors of more than one.
+        """
+        return common_space(self.workers())
+
+    def store(self) -> VectorStore:
+        """Open the store for reading; the caller closes it."""
+        return open_store(self.settings.store)
+
+    def send(self, batch: EmbedBatch) -> None:
+        """Put a batch on its lane; it must stand in the ledger already."""
+        send(self._app, batch)
+
+    def repair_if_due(self) -> int:
+        """Look for lost batches, if it is time again, and send them again; how many."""
+        return self._repair.run()
+
+    def send_query(self, token: str) -> None:
+        """Put the token of an image request on the interactive lane."""
+        send_query(self._app, token)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._repair.close()
+        self.announcements.close()
+        self.ledger.close()
+        self._app.close()
+
+    def _agreed(self, space: str | None) -> str | None:
+        """The space that the workers make; SpaceMismatch when it is not `space` any more."""
+        known = self.space()
+        if known is None or space in (None, known.id):
+            return known.id if known else space
+        raise SpaceMismatch(
+            f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
+            f"the job was begun for {space}. Run the same command again"
+        )
+
+    def _persist(self, call: Callable[[], Item], on_wait: OnWait | None) -> Item:
+        while True:
+            try:
+                return call()
+            except RedisUnreachable as error:
+                if on_wait is None:
+                    raise
+                on_wait(error)
+                time.sleep(RETRY_S)
