@@ -25,7 +25,7 @@ from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue,
 from bench.machine import machine, versions
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
-from bench.report import DECODE, LOADER, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, TRANSFORMERS, summarise, told
+from bench.report import DECODE, LOADER, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, TRANSFORMERS, describe, summarize
 from producer.errors import PosterError
 from worker.model.device import choose_device
 from worker.model.threads import usable_cores
@@ -72,7 +72,7 @@ def main(
     kinds = list(KINDS.values()) if posters == "all" else [KINDS[posters]]
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder:
         root = Path(folder, "posters")
-        _say(f"drawing {images} posters of each kind, and writing random weights …")
+        _notify(f"drawing {images} posters of each kind, and writing random weights …")
         jobs = {kind: Job(root / kind.name, write_posters(root / kind.name, kind, images)) for kind in kinds}
         checkpoint = write_checkpoint(Path(folder, "weights"))
         config = {
@@ -85,8 +85,8 @@ def main(
             "ours_batch": batch_size if batch_size == "auto" else int(batch_size or 0) or _usual(chosen.type),
         }
         about = machine()  # before the entrants take the machine
-        everybody = _entrants(config, root, batch, peers=peers, python=peers_python)
-        entrants = _start([one for one in everybody if not only or any(word in one.name for word in only)])
+        everyone = _entrants(config, root, batch, peers=peers, python=peers_python)
+        entrants = _start([one for one in everyone if not only or any(word in one.name for word in only)])
         try:
             warm = Job(root / "warm-up", write_posters(root / "warm-up", KINDS["small"], WARM_UP_IMAGES))
             sizes = {kind.name: _median_size(job.paths) for kind, job in jobs.items()}
@@ -101,20 +101,20 @@ def main(
         "settings": {"images": images, "rounds": rounds, **{key: config[key] for key in ("batch", "ours_batch")}},
         "entrants": {entrant.name: entrant.about for entrant in entrants},
         "posters": {
-            kind.name: {"median_file_bytes": sizes[kind.name]} | summarise(found, shared_cores=chosen.type == "cpu")
+            kind.name: {"median_file_bytes": sizes[kind.name]} | summarize(found, shared_cores=chosen.type == "cpu")
             for kind, found in zip(jobs, measured, strict=True)
             if found and found[0]
         },
     }
     for kind in jobs:
         if kind.name in results["posters"] and not as_json:
-            click.echo("\n".join(told(kind.told, images, sizes[kind.name], results["posters"][kind.name])) + "\n")
+            click.echo("\n".join(describe(kind.told, images, sizes[kind.name], results["posters"][kind.name])) + "\n")
     if as_json:
         click.echo(json.dumps(results))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{chosen.type}.json"
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _say(f"written to {os.path.relpath(path)}")
+    _notify(f"written to {os.path.relpath(path)}")
 
 
 def _median_size(paths: Sequence[Path]) -> float:
@@ -136,7 +136,7 @@ def _entrants(config: dict[str, Any], root: Path, batch: int, *, peers: bool, py
             found.append(Program(RETRIEVAL, "clip_retrieval", config, python=theirs))
             found.append(Program(TRANSFORMERS, "transformers_clip", config, python=theirs))
         except NoPeers as error:
-            _say(f"without clip-retrieval and transformers: {error}")
+            _notify(f"without clip-retrieval and transformers: {error}")
     found.append(Program(OURS, "ours", config, part="whole"))
     found.append(ThroughQueue(QUEUE, root, config, batch))
     found.append(Program(DECODE, "ours", config, part="decode-only"))
@@ -147,13 +147,13 @@ def _entrants(config: dict[str, Any], root: Path, batch: int, *, peers: bool, py
 def _start(entrants: Sequence[Entrant]) -> list[Entrant]:
     started = []
     for entrant in entrants:
-        _say(f"starting {entrant.name} …")
+        _notify(f"starting {entrant.name} …")
         try:
             entrant.start()
             started.append(entrant)
         except (Failed, PosterError, OSError) as error:
             entrant.stop()
-            _say(f"without {entrant.name}: {error}")
+            _notify(f"without {entrant.name}: {error}")
     return started
 
 
@@ -169,7 +169,9 @@ def _rounds(entrants: list[Entrant], warm: Job, jobs: Sequence[Job], rounds: int
                 run = _attempt(entrants, entrant, job)
                 if run is not None:
                     runs[entrant.name] = run
-                    _say(f"round {number + 1}, {job.folder.name}: {entrant.name} {run.images_per_second:.1f} images/s")
+                    _notify(
+                        f"round {number + 1}, {job.folder.name}: {entrant.name} {run.images_per_second:.1f} images/s"
+                    )
             found.append({entrant.name: runs[entrant.name] for entrant in entrants if entrant.name in runs})
     return measured
 
@@ -178,13 +180,13 @@ def _attempt(entrants: list[Entrant], entrant: Entrant, job: Job) -> Measured | 
     try:
         return entrant.run(job)
     except Failed as error:
-        _say(f"without {entrant.name} from here on: {error}")
+        _notify(f"without {entrant.name} from here on: {error}")
         entrants.remove(entrant)
         entrant.stop()
         return None
 
 
-def _say(text: str) -> None:
+def _notify(text: str) -> None:
     click.echo(text, err=True)
 
 

@@ -164,10 +164,10 @@ class ThroughQueue:
             done = subprocess.run([*command, str(job.folder)], cwd=PROJECT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"index ended with status {done.returncode}: {done.stderr[-500:]}")
-        ledger = json.loads(done.stdout)
-        if ledger["embedded"] != len(job.paths):
-            raise Failed(f"the ledger does not add up: {ledger}")
-        rate = ledger["submitted"] / ledger["seconds"]
+        job_store = json.loads(done.stdout)
+        if job_store["embedded"] != len(job.paths):
+            raise Failed(f"the ledger does not add up: {job_store}")
+        rate = job_store["submitted"] / job_store["seconds"]
         return Measured(rate, self._vectors(job), memory.peak_bytes, 0)
 
     def stop(self) -> None:
@@ -175,7 +175,7 @@ class ThroughQueue:
 
     def pid(self) -> int:
         """The worker's parent process, which holds the child that holds the model."""
-        heard = self._producer.announcements.hear(self._worker)
+        heard = self._producer.registry.find(self._worker)
         assert heard is not None
         child = int(heard.get("pid"))
         try:

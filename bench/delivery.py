@@ -26,8 +26,8 @@ from bench.posters import write_jpegs
 from bench.processes import tree
 from producer import Producer
 from producer.cli.demo import own_redis, own_worker
-from producer.queue.claims import Custody, sign
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims, sign
+from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Outcome
 from producer.queue.sender import create_sender, send
@@ -86,27 +86,27 @@ def main(batches: int, images: int, as_json: bool) -> None:
 
 def _steps(settings: Settings, count: int) -> dict[str, float]:
     """Median milliseconds of each step, on batches of the usual size and names of a usual length."""
-    ledger = Ledger(settings.redis_url)
-    custody, app = Custody(ledger), create_sender(settings)
+    job_store = JobStore(settings.redis_url)
+    claims, app = Claims(job_store), create_sender(settings)
     batches = [EmbedBatch("bench", f"bench.{number}", _posters(number)) for number in range(1, count + 1)]
-    ledger.create("bench")
+    job_store.create("bench")
     holders = {batch.batch: sign("bench") for batch in batches}
     numbers = {batch.batch: number for number, batch in enumerate(batches, 1)}
     found = {
-        "producer: write it down": _each(batches, lambda one: ledger.step("bench", numbers[one.batch], batch=one)),
+        "producer: write it down": _each(batches, lambda one: job_store.step("bench", numbers[one.batch], batch=one)),
         "producer: send it": _each(batches, lambda one: send(app, one)),
     }
-    elements = [text.encode() for text in ledger.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
+    elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
     bodies = [one.encode() for one in batches]
     found |= {
         "worker: look at it at the door": _each(elements, objection),
         "worker: unpack and check it": _each(bodies, EmbedBatch.decode),
-        "worker: claim it": _each(batches, lambda one: custody.claim(one, holders[one.batch])),
-        "worker: say how far it is": _each(batches, lambda one: custody.beat(one, holders[one.batch], 1)),
-        "worker: finish it": _each(batches, lambda one: custody.finish(one, Outcome(embedded=POSTERS))),
+        "worker: claim it": _each(batches, lambda one: claims.claim(one, holders[one.batch])),
+        "worker: say how far it is": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),
+        "worker: finish it": _each(batches, lambda one: claims.finish(one, Outcome(embedded=POSTERS))),
     }
-    ledger.redis.flushdb()
-    ledger.close()
+    job_store.redis.flushdb()
+    job_store.close()
     app.close()
     return {step: round(took, 3) for step, took in found.items()}
 
@@ -115,11 +115,11 @@ def _bare_celery(settings: Settings, count: int) -> float:
     """Milliseconds of processor time that Celery's own worker takes for such a message and a task that does nothing."""
     environment = os.environ | {"POSTERS_REDIS_URL": settings.redis_url}
     command = [sys.executable, "-m", "celery", "-A", "bench.bare_celery", "worker", "--loglevel", "INFO"]
-    app, ledger = create_sender(settings), Ledger(settings.redis_url)
+    app, job_store = create_sender(settings), JobStore(settings.redis_url)
     batches = [EmbedBatch("bare", f"bare.{number}", _posters(number)) for number in range(count + 2 * WARM)]
 
     def left() -> int:
-        return int(ledger.redis.llen(QUEUES[BULK])) + int(ledger.redis.hlen("unacked"))  # type: ignore[arg-type]
+        return int(job_store.redis.llen(QUEUES[BULK])) + int(job_store.redis.hlen("unacked"))  # type: ignore[arg-type]
 
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -139,8 +139,8 @@ def _bare_celery(settings: Settings, count: int) -> float:
     finally:
         process.terminate()
         process.wait()
-        ledger.redis.flushdb()
-        ledger.close()
+        job_store.redis.flushdb()
+        job_store.close()
         app.close()
 
 
@@ -169,7 +169,7 @@ def _embed(producer: Producer, names: list[str]) -> float:
 
 def _whole_way(producer: Producer, worker: str, count: int) -> dict[str, float]:
     """Milliseconds per batch through the worker when there is nothing to embed, and of the store in that."""
-    heard = producer.announcements.hear(worker)
+    heard = producer.registry.find(worker)
     if heard is None:
         raise click.ClickException("the worker is gone")
     child = int(heard.get("pid"))

@@ -63,8 +63,8 @@ def translucent(seed: int = 1) -> Image.Image:
 
 def sixteen_bits(seed: int = 2) -> tuple[Image.Image, Image.Image]:
     """A 16-bit grey image, and the 8-bit one that it means."""
-    grey = np.asarray(picture(seed=seed).convert("L")).astype(np.uint16)
-    return Image.fromarray(grey * 257), Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    gray = np.asarray(picture(seed=seed).convert("L")).astype(np.uint16)
+    return Image.fromarray(gray * 257), Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 
 
 def wide_gamut_profile() -> bytes:
@@ -106,7 +106,7 @@ def interlaced_png(image: Image.Image) -> bytes:
 
 def samples() -> list[Sample]:
     """All of them; built on each call, they take a second."""
-    rgb, grey = picture(), picture(seed=3).convert("L").convert("RGB")
+    rgb, gray = picture(), picture(seed=3).convert("L").convert("RGB")
     out: list[Sample] = []
 
     def add(name: str, data: bytes, meant: Image.Image | None = None) -> None:
@@ -117,7 +117,7 @@ def samples() -> list[Sample]:
     add("jpeg 4:4:4", encoded(rgb, "JPEG", quality=95, subsampling=0))
     add("jpeg large", encoded(picture(1000, 1500), "JPEG", quality=90))
     add("jpeg huge", encoded(picture(2400, 3600), "JPEG", quality=90))
-    add("jpeg grey", encoded(grey.convert("L"), "JPEG", quality=90))
+    add("jpeg grey", encoded(gray.convert("L"), "JPEG", quality=90))
     add("jpeg cmyk", encoded(rgb.convert("CMYK"), "JPEG", quality=95))
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -127,7 +127,7 @@ def samples() -> list[Sample]:
     add("jpeg arithmetic", ARITHMETIC_JPEG)
     add("png", encoded(rgb, "PNG"), rgb)
     add("png interlaced", interlaced_png(rgb), rgb)
-    add("png grey", encoded(grey.convert("L"), "PNG"), grey)
+    add("png grey", encoded(gray.convert("L"), "PNG"), gray)
     add("png palette", encoded(rgb.quantize(64), "PNG"), rgb.quantize(64).convert("RGB"))
     add("png rgba", encoded(translucent(), "PNG"), on_white(translucent()))
     la = translucent().convert("LA")

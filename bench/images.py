@@ -165,8 +165,8 @@ def _large_files() -> dict[str, bytes]:
     }
     large.putalpha(128)
     files["PNG RGBA"] = encoded(large, "PNG", compress_level=1)
-    grey = large.convert("L")
-    files["PNG 16 bit"] = encoded(grey.convert("I;16"), "PNG", compress_level=1)
+    gray = large.convert("L")
+    files["PNG 16 bit"] = encoded(gray.convert("I;16"), "PNG", compress_level=1)
     return files
 
 

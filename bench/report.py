@@ -18,7 +18,7 @@ PEERS = (LOOP, LOADER, RETRIEVAL, TRANSFORMERS)
 ALIKE = 0.999  # cosine to open_clip's loop below which somebody does other work than the rest
 
 
-def summarise(rounds: Sequence[Mapping[str, Measured]], *, shared_cores: bool) -> dict[str, Any]:
+def summarize(rounds: Sequence[Mapping[str, Measured]], *, shared_cores: bool) -> dict[str, Any]:
     """Numbers of one kind of poster; `rounds` are entrant → run. Ratios are medians of ratios within a round."""
     names = [name for name in rounds[0] if all(name in one for one in rounds)]
     rates = {name: [one[name].images_per_second for one in rounds] for name in names}
@@ -71,7 +71,7 @@ def _agreement(vectors: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, floa
     }
 
 
-def told(kind: str, images: int, file_bytes: float, found: Mapping[str, Any]) -> list[str]:
+def describe(kind: str, images: int, file_bytes: float, found: Mapping[str, Any]) -> list[str]:
     """Lines for a person."""
     rounds = len(next(iter(found["rounds"].values())))
     lines = [f"{images} × {kind} of {file_bytes / 1000:.0f} kB, median of {rounds} rounds in turn"]

@@ -27,11 +27,11 @@ import redis
 
 from producer.cli.demo import own_redis
 from producer.embedding import Space
-from producer.queue.claims import Custody, sign
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims, sign
+from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.queue.progress import Claim, Outcome
-from producer.queue.workers import READY, RENEWAL_S, Announcements
+from producer.queue.workers import READY, RENEWAL_S, WorkerRegistry
 from producer.vectors import open_store
 from producer.vectors.base import Row
 
@@ -117,9 +117,9 @@ class Scene:
             plain = {"POSTERS_CATALOGUE": "none", "POSTERS_STORE": self._stores["by-path"]}
             named = {"POSTERS_CATALOGUE": str(self.catalogue), "POSTERS_STORE": self._stores["by-id"]}
             for what, environment in (("second run", plain), ("second run, with a catalogue", named)):
-                result, ledger = self._run(what, ["index", "--json"], environment)
-                if (ledger["unchanged"], ledger["submitted"]) != (self._size, self._size):
-                    raise click.ClickException(f"not everything was unchanged: {ledger}")
+                result, job_store = self._run(what, ["index", "--json"], environment)
+                if (job_store["unchanged"], job_store["submitted"]) != (self._size, self._size):
+                    raise click.ClickException(f"not everything was unchanged: {job_store}")
                 if any(client.llen(queue) for queue in QUEUES.values()):
                     raise click.ClickException("something was sent")
                 yield result
@@ -130,9 +130,9 @@ class Scene:
                 yield result
             with worker_without_a_model(self._url):
                 first = {"POSTERS_CATALOGUE": str(self.catalogue), "POSTERS_STORE": self._empty}
-                result, ledger = self._run("first run, sending all", ["index", "--json"], first)
-                if ledger["embedded"] != self._size:
-                    raise click.ClickException(f"not everything was sent: {ledger}")
+                result, job_store = self._run("first run, sending all", ["index", "--json"], first)
+                if job_store["embedded"] != self._size:
+                    raise click.ClickException(f"not everything was sent: {job_store}")
                 yield result
             client.flushdb()
 
@@ -168,37 +168,37 @@ class Scene:
 @contextmanager
 def worker_that_is_ready(url: str) -> Iterator[None]:
     """Announce a worker, and keep announcing it."""
-    announcements, ended = Announcements(url), threading.Event()
+    registry, ended = WorkerRegistry(url), threading.Event()
 
     def announce() -> None:
         while not ended.is_set():
-            announcements.say("scale@bench", READY, MODEL)
+            registry.publish("scale@bench", READY, MODEL)
             ended.wait(RENEWAL_S)
 
     thread = threading.Thread(target=announce)
-    announcements.say("scale@bench", READY, MODEL)
+    registry.publish("scale@bench", READY, MODEL)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        announcements.close()
+        registry.close()
 
 
 @contextmanager
 def worker_without_a_model(url: str) -> Iterator[None]:
     """Count every batch as embedded as soon as it is written down."""
-    ledger, client, ended = Ledger(url), redis.Redis.from_url(url), threading.Event()
-    custody = Custody(ledger)
+    job_store, client, ended = JobStore(url), redis.Redis.from_url(url), threading.Event()
+    claims = Claims(job_store)
 
     def work() -> None:
         while not ended.is_set():
-            for job in ledger.active():
-                for name in custody.opened(job):
-                    batch = custody.load(job, name)
-                    if batch is not None and custody.claim(batch, sign("bench"))[0] is Claim.WORK:
-                        custody.finish(batch, Outcome(embedded=len(batch.posters)))
+            for job in job_store.active():
+                for name in claims.opened(job):
+                    batch = claims.load(job, name)
+                    if batch is not None and claims.claim(batch, sign("bench"))[0] is Claim.WORK:
+                        claims.finish(batch, Outcome(embedded=len(batch.posters)))
             client.delete(*QUEUES.values())  # nobody else takes the messages
             ended.wait(LOOK_S)
 
@@ -210,7 +210,7 @@ def worker_without_a_model(url: str) -> Iterator[None]:
         ended.set()
         thread.join()
         client.close()
-        ledger.close()
+        job_store.close()
 
 
 def table(results: Sequence[Measured]) -> str:

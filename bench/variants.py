@@ -21,7 +21,7 @@ from bench.int8 import Int8Linear
 from producer.embedding import Vectors
 from worker.images.decode import Geometry
 from worker.model.device import PRECISIONS, choose_device, choose_precision
-from worker.model.encoder import LeanTower, PlainTower
+from worker.model.encoder import FastViT, OpenClipEncoder
 from worker.model.parity import lowest_cosine, probe
 
 Tower = Callable[[torch.Tensor], torch.Tensor]
@@ -87,8 +87,8 @@ def _ways(device: torch.device, precisions: dict[str, None], pixels: torch.Tenso
     std = torch.tensor(open_clip.OPENAI_DATASET_STD) * 255
     for precision in precisions:
         dtype = PRECISIONS[precision]
-        plain = PlainTower(copy.deepcopy(tower), mean, std, device, dtype)
-        lean = LeanTower(tower, mean, std, device, dtype)
+        plain = OpenClipEncoder(copy.deepcopy(tower), mean, std, device, dtype)
+        lean = FastViT(tower, mean, std, device, dtype)
         ways += [_started(f"{precision} plain", plain, pixels), _started(f"{precision} lean", lean, pixels)]
         if precision == "fp32":
             continue
@@ -98,7 +98,7 @@ def _ways(device: torch.device, precisions: dict[str, None], pixels: torch.Tenso
             except Exception as error:  # noqa: BLE001  the compiler fails in many ways, and all mean: not here
                 click.echo(f"  {precision} {name} does not compile here: {str(error).splitlines()[0][:150]}", err=True)
         if device.type == "cpu":
-            int8 = LeanTower(tower, mean, std, device, dtype, Int8Linear)
+            int8 = FastViT(tower, mean, std, device, dtype, Int8Linear)
             ways.append(_started("int8 lean", int8, pixels))
         if device.type == "cuda":
             ways.append(_captured(f"{precision} lean, graph", lean, pixels))

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 
-from producer.collection.resolve import Naming
+from producer.collection.resolve import PosterResolver
 from producer.errors import ConfigurationError
 from producer.job import Job
-from producer.on_demand import Interactive
+from producer.on_demand import OnDemand
 from producer.queue.messages import BULK, Poster
 from producer.queue_client import QueueClient
 from producer.settings import Settings
@@ -26,8 +26,8 @@ class Producer(QueueClient):
     def __init__(self, settings: Settings | None = None) -> None:
         """`settings` None: from config.json and the environment. Connects on first use."""
         super().__init__(settings)
-        self._interactive = Interactive(self)
-        self._naming = Naming(self.settings)
+        self._on_demand = OnDemand(self)
+        self._resolver = PosterResolver(self.settings)
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
         """Queue posters and return at once.
@@ -55,7 +55,7 @@ class Producer(QueueClient):
                 pass
         except ConfigurationError:
             job.cancel()
-            self.ledger.sent(job.id)
+            self.job_store.sent(job.id)
             raise
         return job
 
@@ -73,7 +73,7 @@ class Producer(QueueClient):
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
             SpaceMismatch: the workers' models are not one, or were changed while this call waited.
         """
-        return self._interactive.embed(self.poster(path), timeout)
+        return self._on_demand.embed(self.poster(path), timeout)
 
     def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
         """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
@@ -86,12 +86,12 @@ class Producer(QueueClient):
         Raises:
             NoWorker, UnreadablePoster, EmbedTimeout: as `embed`.
         """
-        return self._interactive.embed_image(image, timeout, name)
+        return self._on_demand.embed_image(image, timeout, name)
 
     def job(self, job_id: str) -> Job:
         """A job by its id, or the newest one by ``last``; JobUnknown shows on first use."""
         if job_id == "last":
-            job_id = next(iter(self.ledger.jobs(most=1)), job_id)
+            job_id = next(iter(self.job_store.jobs(most=1)), job_id)
         return Job(self, job_id)
 
     def begin(self, keep_s: int | None = None) -> Job:
@@ -100,9 +100,9 @@ class Producer(QueueClient):
 
     def poster(self, path: str | Path) -> Poster:
         """A file as the queue names it; as Naming.poster."""
-        return self._naming.poster(path)
+        return self._resolver.poster(path)
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._interactive.close()
+        self._on_demand.close()
         super().close()

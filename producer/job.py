@@ -34,7 +34,7 @@ class Job:
             LedgerSetBack: Redis came back without some of what this object has sent: send it again.
         """
         try:
-            progress = self._queue.ledger.progress(self.id)
+            progress = self._queue.job_store.progress(self.id)
             kept = progress.steps
         except JobUnknown:
             if not self.steps:
@@ -66,14 +66,14 @@ class Job:
             left = pause if ends is None else min(pause, ends - time.monotonic())
             if progress.at_rest or left <= 0:
                 return progress
-            self._queue.repair_if_due()
+            self._queue.redeliver_if_due()
             time.sleep(left)
             pause = min(1.5 * pause, LATER_LOOK_S)
 
     def failures(self) -> list[Failure]:
         """Every failure with its word and sentence, ordered by poster id."""
-        return sorted(self._queue.ledger.failures(self.id))
+        return sorted(self._queue.job_store.failures(self.id))
 
     def cancel(self) -> int:
         """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
-        return self._queue.custody.cancel(self.id)
+        return self._queue.claims.cancel(self.id)

@@ -10,7 +10,7 @@ import numpy as np
 
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
 from producer.job import Job
-from producer.queue.image_requests import Queries
+from producer.queue.image_requests import ImageRequests
 from producer.queue.keys import REPLY_S
 from producer.queue.messages import INTERACTIVE, Poster
 from producer.queue.workers import common_space
@@ -26,13 +26,13 @@ READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices 
 BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
 
-class Interactive:
+class OnDemand:
     """What Producer.embed and Producer.embed_image do; safe to share between threads, as Producer is."""
 
     def __init__(self, queue: QueueClient) -> None:
         """`queue` stays its owner's to close."""
         self._queue = queue
-        self._queries = Queries(queue.settings.redis_url)
+        self._queries = ImageRequests(queue.settings.redis_url)
         self._store: VectorStore | None = None
         self._opening = threading.Lock()
 
@@ -47,7 +47,7 @@ class Interactive:
         for _ in queue.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
             pass
         progress = job.wait(max(0.0, ends - time.monotonic()))
-        raw = queue.ledger.vectors(job.id, [poster.id]).get(poster.id)
+        raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:
             return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
         for failure in job.failures():

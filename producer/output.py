@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 SHOWN: Final = 20  # failures that a person reads without asking for them
 
 
-def say(text: str) -> None:
+def notify(text: str) -> None:
     """Tell a person something, without tearing a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
-def say_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
+def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
     """Name what failed and why, and say where the rest can be read.
 
     Args:
@@ -34,16 +34,18 @@ def say_failures(queue: QueueClient, progress: Progress, failures: Sequence[Fail
         failures: its first ones, as many as SHOWN or more; None: the ledger is asked for them.
     """
     if failures is None:
-        failures = nsmallest(SHOWN, queue.ledger.failures(progress.job)) if progress.failed else ()
+        failures = nsmallest(SHOWN, queue.job_store.failures(progress.job)) if progress.failed else ()
     for failure in failures[:SHOWN]:
-        say(f"failed: {failure.path}: {failure.word}: {failure.reason}")
+        notify(f"failed: {failure.path}: {failure.word}: {failure.reason}")
     if progress.failed > SHOWN:
-        say(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
+        notify(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
     root = queue.settings.root
     if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures[:SHOWN]):
         with suppress(PosterError):  # a hint
             theirs = ", ".join(sorted({worker.get("root") for worker in queue.workers()} - {""})) or "another folder"
-            say(f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}")
+            notify(
+                f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}"
+            )
 
 
 def ledger_entry(progress: Progress) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from producer.embedding import Space
 from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
-from producer.queue.claims import Custody
-from producer.queue.dead_letters import Quarantine
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims
+from producer.queue.dead_letters import DeadLetters
+from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, EmbedBatch, Poster, fitting
 from producer.queue.progress import Failure
-from producer.queue.redelivery import Repair
+from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send, send_query
-from producer.queue.workers import Announcement, Announcements, common_space
+from producer.queue.workers import Announcement, WorkerRegistry, common_space
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import open_store
 
@@ -49,16 +49,16 @@ class QueueClient:
         """`settings` None: from config.json and the environment. Connects on first use."""
         self.settings = settings or load_settings()
         keep_s = self.settings.keep_jobs_days * 86400
-        self.ledger = Ledger(self.settings.redis_url, claim_s=self.settings.claim_s, keep_s=keep_s)
-        self.announcements = Announcements(self.settings.redis_url)
-        self.custody, self.quarantine = Custody(self.ledger), Quarantine(self.ledger)
+        self.job_store = JobStore(self.settings.redis_url, claim_s=self.settings.claim_s, keep_s=keep_s)
+        self.registry = WorkerRegistry(self.settings.redis_url)
+        self.claims, self.dead_letters = Claims(self.job_store), DeadLetters(self.job_store)
         self._app = create_sender(self.settings)
-        self._repair = Repair(self.custody, self.ledger, self.send)
+        self._redelivery = Redelivery(self.claims, self.job_store, self.send)
 
     def create_job(self, keep_s: int | None = None) -> str:
         """Create a job in the ledger; its id, which tells when, in UTC."""
         job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
-        self.ledger.create(job_id, keep_s=keep_s, root=str(self.settings.root.resolve()))
+        self.job_store.create(job_id, keep_s=keep_s, root=str(self.settings.root.resolve()))
         return job_id
 
     def feed(
@@ -104,7 +104,7 @@ class QueueClient:
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
                 batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
-                write = partial(self.ledger.step, job.id, job.steps + 1, batch=batch, **settled)
+                write = partial(self.job_store.step, job.id, job.steps + 1, batch=batch, **settled)
                 is_wanted = self._persist(write, on_wait)
                 if not is_wanted:
                     break  # the job was cancelled
@@ -112,11 +112,11 @@ class QueueClient:
                 if batch is not None:
                     self._persist(partial(self.send, batch), on_wait)
             yield seen
-        self._persist(partial(self.ledger.sent, job.id, job.steps), on_wait)
+        self._persist(partial(self.job_store.sent, job.id, job.steps), on_wait)
 
     def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
         """Who is alive; NoWorker if that is nobody and `at_least_one` is asked for."""
-        alive = self.announcements.everybody()
+        alive = self.registry.alive()
         if at_least_one and not alive:
             raise NoWorker(
                 f"no worker is alive at {without_password(self.settings.redis_url)}: "
@@ -140,9 +140,9 @@ class QueueClient:
         """Put a batch on its lane; it must stand in the ledger already."""
         send(self._app, batch)
 
-    def repair_if_due(self) -> int:
+    def redeliver_if_due(self) -> int:
         """Look for lost batches, if it is time again, and send them again; how many."""
-        return self._repair.run()
+        return self._redelivery.run()
 
     def send_query(self, token: str) -> None:
         """Put the token of an image request on the interactive lane."""
@@ -150,9 +150,9 @@ class QueueClient:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._repair.close()
-        self.announcements.close()
-        self.ledger.close()
+        self._redelivery.close()
+        self.registry.close()
+        self.job_store.close()
         self._app.close()
 
     def _agreed(self, space: str | None) -> str | None:

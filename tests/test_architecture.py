@@ -1,184 +1,197 @@
-"""The walls of the house: what may import what, and what an import may cost."""
+"""The architecture: what may import what, how large a chapter may grow, and what an import may cost."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).parent.parent
-UPPER = {
-    "worker.images",
-    "worker.bombs",
-    "worker.budget",
-    "worker.borrowed",
-    "worker.resizing",
-    "worker.colour",
-    "worker.clip_embedder",
-    "worker.identity",
-    "worker.weights",
-    "worker.device",
-    "worker.placement",
-    "worker.proof",
-    "worker.tower",
-    "worker.linear",
-    "worker.forward",
-    "worker.engine",
-    "worker.spare",
-    "worker.pace",
-    "worker.chunk_search",
-    "worker.room",
-    "worker.threads",
-    "worker.embedder",
-    "worker.halving",
-    "worker.lookahead",
-    "worker.errand",
-    "worker.reading",
-    "worker.pipeline",
-    "worker.demonstration",
-    "worker.station",
-    "worker.pulse",
-    "worker.opening",
-    "worker.card",
-    "worker.tasks",
-    "worker.attendant",
-}
-HEAVY = {"torch", "PIL", "open_clip", "torchvision"}
-EXPORTS_ONLY = {"pyarrow", "faiss"}  # a tenth of a second and 50 MB each, for one command
-# library → the only modules that may import it
+MODULES_MOST = 12  # in a folder: what a reader takes in at a glance
+FUNCTION_MOST_LINES = 60
+# From the ground up, a floor a line. A module imports from its own folder and from the floors below it, never from
+# above, and never from a neighbour on its own floor. A folder stands here with its name, and so does a top-level module.
+FLOORS = [
+    ("producer.errors",),
+    ("producer.settings", "producer.files", "producer.embedding"),
+    ("producer.redis_client",),
+    ("producer.queue", "producer.vectors"),
+    ("producer.collection",),
+    ("producer.queue_client",),
+    ("producer.job", "producer.output"),
+    ("producer.on_demand",),
+    ("producer.client",),
+    ("producer.indexing", "producer.maintenance"),
+    ("producer.search", "producer.export", "producer.watch"),
+    ("producer.report", "producer.doctor", "producer.demo"),
+    ("producer.cli",),
+    ("producer.__main__", "producer"),
+    ("worker", "worker.settings", "worker.errors", "worker.broker", "worker.images"),
+    ("worker.model",),
+    ("worker.pipeline",),
+    ("worker.demo",),
+    ("worker.clip_embedder", "worker.celery"),
+    ("worker.runtime",),
+    ("worker.tasks",),
+]
+# Library → the folders, or modules, that may import it. `producer` has none of what the first four need.
 HOMES = {
-    "open_clip": {"worker.tower", "worker.weights"},
-    "torch": {
-        "worker.card",
-        "worker.clip_embedder",
-        "worker.identity",
-        "worker.weights",
-        "worker.device",
-        "worker.placement",
-        "worker.proof",
-        "worker.tower",
-        "worker.linear",
-        "worker.forward",
-        "worker.engine",
-        "worker.spare",
-        "worker.chunk_search",
-        "worker.room",
-        "worker.threads",
-        "worker.embedder",
-        "worker.images",
-        "worker.borrowed",
-        "worker.resizing",
-        "worker.reading",
-    },
-    "torchvision": {"worker.resizing"},
-    "PIL": {
-        "worker.bombs",
-        "worker.borrowed",
-        "worker.clip_embedder",
-        "worker.colour",
-        "worker.errand",
-        "worker.images",
-        "worker.resizing",
-    },
-    "redis": {"worker.broker", "worker.redis_client", "worker.vectors.redis"},
-    "celery": {"worker.attendant", "worker.celery", "worker.consumer", "worker.tasks"},
-    "kombu": {"worker.broker", "worker.celery"},
-    "sqlite3": {"producer.spooled", "worker.vectors.sqlite"},
-    "pyarrow": {"producer.metadata"},
-    "faiss": {"producer.faiss_index"},
-    "watchfiles": {"producer.events"},
+    "torch": ("worker.images", "worker.model", "worker.pipeline", "worker.clip_embedder"),
+    "torchvision": ("worker.images",),
+    "open_clip": ("worker.model",),
+    "PIL": ("worker.images", "worker.clip_embedder"),
+    "celery": ("producer.queue.sender", "worker.broker", "worker.celery", "worker.tasks"),
+    "kombu": ("producer.queue.sender", "worker.broker", "worker.celery"),
+    "redis": ("producer.redis_client", "producer.vectors.redis", "worker.broker"),
+    "sqlite3": ("producer.vectors.sqlite", "producer.collection"),
+    "pyarrow": ("producer.export",),
+    "faiss": ("producer.export",),
+    "watchfiles": ("producer.watch",),
 }
+HEAVY = {"torch", "torchvision", "open_clip", "PIL"}
+FOR_EXPORTS = {"pyarrow", "faiss"}  # a tenth of a second and 50 MB each, for one command
+# The only modules of `producer` that reach `worker`, inside a function, where the engine is installed as well.
+MAY_REACH_THE_ENGINE = {"producer.search.identify", "producer.report.thumbnails"}
 
 
-def modules() -> dict[str, ast.Module]:
-    """Name → syntax tree of every module of worker and producer."""
-    found = {}
-    for path in sorted([*(PROJECT / "worker").rglob("*.py"), *(PROJECT / "producer").rglob("*.py")]):
-        name = ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+def _modules() -> dict[str, Path]:
+    paths = sorted([*(PROJECT / "worker").rglob("*.py"), *(PROJECT / "producer").rglob("*.py")])
+    names = (".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__") for path in paths)
+    return dict(zip(names, paths, strict=True))
 
 
-MODULES = modules()
+PATHS = _modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
 
 
-def imports(tree: ast.AST, *, top_only: bool = False) -> set[str]:
-    """Names of imported modules; `top_only` leaves out what functions and type checkers import."""
+def imported(tree: ast.AST) -> set[str]:
+    """Every module that is named in an import, at any depth: at the top, in a function, for type checkers."""
     names: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                names.update(alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                names.add(child.module or "")
-                names.update(f"{child.module}.{alias.name}" for alias in child.names)
-            elif top_only and (
-                isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
-                or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
-            ):
-                continue
-            visit(child)
-
-    visit(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            taken = {f"{module}.{alias.name}" for alias in node.names}
+            names |= taken & set(PATHS) or {module}
     return names
 
 
-def ours(names: set[str]) -> set[str]:
-    return {name for name in names if name in MODULES}
+IMPORTS = {name: (imported(tree) & set(PATHS)) - {name} for name, tree in TREES.items()}
 
 
-def test_the_walk_sees_the_modules():
-    """A walk over nothing would pass every test below."""
-    assert {"worker.pipeline", "worker.vectors.redis", "producer.client"} <= set(MODULES)
-    assert set(MODULES) >= UPPER
+def folder_of(name: str) -> str:
+    """The folder of a module; for what lies directly in `producer` or `worker`, the module itself."""
+    return ".".join(name.split(".")[:2])
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("worker")])
-def test_worker_never_imports_producer(name):
-    """The data goes one way."""
-    assert not any(target.split(".")[0] == "producer" for target in imports(MODULES[name]))
+def floor_of(name: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if folder_of(name) in floor)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("producer")])
-def test_producer_stays_on_the_ground_floor(name):
-    """A backend runs where there is neither torch nor Pillow."""
-    found = imports(MODULES[name])
-    assert not ours(found) & UPPER
-    assert not {target.split(".")[0] for target in found} & HEAVY
+def is_below(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - UPPER))
-def test_the_ground_floor_imports_nothing_from_above(name):
-    """Nor any heavy library, at any depth of nesting."""
-    found = imports(MODULES[name])
-    assert not ours(found) & UPPER
-    assert not {target.split(".")[0] for target in found} & HEAVY
+def test_every_module_has_a_floor():
+    """Neither a folder that FLOORS does not name, nor a floor for a folder that is gone."""
+    assert {folder_of(name) for name in PATHS} == {folder for floor in FLOORS for folder in floor}
 
 
-@pytest.mark.parametrize("library", sorted(HOMES))
-def test_each_library_has_its_homes(library):
-    """Who talks to what is known, and stays so."""
-    users = {name for name, tree in MODULES.items() if any(target.split(".")[0] == library for target in imports(tree))}
-    assert users, "nobody imports it: the rule is out of date"
-    assert users <= HOMES[library]
+def test_imports_fall_from_floor_to_floor():
+    """Lazy and type-only imports counted."""
+    upward = [
+        f"{name} → {target}"
+        for name, targets in IMPORTS.items()
+        for target in targets
+        if folder_of(name) != folder_of(target)
+        and floor_of(target) >= floor_of(name)
+        and not (name in MAY_REACH_THE_ENGINE and target.startswith("worker."))
+    ]
+    assert not upward
 
 
 def test_there_are_no_circles():
     """Every module can be understood after those that it imports."""
-    graph = {name: ours(imports(tree, top_only=True)) - {name} for name, tree in MODULES.items()}
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " → ".join([*path, name])
         if name not in done:
-            for target in graph[name]:
+            for target in IMPORTS[name]:
                 visit(target, (*path, name))
             done.add(name)
 
-    for name in graph:
+    for name in IMPORTS:
         visit(name, ())
+
+
+def test_producer_imports_no_worker():
+    """A backend installs `producer` alone. The exceptions need the engine, and import it when they are called."""
+    reaching = {
+        name for name in PATHS if is_below(name, ("producer",)) and any(is_below(t, ("worker",)) for t in IMPORTS[name])
+    }
+    assert reaching == MAY_REACH_THE_ENGINE
+    for name in reaching:
+        at_the_top = ast.Module(
+            [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)], []
+        )
+        assert not any(is_below(target, ("worker",)) for target in imported(at_the_top))
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_each_library_has_its_homes(library):
+    """Who talks to what is known, and stays so."""
+    users = {name for name, tree in TREES.items() if library in {target.split(".")[0] for target in imported(tree)}}
+    assert users, "nobody imports it: the rule is out of date"
+    assert not {name for name in users if not is_below(name, HOMES[library])}
+
+
+def test_a_folder_holds_at_most_twelve_modules():
+    """A folder is a chapter."""
+    count = Counter(path.parent for path in PATHS.values() if path.name != "__init__.py")
+    assert not {str(folder): number for folder, number in count.items() if number > MODULES_MOST}
+
+
+def test_a_module_with_one_importer_lives_beside_it():
+    """Unless it is the face of its own chapter: then it stands on modules of its own folder."""
+    importers = defaultdict(set)
+    for name, targets in IMPORTS.items():
+        for target in targets:
+            importers[target].add(name)
+    astray = [
+        f"{name}, imported by {one} alone"
+        for name in PATHS
+        if len(importers[name]) == 1
+        for one in importers[name]
+        if PATHS[name].parent != PATHS[one].parent
+        and PATHS[name].name != "__init__.py"
+        and not any(PATHS[target].parent == PATHS[name].parent for target in IMPORTS[name])
+    ]
+    assert not astray
+
+
+def test_no_function_is_longer_than_a_screen():
+    """60 lines; what is longer does two things."""
+    long = [
+        f"{name}.{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > FUNCTION_MOST_LINES
+    ]
+    assert not long
+
+
+def test_every_folder_says_what_it_is_in_contributing():
+    """One line each."""
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {str(path.parent.relative_to(PROJECT)) for path in PATHS.values()} - {"producer", "worker"}
+    assert not {folder for folder in folders if f"{folder}/" not in text}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -199,8 +212,10 @@ def loaded_by(statement: str) -> set[str]:
     ],
 )
 def test_light_imports_load_nothing_heavy(statement):
-    """As seen by the interpreter, not by reading: a backend, the command line, the worker's parent."""
-    assert not loaded_by(statement) & (HEAVY | EXPORTS_ONLY)
+    """As seen by the interpreter, not by reading: a backend, the command line, the worker's parent process."""
+    loaded = loaded_by(statement)
+    assert not loaded & (HEAVY | FOR_EXPORTS)
+    assert "worker" in statement or "worker" not in loaded
 
 
 def test_importing_producer_takes_less_than_300_milliseconds():

@@ -22,7 +22,7 @@ EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or m
 LOAD_LIMIT_S: Final = 3600  # a first start downloads the weights; a large model over a slow line takes its time
 CONSUMER_TIMEOUT_S: Final = 10  # above kombu's blocking read of one second, below a human's patience
 SOLO: Final = "worker.celery:SoloPool"
-DOOR: Final = "posters-redis"  # kombu's name for the transport of broker.py, for workers alone
+TRANSPORT_NAME: Final = "posters-redis"  # kombu's name for the transport of broker.py, for workers alone
 
 
 class SoloPool(TaskPool):
@@ -34,9 +34,9 @@ class SoloPool(TaskPool):
 
 def create_app(settings: Settings) -> Celery:
     """The worker's application; it may wait for Redis, unlike a sender's."""
-    url, ssl = broker(settings.redis_url, DOOR)
+    url, ssl = broker(settings.redis_url, TRANSPORT_NAME)
     app = Celery("worker", broker=url, include=["worker.tasks"])
-    TRANSPORT_ALIASES[DOOR] = "worker.broker.transport:Transport"
+    TRANSPORT_ALIASES[TRANSPORT_NAME] = "worker.broker.transport:Transport"
     concurrency.ALIASES["solo"] = SOLO  # `--pool solo` means ours
     app.steps["consumer"].add(Gate)
     app.conf.update(

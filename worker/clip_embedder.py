@@ -24,14 +24,14 @@ from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
 from worker.model.autotune import choose_chunk
 from worker.model.device import choose_device, choose_precision, device_name
-from worker.model.encoder import PlainTower
+from worker.model.encoder import OpenClipEncoder
 from worker.model.executors import forward_on
 from worker.model.fingerprint import geometry_of, identify
-from worker.model.inference import EmbeddedChunk, Engine, Pending, Spare
-from worker.model.parity import place, use_card
+from worker.model.inference import CpuFallback, EmbeddedChunk, Engine, Pending
+from worker.model.parity import choose_encoder, use_card
 from worker.model.threads import one_core_threads, usable_cores
 from worker.model.weights import Weights, build, digest, find_weights
-from worker.pipeline.buffers import room_for
+from worker.pipeline.buffers import chunk_buffer
 from worker.pipeline.loader import look_ahead
 
 LONG_BATCH: Final = 64  # images from which a person wants to see a bar
@@ -103,13 +103,15 @@ class CLIPEmbedder:
         identity = identify(tower, weights, config)
         self._mean, self._std = torch.tensor(config["mean"]) * 255, torch.tensor(config["std"]) * 255
         use_card(self.device, gpu_memory_fraction)
-        placed = place(tower, self._mean, self._std, self.geometry, self.device, wanted, forced=precision != "auto")
+        placed = choose_encoder(
+            tower, self._mean, self._std, self.geometry, self.device, wanted, forced=precision != "auto"
+        )
         del tower  # in fp32 on the CPU; what runs has its own numbers
         self.precision, self.dimension = placed.precision, placed.dimension
         self.space = Space(**identity, dimension=self.dimension)
         self._engine = Engine(
             forward_on(self.device, placed.tower),
-            Spare(lambda: self._exact_tower(weights)),
+            CpuFallback(lambda: self._exact_tower(weights)),
             self.dimension,
             1 if batch_size == "auto" else batch_size,
             watched=self.device.type == "cuda",
@@ -146,7 +148,7 @@ class CLIPEmbedder:
     @property
     def chunk(self) -> int:
         """Images per forward pass that fit at the moment."""
-        return self._engine.halving.size
+        return self._engine.chunk_size.size
 
     def embed_image(self, image_path: str | Path) -> Vectors:
         """Embed one file: float32 (dimension,), unit length.
@@ -272,7 +274,7 @@ class CLIPEmbedder:
                 except UnreadablePoster as error:
                     failures[position] = error
                 if waiting and (len(waiting) == size or position == len(paths) - 1):
-                    pixels = room_for(len(waiting), self.geometry, self.device)
+                    pixels = chunk_buffer(len(waiting), self.geometry, self.device)
                     torch.stack([image for _, image in waiting], out=pixels)
                     yield [index for index, _ in waiting], pixels
                     waiting.clear()
@@ -281,15 +283,15 @@ class CLIPEmbedder:
         content = read_file(path, max_bytes=self._max_file_bytes)
         return decode(content.data, self.geometry, name=str(path), limits=self._limits)
 
-    def _exact_tower(self, weights: Weights) -> PlainTower:
+    def _exact_tower(self, weights: Weights) -> OpenClipEncoder:
         """From the file again: the numbers on the device were rounded."""
         tower = _image_tower(weights)
         if digest(tower) != self.space.weights.removeprefix("untrained-"):
             raise WeightsUnavailable(f"{weights.told} was changed since this program started: start it again")
-        return PlainTower(tower, self._mean, self._std, torch.device("cpu"), torch.float32)
+        return OpenClipEncoder(tower, self._mean, self._std, torch.device("cpu"), torch.float32)
 
     def _blank(self, count: int) -> torch.Tensor:
-        return room_for(count, self.geometry, self.device).zero_()
+        return chunk_buffer(count, self.geometry, self.device).zero_()
 
 
 def _image_tower(weights: Weights) -> Any:

@@ -25,12 +25,12 @@ def serve(load: Callable[[Config], tuple[Run, dict[str, str]]]) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print; the answers are ours
 
-    def say(answer: dict[str, Any]) -> None:
+    def notify(answer: dict[str, Any]) -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
     run, about = load(json.loads(sys.stdin.readline()))
-    say({"about": {"python": sys.version.split()[0], **about}})
+    notify({"about": {"python": sys.version.split()[0], **about}})
     for line in sys.stdin:
         job = json.loads(line)
         began = time.perf_counter()
@@ -38,7 +38,7 @@ def serve(load: Callable[[Config], tuple[Run, dict[str, str]]]) -> None:
         seconds = time.perf_counter() - began
         vectors = fetch()
         checked = [] if vectors is None else [[float(number) for number in row] for row in vectors[:CHECKED]]
-        say({"seconds": seconds, "vectors": checked, "gpu_bytes": _gpu_bytes()})
+        notify({"seconds": seconds, "vectors": checked, "gpu_bytes": _gpu_bytes()})
 
 
 def _gpu_bytes() -> int:

@@ -25,7 +25,7 @@ from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.indexing.index_job import index
-from producer.output import ledger_entry, ledger_line, say
+from producer.output import ledger_entry, ledger_line, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
 from producer.search.nearest import nearest
@@ -50,7 +50,7 @@ def run_demo() -> Progress:
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
         base = {"redis_url": url, "store": f"sqlite:{Path(folder, 'demo.db')}"}
         settings = load_settings(**base)
-        say(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
+        notify(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
         with own_worker(settings, Path(folder)) as name:
             producer = Producer(settings)
             try:
@@ -58,7 +58,7 @@ def run_demo() -> Progress:
                 _show_neighbours(producer, name)
             finally:
                 producer.close()
-    say(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
+    notify(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
     return progress
 
 
@@ -109,8 +109,8 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
             return
         if reason[0] != "WeightsUnavailable":
             raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
-        say(f"demo: {reason[1]}")
-        say(
+        notify(f"demo: {reason[1]}")
+        notify(
             "demo: going on with UNTRAINED weights: the way of the data is real, "
             "near copies are found, but the vectors mean nothing"
         )
@@ -133,18 +133,20 @@ class _Worker:
     def wait(self) -> tuple[str, str] | None:
         """Until it is ready; else the name of the error and why it is not."""
         producer = Producer(self.settings)
-        say(f"demo: the worker loads {self.settings.model_name} with {self.pretrained!r} weights …")
+        notify(f"demo: the worker loads {self.settings.model_name} with {self.pretrained!r} weights …")
         ends, asked = time.monotonic() + WORKER_START_S, None
         try:
             while time.monotonic() < ends and self.process.poll() is None:
-                heard = producer.announcements.hear(self.name)
+                heard = producer.registry.find(self.name)
                 if heard is not None and heard.get("stage") == WEIGHTS:
                     asked = asked or time.monotonic()
                     if time.monotonic() - asked > WEIGHTS_S:
                         late = f"the weights {self.pretrained!r} are not here and did not come within {WEIGHTS_S:.0f} s"
                         return "WeightsUnavailable", f"{late}; the first worker you start fetches them"
                 if heard is not None and heard.state == READY:
-                    say(f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}")
+                    notify(
+                        f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}"
+                    )
                     return None
                 if heard is not None and heard.state == FAILED:
                     return heard.get("error"), heard.get("reason")
@@ -189,7 +191,7 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None
 
 def _show_neighbours(producer: Producer, worker: str) -> None:
     """For some posters, copies first, print the poster that looks most like it."""
-    heard = producer.announcements.hear(worker)
+    heard = producer.registry.find(worker)
     store = producer.store()
     try:
         space_id = (heard.get("space") if heard else "") or store.current() or ""

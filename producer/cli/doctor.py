@@ -54,11 +54,11 @@ def examine(producer: Producer) -> Iterator[Finding]:
     yield _model(workers, ready)
     yield _root(settings.root, ready)
     yield _attempt("store", lambda: _store(producer, ready), "check the path, its owner, and the free space")
-    yield _attempt("quarantine", lambda: _quarantine(producer), "see docs/redis.acl")
+    yield _attempt("quarantine", lambda: _dead_letters(producer), "see docs/redis.acl")
 
 
 def _redis(producer: Producer, url: str) -> Finding:
-    policy, is_kept = producer.ledger.keeping()
+    policy, is_kept = producer.job_store.keeping()
     seen = f"answers at {url}" + ("" if is_kept else "; it forgets everything when it ends (appendonly no)")
     if policy not in ("noeviction", ""):
         advice = "set `maxmemory-policy noeviction`: any other may throw away what is queued"
@@ -136,11 +136,11 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
     return Finding("store", True, seen)
 
 
-def _quarantine(producer: Producer) -> Finding:
-    aside = producer.quarantine.count()
+def _dead_letters(producer: Producer) -> Finding:
+    aside = producer.dead_letters.count()
     if not aside:
         return Finding("quarantine", True, "no message was put aside")
-    seen = f"{aside} message(s) put aside; the newest: {producer.quarantine.newest_reason()}"
+    seen = f"{aside} message(s) put aside; the newest: {producer.dead_letters.newest_reason()}"
     advice = "look at them with `redis-cli lrange posters:quarantine 0 9`; something else writes to the queue"
     return Finding("quarantine", False, seen, advice)
 

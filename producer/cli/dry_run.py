@@ -8,27 +8,27 @@ from itertools import islice
 import click
 
 from producer.client import Producer
-from producer.collection.scan import Note, Search
-from producer.indexing.freshness import Currency
-from producer.indexing.index_job import search, summarise
-from producer.output import say
+from producer.collection.scan import PosterScan, ScanNote
+from producer.indexing.freshness import UpToDateFilter
+from producer.indexing.index_job import search, summarize
+from producer.output import notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
 
-def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> Search:
+def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> PosterScan:
     """List what would be sent, on stdout; what would fail and what is in no entry, on stderr; or all as JSON lines."""
 
-    def tell(note: Note, path: str) -> None:
-        if note is not Note.NO_ENTRY:
+    def tell(note: ScanNote, path: str) -> None:
+        if note is not ScanNote.NO_ENTRY:
             return  # a failure tells it, with the number of the entry
         if as_json:
             click.echo(json.dumps({"note": note.value, "path": path}))
         else:
-            say(f"{note.value}: {path}")
+            notify(f"{note.value}: {path}")
 
     found = search(producer, paths, tell)
-    is_current = Currency(producer, say)
+    is_current = UpToDateFilter(producer, notify)
     todo = unchanged = broken = 0
     while block := list(islice(found, producer.settings.posters_per_batch)):
         posters = [item for item in block if isinstance(item, Poster)]
@@ -40,11 +40,11 @@ def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json:
                 if as_json:
                     click.echo(json.dumps({"would": "fail", **item._asdict()}))
                 else:
-                    say(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
+                    notify(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
             elif item.id not in current:
                 todo += 1
                 click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
     is_current.close()
-    summarise(found, producer.settings)
-    say(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
+    summarize(found, producer.settings)
+    notify(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
     return found

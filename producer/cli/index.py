@@ -11,7 +11,7 @@ import click
 
 from producer.cli.dry_run import preview
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, leave_interrupted, status_of
-from producer.cli.prune import prune_and_say, show, yes_option
+from producer.cli.prune import prune_and_notify, show, yes_option
 from producer.cli.watch import watch_and_tell
 from producer.client import Producer
 from producer.collection.catalogue import require_catalogue
@@ -19,7 +19,7 @@ from producer.collection.paths import EXTENSIONS
 from producer.errors import PosterError
 from producer.indexing.index_job import search, send_all
 from producer.maintenance.spaces import last_words
-from producer.output import ledger_entry, ledger_line, say, say_failures
+from producer.output import ledger_entry, ledger_line, notify, notify_failures
 from producer.queue.progress import Progress
 from producer.queue.workers import common_space
 from producer.settings import load_settings
@@ -95,23 +95,23 @@ def index_command(
     except KeyboardInterrupt as interrupt:
         leave_interrupted(interrupt)
     if detach:
-        say(f"sent; follow it with `python -m producer status {job.id}`")
+        notify(f"sent; follow it with `python -m producer status {job.id}`")
     if not progress.submitted and not progress.cancelled:
         where = ", ".join(paths) or producer.settings.root
-        say(f"no posters were found in {where}; looked for are files that end with {', '.join(sorted(EXTENSIONS))}")
+        notify(f"no posters were found in {where}; looked for are files that end with {', '.join(sorted(EXTENSIONS))}")
     with suppress(PosterError):  # from here on nothing may keep the ledger from being told
-        say_failures(producer, progress)
+        notify_failures(producer, progress)
     status = EX_SOME_FAILED if progress.failed else EX_OK
     if progress.state == "cancelled":
-        say(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
+        notify(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     elif prune_too:
         try:
-            prune_and_say(producer, found.starts, found.catalogue, yes=yes)
+            prune_and_notify(producer, found.starts, found.catalogue, yes=yes)
         except PosterError as error:
-            say(f"error: {error}")
+            notify(f"error: {error}")
             status = status_of(error)
     with suppress(PosterError):
-        _say_notes(producer, progress, waited=not detach)
+        _notify_notes(producer, progress, waited=not detach)
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(status)
 
@@ -124,14 +124,14 @@ def _refuse_together(ctx: click.Context, one: str, *others: str) -> None:
             raise click.UsageError(f"{names[one]} and {names[other]} exclude each other: {_EXCLUSIVE[one]}")
 
 
-def _say_notes(producer: Producer, progress: Progress, *, waited: bool) -> None:
+def _notify_notes(producer: Producer, progress: Progress, *, waited: bool) -> None:
     """What held each worker up on its last batches, whether the weights are trained, whether readers use the space."""
     workers = producer.workers()
     for worker in workers if progress.embedded and waited else ():
         if worker.get("bottleneck"):
-            say(f"{worker.name}: {worker.get('images_per_second')} images/s, {worker.get('bottleneck')}")
+            notify(f"{worker.name}: {worker.get('images_per_second')} images/s, {worker.get('bottleneck')}")
     space = common_space(workers)
     if space is not None and space.weights.startswith("untrained"):
-        say("note: these vectors come from UNTRAINED weights; they are good for demonstrations and tests only")
+        notify("note: these vectors come from UNTRAINED weights; they are good for demonstrations and tests only")
     if words := last_words(producer.settings, space):
-        say(words)
+        notify(words)

@@ -15,8 +15,8 @@ from producer.client import Producer
 from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
 from producer.indexing.dispatch import follow, progress_bar
-from producer.indexing.waiting import Obstacles, patiently
-from producer.output import ledger_entry, ledger_line, say, say_failures
+from producer.indexing.waiting import WaitStatus, wait_for_redis
+from producer.output import ledger_entry, ledger_line, notify, notify_failures
 from producer.queue.messages import Poster
 from producer.queue.progress import NOTHING, Failure, Progress
 
@@ -28,7 +28,7 @@ from producer.queue.progress import NOTHING, Failure, Progress
 def status(job: str | None, as_json: bool) -> None:
     """Show the workers and the newest jobs, or one JOB (an id, or `last`)."""
     producer = Producer()
-    jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.ledger.jobs()]
+    jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.job_store.jobs()]
     progresses = [entry.progress() for entry in jobs]
     workers = producer.workers()
     if as_json:
@@ -41,15 +41,15 @@ def status(job: str | None, as_json: bool) -> None:
         return
     for worker in workers:
         about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
-        say(f"worker {worker.name}: {worker.state} {about}")
+        notify(f"worker {worker.name}: {worker.state} {about}")
         if worker.get("bottleneck"):
-            say(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
+            notify(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
     if not workers:
-        say("no worker is alive: start one with `celery -A worker worker`")
+        notify("no worker is alive: start one with `celery -A worker worker`")
     for progress in progresses:
         click.echo(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
     if not progresses:
-        say("no jobs yet: `python -m producer index posters/`")
+        notify("no jobs yet: `python -m producer index posters/`")
 
 
 @example("python -m producer failures last --json")
@@ -66,7 +66,7 @@ def failures(job: str, as_json: bool) -> None:
     entry = producer.job(job)
     entry.progress()
     before = "["
-    for failure in producer.ledger.failures(entry.id):
+    for failure in producer.job_store.failures(entry.id):
         if as_json:
             click.echo(before + json.dumps(failure._asdict()), nl=False)
             before = ",\n"
@@ -83,7 +83,7 @@ def cancel(job: str) -> None:
     """Withdraw what no worker has begun of JOB; a batch in work is finished and counted."""
     producer = Producer()
     entry = producer.job(job)
-    say(f"{entry.cancel()} poster(s) withdrawn")
+    notify(f"{entry.cancel()} poster(s) withdrawn")
     click.echo(ledger_line(entry.progress()))
 
 
@@ -101,15 +101,15 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    ask = partial(patiently, obstacles=Obstacles(producer))
-    found = (failure for failure in producer.ledger.failures(entry.id, ask) if only in (None, failure.word))
+    ask = partial(wait_for_redis, wait_status=WaitStatus(producer))
+    found = (failure for failure in producer.job_store.failures(entry.id, ask) if only in (None, failure.word))
     first = next(found, None)  # the rest is read while it is sent: a job may have a million
     progress = NOTHING
     if first is None:
-        say(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
+        notify(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
     else:
         new = producer.begin()
-        say(f"sending what failed of job {entry.id} as job {new.id}")
+        notify(f"sending what failed of job {entry.id} as job {new.id}")
         posters = (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:
@@ -118,7 +118,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
                 progress = follow(producer, new, lambda on_wait: feed(on_wait=on_wait), bar, again=again)
         except KeyboardInterrupt as interrupt:
             leave_interrupted(interrupt)
-        say_failures(producer, progress)
+        notify_failures(producer, progress)
     if as_json or progress is not NOTHING:
         click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

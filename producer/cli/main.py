@@ -22,7 +22,7 @@ from producer.errors import (
     StoreError,
     StoreUnavailable,
 )
-from producer.output import say
+from producer.output import notify
 
 EX_OK: Final = 0
 EX_SOME_FAILED: Final = 1
@@ -82,6 +82,6 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a
 def leave_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
     """Say that the job goes on, and how to follow or stop it; leave with status 130."""
     job = interrupt.args[0] if interrupt.args else "last"
-    say(f"interrupted; job {job} goes on. Follow it: `python -m producer status {job}`; ")
-    say(f"stop it: `python -m producer cancel {job}`")
+    notify(f"interrupted; job {job} goes on. Follow it: `python -m producer status {job}`; ")
+    notify(f"stop it: `python -m producer cancel {job}`")
     sys.exit(EX_INTERRUPTED)

@@ -14,7 +14,7 @@ from producer.collection.catalogue import Catalogue, read_catalogue, require_cat
 from producer.collection.paths import resolved_root, starts_of
 from producer.indexing.index_job import look_at_catalogue
 from producer.maintenance.prune import Prune, Survey
-from producer.output import say
+from producer.output import notify
 from producer.settings import load_settings
 from producer.vectors import is_made
 
@@ -41,7 +41,7 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
         if dry_run:
             show(producer, starts, catalogue, yes=yes, as_json=as_json)
             return
-        survey, pruned = prune_and_say(producer, starts, catalogue, yes=yes)
+        survey, pruned = prune_and_notify(producer, starts, catalogue, yes=yes)
         if as_json:
             numbers = {"held": survey.held, "pruned": pruned, "empty": survey.empty, "hidden": survey.hidden}
             click.echo(json.dumps(numbers))
@@ -54,18 +54,20 @@ def show(
 ) -> None:
     """List on stdout what would be pruned, behind `mark`, and say on stderr how many that is."""
     if not is_made(producer.settings.store):
-        say("the store holds no vectors yet; nothing to prune")
+        notify("the store holds no vectors yet; nothing to prune")
         return
     with closing(producer.store()) as store:
         search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
         survey = Survey()
         for name in search.gone(survey):
             click.echo(json.dumps({"would": "prune", "id": name}) if as_json else mark + name)
-        _say_what_stays(survey)
-        say(f"{survey.gone} of {survey.held} poster(s) to prune; nothing was pruned")
+        _notify_what_stays(survey)
+        notify(f"{survey.gone} of {survey.held} poster(s) to prune; nothing was pruned")
 
 
-def prune_and_say(producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool) -> tuple[Survey, int]:
+def prune_and_notify(
+    producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool
+) -> tuple[Survey, int]:
     """Prune, and say on stderr what went and what stayed.
 
     Raises:
@@ -74,24 +76,24 @@ def prune_and_say(producer: Producer, starts: Sequence[str], catalogue: Catalogu
     """
     require_catalogue(producer.settings, catalogue)
     if not is_made(producer.settings.store):
-        say("the store holds no vectors yet; nothing to prune")
+        notify("the store holds no vectors yet; nothing to prune")
         return Survey(), 0
     with closing(producer.store()) as store:
         search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
         survey = search.survey()
-        _say_what_stays(survey)
+        _notify_what_stays(survey)
         pruned = search.remove(survey) if survey.gone else 0
-        say(f"pruned {pruned} of {survey.held} poster(s)")
+        notify(f"pruned {pruned} of {survey.held} poster(s)")
     return survey, pruned
 
 
-def _say_what_stays(survey: Survey) -> None:
+def _notify_what_stays(survey: Survey) -> None:
     if survey.empty:
         folders = ", ".join(folder for folder, _ in survey.folders.most_common(3))
         more = f" and {len(survey.folders) - 3} more" if len(survey.folders) > 3 else ""
-        say(
+        notify(
             f"{survey.empty} poster(s) are not there, and their folders ({folders}{more}) are empty and older than "
             "their vectors: is a disk not mounted? They are kept; --yes prunes them, too"
         )
     if survey.hidden:
-        say(f"{survey.hidden} poster(s) are out of sight (a folder or an entry that cannot be read); they are kept")
+        notify(f"{survey.hidden} poster(s) are out of sight (a folder or an entry that cannot be read); they are kept")

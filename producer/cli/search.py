@@ -17,7 +17,7 @@ from producer.collection.catalogue import read_catalogue
 from producer.errors import NoWorker, RedisUnreachable
 from producer.export.atomic import write_whole
 from producer.maintenance.spaces import find_space, store_for_reading
-from producer.output import say
+from producer.output import notify
 from producer.report.pages import duplicates_page, identified_page
 from producer.search.duplicates import find_duplicates
 from producer.search.identify import as_entry, as_lines
@@ -58,19 +58,19 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
         producer.close()
     if html:
         write_whole(html, identified_page(settings, info, catalogue, results))
-        say(f"wrote {html}")
+        notify(f"wrote {html}")
     if as_json:
         click.echo(json.dumps([as_entry(result, info) for result in results]))
     for number, result in enumerate(results):
         if result.failure:
-            say(f"failed: {result.failure}")
+            notify(f"failed: {result.failure}")
         elif not as_json:
             if len(results) > 1:
                 click.echo(("\n" if number else "") + click.format_filename(result.image))
             for line in as_lines(result):
                 click.echo(line)
     if info.space.weights.startswith("untrained"):
-        say("note: these vectors come from UNTRAINED weights; only near copies are found")
+        notify("note: these vectors come from UNTRAINED weights; only near copies are found")
     sys.exit(EX_SOME_FAILED if any(result.failure for result in results) else EX_OK)
 
 
@@ -102,7 +102,7 @@ def duplicates(threshold: float, same_content: bool, space: str | None, html: Pa
         store.close()
     if html:
         write_whole(html, duplicates_page(settings, info, catalogue, found, wanted))
-        say(f"wrote {html}")
+        notify(f"wrote {html}")
     told = [
         [
             member._asdict() | {"score": round(member.score, 6), "about": dict(about(member.id, catalogue))}
@@ -118,7 +118,7 @@ def duplicates(threshold: float, same_content: bool, space: str | None, html: Pa
         for entry in group:
             click.echo(f"  {entry['about']['file']:<{width}}  {_relation(entry, group[0])}".rstrip().replace("\n", " "))
     inside = sum(map(len, told))
-    say(f"{len(told)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
+    notify(f"{len(told)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
 
 
 def _relation(entry: dict[str, Any], lead: dict[str, Any]) -> str:

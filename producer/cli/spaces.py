@@ -13,7 +13,7 @@ from producer.cli.main import EX_USAGE, as_json, example
 from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
 from producer.collection.paths import resolved_root
 from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
-from producer.output import say
+from producer.output import notify
 from producer.settings import Settings, load_settings
 from producer.vectors.base import SpaceInfo, VectorStore
 
@@ -44,7 +44,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps([_entry(info, state, current) for info, state in found]))
         return
     if not found:
-        say("the store holds no vectors yet: run `python -m producer index`")
+        notify("the store holds no vectors yet: run `python -m producer index`")
     for info, state in found:
         mark = "*" if info.space.id == current else " "
         held = f"{info.count:,} vectors  {_size(info.bytes)}"
@@ -64,11 +64,11 @@ def use(name: str, yes: bool) -> None:
     try:
         info, before = find_space(store, name), store.current()
         if info.space.id == before:
-            say(f"readers use {before} already")
+            notify(f"readers use {before} already")
             return
         objection = None if yes or before is None else _objection(store, info, before, settings)
         if objection:
-            say(objection)
+            notify(objection)
             sys.exit(EX_USAGE)
         store.use(info.space.id)
         click.echo(f"readers use {info.space.id} now, with {info.count:,} vectors; {before} stays until it is dropped")
@@ -88,12 +88,12 @@ def drop(name: str, yes: bool) -> None:
         if info.space.id == current and not yes:
             others = [other.space.id for other in store.spaces() if other.space.id != current]
             after = f"they would go over to {others[0]}" if others else "and there is no other"
-            say(
+            notify(
                 f"readers use {current}, {after}: {info.count:,} vectors, {_size(info.bytes)}. "
                 "Choose another one first with `python -m producer spaces use`, or add --yes"
             )
             sys.exit(EX_USAGE)
-        say(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
+        notify(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
         gone = store.drop(info.space.id)
         click.echo(f"dropped {info.space.id} with {gone:,} vectors; {_readers(store)}")
     finally:

@@ -12,7 +12,7 @@ import click
 
 from producer.cli.main import EX_INTERRUPTED
 from producer.client import Producer
-from producer.output import ledger_entry, say
+from producer.output import ledger_entry, notify
 from producer.queue.progress import NOTHING
 
 
@@ -27,10 +27,10 @@ def watch_and_tell(
     as_json: bool,
 ) -> NoReturn:
     """Watch, and print a line for each round: on stderr for a person, JSON on stdout for a program."""
-    from producer.watch.sync import Round
+    from producer.watch.sync import SyncPass
     from producer.watch.watcher import Watching  # the library for it is asked for by nothing else
 
-    def tell(done: Round) -> None:
+    def tell(done: SyncPass) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)
         if prune:
             entry["pruned"] = done.pruned
@@ -38,7 +38,7 @@ def watch_and_tell(
             click.echo(json.dumps(entry))
         else:
             numbers = " ".join(f"{name} {value}" for name, value in entry.items() if value != "")
-            say(f"{time.strftime('%H:%M:%S')} {numbers}")
+            notify(f"{time.strftime('%H:%M:%S')} {numbers}")
 
     try:
         Watching(
@@ -47,6 +47,6 @@ def watch_and_tell(
     except KeyboardInterrupt as interrupt:
         job = interrupt.args[0] if interrupt.args else None
         if job:
-            say(f"interrupted; what was sent of job {job} goes on: `python -m producer status {job}`")
-        say("stopped watching")
+            notify(f"interrupted; what was sent of job {job} goes on: `python -m producer status {job}`")
+        notify("stopped watching")
     sys.exit(EX_INTERRUPTED)

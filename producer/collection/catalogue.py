@@ -33,7 +33,7 @@ CREATE INDEX by_id ON entries (id, key, file);
 CREATE INDEX claims ON problems (id);
 """
 # Numbers of the entries that share a file or an id with another; mostly none.
-_TWINS: Final = """
+_DUPLICATES: Final = """
 CREATE TABLE twins AS SELECT number FROM entries WHERE
     key IN (SELECT key FROM entries GROUP BY key HAVING count(*) > 1) OR
     id IN (SELECT id FROM entries GROUP BY id HAVING count(*) > 1)
@@ -120,12 +120,12 @@ class Catalogue:
                 self._database.executemany("INSERT INTO problems VALUES (?, ?, ?, ?)", problems)
             self._database.execute("COMMIT")
             self._database.executescript(_INDEXES)
-            self._settle_twins(unit)
+            self._drop_duplicates(unit)
             self.size = int(self._database.execute("SELECT count(*) FROM entries").fetchone()[0])
 
-    def _settle_twins(self, unit: str) -> None:
+    def _drop_duplicates(self, unit: str) -> None:
         """Of entries that name the same file or have the same id, keep the first."""
-        self._database.executescript(_TWINS)
+        self._database.executescript(_DUPLICATES)
         query = "SELECT number, key, id FROM entries JOIN twins USING (number) ORDER BY number"
         for number, key, identity in self._database.execute(query).fetchall():
             for column, value, said in (("key", key, "names the file"), ("id", identity, "has the id")):

@@ -15,7 +15,7 @@ from producer.queue.messages import Poster
 from producer.settings import Settings
 
 
-class Naming:
+class PosterResolver:
     """Knows the posters root and the catalogue; safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:

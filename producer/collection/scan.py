@@ -21,7 +21,7 @@ from producer.queue.progress import Failure
 LOOKED_UP_AT_ONCE: Final = 500  # files per question to the catalogue
 
 
-class Note(Enum):
+class ScanNote(Enum):
     """What a search notices beside posters; counted, and told one by one to who asks."""
 
     NO_ENTRY = "in no entry of the catalogue"
@@ -29,7 +29,7 @@ class Note(Enum):
     UNLISTED = "a folder that cannot be listed"
 
 
-class Search(Iterator[Poster | Failure]):
+class PosterScan(Iterator[Poster | Failure]):
     """One pass over the posters root: yields posters lazily, in a stable order; what cannot be sent as a Failure.
 
     Attributes:
@@ -43,7 +43,7 @@ class Search(Iterator[Poster | Failure]):
         root: Path,
         paths: Sequence[str | Path],
         catalogue: Catalogue,
-        tell: Callable[[Note, str], None] = lambda note, path: None,
+        tell: Callable[[ScanNote, str], None] = lambda note, path: None,
         *,
         with_problems: bool = True,
     ) -> None:
@@ -69,7 +69,7 @@ class Search(Iterator[Poster | Failure]):
 
     def begin_again(self) -> None:
         """Forget what was found, and look from the beginning."""
-        self.counts = dict.fromkeys(Note, 0)
+        self.counts = dict.fromkeys(ScanNote, 0)
         self._entries, self._met = len(self.catalogue.entries), 0  # all there are, and those whose file was met
         self._unlisted: list[Failure] = []
         self._seen = bytearray()  # a bit per number of an entry
@@ -110,7 +110,7 @@ class Search(Iterator[Poster | Failure]):
             entry = entries.get(key)
             other = other_file(self._top, file, entry, owners.get(key)) or self._earlier_file(file, key, entry)
             if entry is None:
-                self._note(Note.NO_ENTRY, file, when=self._entries > 0)
+                self._note(ScanNote.NO_ENTRY, file, when=self._entries > 0)
             identity = entry.id if entry is not None else key
             if other is None:
                 yield self._look_at(identity, file)
@@ -131,7 +131,7 @@ class Search(Iterator[Poster | Failure]):
         try:
             os.stat(self._top + place.file)
         except (FileNotFoundError, NotADirectoryError):
-            self._note(Note.NOT_THERE, place.file)
+            self._note(ScanNote.NOT_THERE, place.file)
             path = self.catalogue.path
             unit = format_of(path).unit if path else "entry"
             reason = f"{unit} {place.number} of {path} names it, and there is no such file"
@@ -147,13 +147,13 @@ class Search(Iterator[Poster | Failure]):
             return Poster(identity, file)
         return Poster(identity, file, stat.st_size, modified_ns(stat))
 
-    def _note(self, note: Note, path: str, *, when: bool = True) -> None:
+    def _note(self, note: ScanNote, path: str, *, when: bool = True) -> None:
         if when:
             self.counts[note] += 1
             self._tell(note, path)
 
     def _note_folder(self, folder: str, error: OSError) -> None:
-        self._note(Note.UNLISTED, folder)
+        self._note(ScanNote.UNLISTED, folder)
         reason = f"the folder cannot be listed ({error.strerror or error}), and what lies in it was not looked at"
         self._unlisted.append(Failure(f"{poster_id(folder)}/", f"{folder}/", "unreadable", reason))
 

@@ -90,7 +90,7 @@ def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callab
     metadata.mkdir()
     columns = columns_of(source.catalogue)
     total = number = 0
-    for blocks in _cut(source.blocks(), shard_rows):
+    for blocks in _split(source.blocks(), shard_rows):
         names = vectors / f"{number}.npy", metadata / f"{number}.parquet"
         with names[0].open("wb") as file, _Table(names[1], source, columns) as table:
             file.write(bytes(NPY_HEADER_BYTES))
@@ -161,7 +161,7 @@ class _Table:
         self.close()
 
 
-def _cut(blocks: Blocks, most: int) -> Iterator[Blocks]:
+def _split(blocks: Blocks, most: int) -> Iterator[Blocks]:
     """Cut a stream of rows into streams of at most `most` rows; each must be read before the next is asked for."""
     waiting: list[tuple[list[Row], Vectors]] = []
 

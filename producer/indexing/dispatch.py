@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from producer.client import Producer
 from producer.errors import JobUnknown, PosterError, RedisUnreachable
-from producer.indexing.waiting import Obstacles, patiently
+from producer.indexing.waiting import WaitStatus, wait_for_redis
 from producer.job import Job
-from producer.output import say
+from producer.output import notify
 from producer.queue.progress import Progress
 from producer.queue_client import OnWait
 
@@ -50,26 +50,26 @@ def follow(
         KeyboardInterrupt: with the job's id; no more of the job will come, what was sent goes on.
         PosterError: what `feed` and the ledger raise; no more of the job will come then, either.
     """
-    obstacles, sent = Obstacles(producer), False
-    batches = feed(obstacles.tell)
+    wait_status, sent = WaitStatus(producer), False
+    batches = feed(wait_status.tell)
     try:
         while True:
-            obstacles.look()
-            progress = patiently(job.progress, obstacles)
+            wait_status.look()
+            progress = wait_for_redis(job.progress, wait_status)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            patiently(producer.repair_if_due, obstacles)
+            wait_for_redis(producer.redeliver_if_due, wait_status)
             room = producer.settings.window - progress.open_batches
             if not sent and room > 0:
                 sent = sum(1 for _ in islice(batches, room)) < room
             else:
                 if not sent:
-                    _say_that_it_lives(producer, job, obstacles)
+                    _renew_sending(producer, job, wait_status)
                 time.sleep(LOOK_S)
     except KeyboardInterrupt:
         if not sent:
-            say(f"not everything was sent: {again} for what is left")
+            notify(f"not everything was sent: {again} for what is left")
             leave_at_what_was_sent(producer, job)
         raise KeyboardInterrupt(job.id) from None
     except PosterError:
@@ -77,12 +77,12 @@ def follow(
         raise
 
 
-def _say_that_it_lives(producer: Producer, job: Job, obstacles: Obstacles) -> None:
+def _renew_sending(producer: Producer, job: Job, wait_status: WaitStatus) -> None:
     """One try: a full Redis refuses this, and is emptied by the workers that are waited for here."""
     try:
-        producer.ledger.still_sending(job.id)
+        producer.job_store.still_sending(job.id)
     except RedisUnreachable as error:
-        obstacles.tell(error)
+        wait_status.tell(error)
 
 
 def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress:
@@ -96,7 +96,7 @@ def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress
             pass
         return job.progress()
     except KeyboardInterrupt:
-        say(f"not everything was sent: {SAME_COMMAND} for what is left")
+        notify(f"not everything was sent: {SAME_COMMAND} for what is left")
         leave_at_what_was_sent(producer, job)
         raise KeyboardInterrupt(job.id) from None
     except PosterError:
@@ -107,7 +107,7 @@ def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress
 def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
     """Tell the ledger that nobody sends any more of a job; without Redis it finds out by itself."""
     with suppress(RedisUnreachable, JobUnknown):
-        producer.ledger.sent(job.id)
+        producer.job_store.sent(job.id)
 
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ASK_AGAIN_S: Final = 2.0  # a worker that loads its model becomes ready, or comes back with another model
 
 
-class Currency:
+class UpToDateFilter:
     """Tells which posters' vectors are up to date, by size and modification time.
 
     Where the store cannot be seen from here, or no worker is ready to tell its space, it says of none
@@ -27,9 +27,9 @@ class Currency:
     and wrong on the day on which the model was changed.
     """
 
-    def __init__(self, producer: Producer, say: Callable[[str], None]) -> None:
+    def __init__(self, producer: Producer, notify: Callable[[str], None]) -> None:
         """`say` hears, once, why the store cannot be looked into."""
-        self._producer, self._say = producer, say
+        self._producer, self._notify = producer, notify
         self._store: VectorStore | None = None
         self._space: str | None = None
         self._asked, self._told = -ASK_AGAIN_S, ""
@@ -72,7 +72,7 @@ class Currency:
     def _tell(self, error: PosterError) -> None:
         text = f"cannot look into the store from here, the worker will: {error}"
         if text != self._told:
-            self._say(text)
+            self._notify(text)
         self._told = text
 
 

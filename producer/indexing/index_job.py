@@ -12,20 +12,20 @@ from tqdm import tqdm
 
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, is_missed, read_catalogue
-from producer.collection.scan import Note, Search
+from producer.collection.scan import PosterScan, ScanNote
 from producer.errors import JobUnknown, LedgerSetBack, RedisUnreachable
 from producer.indexing.dispatch import follow, progress_bar, send_detached
-from producer.indexing.freshness import Currency
+from producer.indexing.freshness import UpToDateFilter
 from producer.job import Job
-from producer.output import say
+from producer.output import notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Progress
 from producer.settings import Settings
 
 
 def search(
-    producer: Producer, paths: Sequence[str], tell: Callable[[Note, str], None] = lambda note, path: None
-) -> Search:
+    producer: Producer, paths: Sequence[str], tell: Callable[[ScanNote, str], None] = lambda note, path: None
+) -> PosterScan:
     """The posters below `paths`, with the catalogue's ids; says what is odd about the catalogue as a whole.
 
     Raises:
@@ -34,31 +34,31 @@ def search(
     settings = producer.settings
     catalogue = read_catalogue(settings.catalogue)
     look_at_catalogue(settings, catalogue)
-    return Search(settings.root, paths, catalogue, tell)
+    return PosterScan(settings.root, paths, catalogue, tell)
 
 
 def look_at_catalogue(settings: Settings, catalogue: Catalogue) -> None:
     """Say what is odd about the catalogue before its posters fail one by one."""
     if is_missed(settings, catalogue):
-        say(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
+        notify(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
     elif not catalogue.belongs_to(settings.root):
-        say(
+        notify(
             f"none of the {len(catalogue.entries)} posters that {catalogue.path} names lies under {settings.root}: "
             "if it is another folder's, set POSTERS_CATALOGUE to the right one, or to `none`"
         )
 
 
-def summarise(found: Search, settings: Settings) -> None:
+def summarize(found: PosterScan, settings: Settings) -> None:
     """Say once, with numbers, what a search noticed beside posters."""
     counts, name = found.counts, settings.catalogue
     if problems := len(found.catalogue.problems):
-        say(f"{problems} of the entries of {name} cannot be used; each counts as failed and says why")
-    if missing := counts[Note.NOT_THERE]:
-        say(f"{missing} poster(s) that {name} names are not there; each counts as failed")
-    if unknown := counts[Note.NO_ENTRY]:
-        say(f"{unknown} file(s) are in no entry of {name} and have their paths as ids; `index --dry-run` lists them")
-    if unlisted := counts[Note.UNLISTED]:
-        say(f"{unlisted} folder(s) could not be listed; what lies in them was not looked at")
+        notify(f"{problems} of the entries of {name} cannot be used; each counts as failed and says why")
+    if missing := counts[ScanNote.NOT_THERE]:
+        notify(f"{missing} poster(s) that {name} names are not there; each counts as failed")
+    if unknown := counts[ScanNote.NO_ENTRY]:
+        notify(f"{unknown} file(s) are in no entry of {name} and have their paths as ids; `index --dry-run` lists them")
+    if unlisted := counts[ScanNote.UNLISTED]:
+        notify(f"{unlisted} folder(s) could not be listed; what lies in them was not looked at")
 
 
 def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
@@ -69,7 +69,7 @@ def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool
 
 def send_all(
     producer: Producer,
-    found: Search,
+    found: PosterScan,
     *,
     force: bool = False,
     verify: bool = False,
@@ -98,14 +98,14 @@ def send_all(
         except LedgerSetBack as error:
             if detach:
                 raise
-            say(f"{error}. Looking again for what is missing …")
+            notify(f"{error}. Looking again for what is missing …")
             found.begin_again()
 
 
 def _send_all(
-    producer: Producer, found: Search, *, force: bool, verify: bool, detach: bool, quiet: bool
+    producer: Producer, found: PosterScan, *, force: bool, verify: bool, detach: bool, quiet: bool
 ) -> tuple[Job, Progress]:
-    current = Currency(producer, say)
+    current = UpToDateFilter(producer, notify)
     job = producer.begin()
     feed = partial(producer.feed, job, found, force=force, verify=verify, is_current=nobody if verify else current)
     try:
@@ -121,7 +121,7 @@ def _send_all(
         raise
     finally:
         current.close()
-    summarise(found, producer.settings)
+    summarize(found, producer.settings)
     return job, progress
 
 
@@ -130,7 +130,7 @@ def nobody(posters: Sequence[Poster]) -> set[str]:
     return set()
 
 
-def _count_in_background(found: Search, bar: tqdm[Any]) -> None:
+def _count_in_background(found: PosterScan, bar: tqdm[Any]) -> None:
     """Give the bar its total once it is known; until then it shows count and rate, and no time left."""
     if bar.disable:
         return

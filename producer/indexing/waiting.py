@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
-from producer.output import say
+from producer.output import notify
 from producer.queue.workers import FAILED, READY, STORE, WAITING
 from producer.queue_client import RETRY_S
 
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Obstacles:
+class WaitStatus:
     """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
 
     producer: Producer
@@ -36,15 +36,15 @@ class Obstacles:
             return
         failed = [worker for worker in workers if worker.state == FAILED]
         if any(worker.state == READY for worker in workers):
-            self._say("" if not self.said else "a worker is ready")
+            self._notify("" if not self.said else "a worker is ready")
         elif failed:
-            self._say(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
+            self._notify(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
         elif workers and (workers[0].state == WAITING or workers[0].get("stage") == STORE):
-            self._say(f"worker {workers[0].name} waits: {workers[0].get('reason')}")
+            self._notify(f"worker {workers[0].name} waits: {workers[0].get('reason')}")
         elif workers:
-            self._say(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
+            self._notify(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
         else:
-            self._say(
+            self._notify(
                 "no worker is alive: start one with `celery -A worker worker`. "
                 "Waiting for it; Ctrl-C leaves, the job stays."
             )
@@ -52,20 +52,20 @@ class Obstacles:
     def tell(self, error: RedisUnreachable) -> None:
         """Redis is away, or refuses what is to be sent; said once, however its words differ."""
         self.asked = time.monotonic()  # a worker that is ready all the same is no news now
-        self._say(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
+        self._notify(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
 
-    def _say(self, text: str, about: str = "") -> None:
+    def _notify(self, text: str, about: str = "") -> None:
         """Say something else than the last time; with `about`, something about something else."""
         if text and (about or text) != self.said:
-            say(text)
+            notify(text)
         self.said = about or text
 
 
-def patiently(call: Callable[[], Item], obstacles: Obstacles) -> Item:
+def wait_for_redis(call: Callable[[], Item], wait_status: WaitStatus) -> Item:
     """Call until Redis answers, saying once that it does not."""
     while True:
         try:
             return call()
         except RedisUnreachable as error:
-            obstacles.tell(error)
+            wait_status.tell(error)
             time.sleep(RETRY_S)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from producer.collection.catalogue import Catalogue
-from producer.collection.file_status import Presence, Sight
+from producer.collection.file_status import FileStatus, FileStatusReader
 from producer.collection.paths import is_below, poster_id, resolved_root, walk
 from producer.errors import PruneRefused
 
@@ -72,7 +72,7 @@ class Prune:
         if not self._holds_posters():
             raise PruneRefused(f"{self._base} holds no poster at all: is its disk mounted? Nothing was changed")
         self._identity = self._look_at_root()
-        self._sight = Sight(self._base)
+        self._sight = FileStatusReader(self._base)
         self._spaces = [info.space.id for info in store.spaces()]
 
     def survey(self) -> Survey:
@@ -87,7 +87,7 @@ class Prune:
         for page in self._gone(survey):
             yield from page
 
-    def fates(self, ids: Sequence[str]) -> dict[str, Presence]:
+    def statuses(self, ids: Sequence[str]) -> dict[str, FileStatus]:
         """Of each of these ids that lie within the search, what has become of its file."""
         return self._judge(ids, Counter())
 
@@ -128,12 +128,12 @@ class Prune:
         while page := list(islice(ids, JUDGED_AT_ONCE)):
             judged = self._judge(page, survey.folders)
             survey.held += len(judged)
-            fates = Counter(judged.values())
-            survey.gone += fates[Presence.GONE] + (fates[Presence.EMPTY] if self._yes else 0)
-            survey.empty += 0 if self._yes else fates[Presence.EMPTY]
-            survey.hidden += fates[Presence.HIDDEN]
-            goes = (Presence.GONE, Presence.EMPTY) if self._yes else (Presence.GONE,)
-            if chosen := [name for name, fate in judged.items() if fate in goes]:
+            statuses = Counter(judged.values())
+            survey.gone += statuses[FileStatus.GONE] + (statuses[FileStatus.EMPTY] if self._yes else 0)
+            survey.empty += 0 if self._yes else statuses[FileStatus.EMPTY]
+            survey.hidden += statuses[FileStatus.HIDDEN]
+            goes = (FileStatus.GONE, FileStatus.EMPTY) if self._yes else (FileStatus.GONE,)
+            if chosen := [name for name, status in judged.items() if status in goes]:
                 yield chosen
 
     def _ids(self) -> Iterator[str]:
@@ -150,7 +150,7 @@ class Prune:
     def _ids_in(self, space: str, prefix: str) -> Iterator[str]:
         return chain.from_iterable(self._store.ids(space, prefix=prefix))
 
-    def _judge(self, ids: Sequence[str], folders: Counter[str]) -> dict[str, Presence]:
+    def _judge(self, ids: Sequence[str], folders: Counter[str]) -> dict[str, FileStatus]:
         """The fate of those ids that are in the store and whose file lies within the search."""
         places = self._catalogue.of(ids)
         others = self._catalogue.at(name for name in ids if name not in places)
@@ -162,16 +162,16 @@ class Prune:
             }
             held = {name for space in self._spaces for name in self._store.rows(space, list(within))}
             files = {name: file for name, file in within.items() if name in held}
-        fates: dict[str, Presence] = {}
+        statuses: dict[str, FileStatus] = {}
         emptied: dict[str, tuple[str, float]] = {}
         for name, file in files.items():
-            fates[name] = Presence.HIDDEN if name in claimed else self._sight.look(file)
-            if fates[name] is Presence.EMPTY:
+            statuses[name] = FileStatus.HIDDEN if name in claimed else self._sight.look(file)
+            if statuses[name] is FileStatus.EMPTY:
                 emptied[name] = self._sight.empty, self._sight.emptied
-        fates |= dict.fromkeys(self._deleted(emptied), Presence.GONE)
-        folders.update(emptied[name][0] for name, fate in fates.items() if fate is Presence.EMPTY)
-        renamed = {name: others[name].id for name in fates if fates[name] is Presence.HERE and name in others}
-        return fates | dict.fromkeys(self._replaced(renamed), Presence.GONE)
+        statuses |= dict.fromkeys(self._deleted(emptied), FileStatus.GONE)
+        folders.update(emptied[name][0] for name, status in statuses.items() if status is FileStatus.EMPTY)
+        renamed = {name: others[name].id for name in statuses if statuses[name] is FileStatus.HERE and name in others}
+        return statuses | dict.fromkeys(self._replaced(renamed), FileStatus.GONE)
 
     def _deleted(self, emptied: dict[str, tuple[str, float]]) -> list[str]:
         """Of posters whose folder is empty, those that were deleted from it: that leaves its mark on the folder's time.

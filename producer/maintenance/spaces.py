@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from producer.collection.catalogue import Catalogue, read_catalogue
-from producer.collection.file_status import Presence
+from producer.collection.file_status import FileStatus
 from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
 from producer.maintenance.prune import JUDGED_AT_ONCE, Prune
@@ -44,8 +44,8 @@ class Absence:
 
     def count(self, posters: Sequence[str]) -> int:
         """How many of these are gone, and not only out of sight."""
-        fates = self._prune.fates(posters) if self._prune else {}
-        return sum(fate is Presence.GONE for fate in fates.values())
+        statuses = self._prune.statuses(posters) if self._prune else {}
+        return sum(status is FileStatus.GONE for status in statuses.values())
 
 
 def store_for_reading(settings: Settings) -> VectorStore:

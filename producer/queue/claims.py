@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any, Final, cast
 
 from producer.queue import scripts
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.keys import ACTIVE, REPLY_S, RETURNED, claim_key, job_keys
 from producer.queue.messages import LANES, QUEUES, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
@@ -25,21 +25,21 @@ def sign(owner: str) -> str:
     return f"{owner}#{secrets.token_hex(4)}"
 
 
-class Custody:
+class Claims:
     """Claims, and what ends them; on the ledger's connection. Safe to share between threads.
 
     Every method raises RedisUnreachable as the ledger's do, and may be asked again.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, job_store: JobStore) -> None:
         """`ledger` is shared, and stays its owner's to close."""
-        self._ledger, self._redis, self._url = ledger, ledger.redis, ledger.url
-        self._claim_ms = int(ledger.claim_s * 1000)
+        self._job_store, self._redis, self._url = job_store, job_store.redis, job_store.url
+        self._claim_ms = int(job_store.claim_s * 1000)
         script = self._redis.register_script
-        self._claim, self._beat = script(scripts.CLAIM), script(scripts.BEAT)
-        self._give_back, self._finish = script(scripts.GIVE_BACK), script(scripts.FINISH)
-        self._cut, self._ids = script(scripts.CUT), script(scripts.IDS)
-        self._free = script(scripts.FREE)
+        self._claim, self._renew = script(scripts.CLAIM), script(scripts.RENEW)
+        self._release, self._finish = script(scripts.RELEASE), script(scripts.FINISH)
+        self._split, self._ids = script(scripts.SPLIT), script(scripts.IDS)
+        self._release_dead = script(scripts.RELEASE_DEAD)
 
     # the worker's side
 
@@ -55,13 +55,13 @@ class Custody:
             verdict, attempt, deliveries = cast(list[Any], self._claim(keys, arguments))
         return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
 
-    def beat(self, batch: EmbedBatch, holder: str, done: int) -> bool:
+    def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
         """Renew the claim and say how far it is; False when the batch is not the holder's any more."""
         keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
         with answers(self._url):
-            return bool(self._beat(keys, [batch.batch, holder, self._claim_ms, done]))
+            return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
-    def give_back(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
+    def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
         """Return a batch, to be sent again after `after_s`; `count`: the attempt stays counted.
 
         Returns:
@@ -70,16 +70,16 @@ class Custody:
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
         arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count)]
         with answers(self._url):
-            return bool(self._give_back(keys, arguments))
+            return bool(self._release(keys, arguments))
 
-    def free(self, batch: EmbedBatch, owner: str) -> bool:
+    def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
         """Let go of a batch whose worker died with it, for its parent process; False when it was not `owner`'s.
 
         Without it, whoever gets the batch next would respect the dead child's claim until that expires.
         """
         keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
         with answers(self._url):
-            return bool(self._free(keys, [batch.batch, owner, batch.job]))
+            return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
         """Count a batch as finished, once; False when it was finished before."""
@@ -92,7 +92,7 @@ class Custody:
         """Take a batch of a cancelled job out of it; False when a worker is at it, or it was finished."""
         return self._settle(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
 
-    def cut(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
+    def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
         """Replace an open batch by its halves; None when it was finished in the meantime.
 
         Args:
@@ -102,7 +102,7 @@ class Custody:
         parts = [part for half in halves for part in (half.batch, json.dumps(half.encode()), len(half.posters))]
         keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
         with answers(self._url):
-            return halves if self._cut(keys, [batch.batch, counted, *parts]) else None
+            return halves if self._split(keys, [batch.batch, counted, *parts]) else None
 
     # the side of those who look after batches
 
@@ -112,7 +112,7 @@ class Custody:
         Raises:
             JobUnknown: there is no such job.
         """
-        if not self._ledger.call_off(job):
+        if not self._job_store.call_off(job):
             return 0
         withdrawn = 0
         with answers(self._url):
@@ -122,7 +122,7 @@ class Custody:
                     withdrawn += posters
         return withdrawn
 
-    def condemn(self, job: str, batch_id: str, reason: str) -> int:
+    def fail_unreadable(self, job: str, batch_id: str, reason: str) -> int:
         """Fail the posters of an open batch that `load` calls bad, so that its job can end; how many there are."""
         posters = (self._written_down(job, batch_id) or {}).get("posters", ())
         failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
@@ -193,7 +193,7 @@ class Custody:
         failures = [text for failure in outcome.failures for text in (failure.id, json.dumps(failure[1:]))]
         vectors = [text for name, raw in outcome.vectors.items() for text in (name, base64.b64encode(raw))]
         counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
-        now, keep_s = repr(time.time()), self._ledger.keep_s
+        now, keep_s = repr(time.time()), self._job_store.keep_s
         head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), *counts, len(outcome.failures)]
         arguments: list[Any] = [*head, *failures, *vectors]
         with answers(self._url):

@@ -6,19 +6,19 @@ import json
 import time
 from typing import Final, cast
 
-from producer.queue.jobs import Ledger
-from producer.queue.keys import ONCE_S, QUARANTINE, QUARANTINED_MOST
+from producer.queue.jobs import JobStore
+from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST, ONCE_S
 from producer.redis_client import answers
 
 SHOWN_CHARACTERS: Final = 10_000  # enough to recognise a message by; the rest would only fill Redis
 
 
-class Quarantine:
+class DeadLetters:
     """Put messages aside, and tell of them; on the ledger's connection."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, job_store: JobStore) -> None:
         """`ledger` is shared, and stays its owner's to close."""
-        self._redis, self._url = ledger.redis, ledger.url
+        self._redis, self._url = job_store.redis, job_store.url
 
     def put(self, message: str, reason: str, *, once: str = "") -> None:
         """Put a message aside.
@@ -34,17 +34,17 @@ class Quarantine:
             if once and not self._redis.set(f"posters:put-aside:{once}", "1", nx=True, ex=ONCE_S):
                 return
             pipe = self._redis.pipeline()
-            pipe.lpush(QUARANTINE, entry)
-            pipe.ltrim(QUARANTINE, 0, QUARANTINED_MOST - 1)
+            pipe.lpush(DEAD_LETTERS, entry)
+            pipe.ltrim(DEAD_LETTERS, 0, DEAD_LETTERS_MOST - 1)
             pipe.execute()
 
     def count(self) -> int:
         """How many messages were put aside; at most QUARANTINED_MOST are kept."""
         with answers(self._url):
-            return int(self._redis.llen(QUARANTINE))
+            return int(self._redis.llen(DEAD_LETTERS))
 
     def newest_reason(self) -> str:
         """Why the newest was put aside; empty when there is none."""
         with answers(self._url):
-            entries = cast(list[str], self._redis.lrange(QUARANTINE, 0, 0))
+            entries = cast(list[str], self._redis.lrange(DEAD_LETTERS, 0, 0))
         return str(json.loads(entries[0])["reason"]) if entries else ""

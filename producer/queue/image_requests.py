@@ -37,7 +37,7 @@ class Answer:
     vector: bytes
 
 
-class Queries:
+class ImageRequests:
     """Ask and answer; RedisUnreachable when Redis does not answer. Safe to share between threads."""
 
     def __init__(self, url: str) -> None:

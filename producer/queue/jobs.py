@@ -26,7 +26,7 @@ FAILURES_PAGE: Final = 500  # that one question to Redis looks at
 Page = tuple[int, list[Failure]]
 
 
-class Ledger:
+class JobStore:
     """Read and write jobs. Safe to share between threads.
 
     Every method raises RedisUnreachable when Redis does not answer within the timeouts of

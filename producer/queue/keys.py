@@ -28,10 +28,10 @@ JOBS: Final = "posters:jobs"
 JOBS_MOST: Final = 10_000  # more than anybody reads; whoever kept a job's id finds it without this list
 ACTIVE: Final = "posters:active"
 RETURNED: Final = "posters:returned"
-QUARANTINE: Final = "posters:quarantine"
-QUARANTINED_MOST: Final = 1000  # enough to see what a wrong sender does, too few to fill Redis
+DEAD_LETTERS: Final = "posters:quarantine"
+DEAD_LETTERS_MOST: Final = 1000  # enough to see what a wrong sender does, too few to fill Redis
 ONCE_S: Final = 86400  # a batch of a newer version is sent again and again; a line a day is enough
-REPAIRER: Final = "posters:repairer"
+REDELIVERY_LEASE: Final = "posters:repairer"
 REPLY_S: Final = 300  # longer than any backend waits for one vector
 SENDER_S: Final = 30  # a producer renews it with every batch; silence means that it died
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from producer.errors import RedisUnreachable
 from producer.queue import scripts
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.workers import RENEWAL_S
 from producer.redis_client import answers
@@ -21,12 +21,12 @@ class Lease:
     Every method raises RedisUnreachable as the ledger's do, and may be asked again.
     """
 
-    def __init__(self, ledger: Ledger, key: str, holder: str, lasts_s: float) -> None:
+    def __init__(self, job_store: JobStore, key: str, holder: str, lasts_s: float) -> None:
         """`ledger` lends its connection; `lasts_s`: renew it well before."""
-        self._url, self._key, self.holder, self._lasts_ms = ledger.url, key, holder, round(lasts_s * 1000)
-        self._redis = ledger.redis
-        self._take = ledger.redis.register_script(scripts.TAKE)
-        self._let_go = ledger.redis.register_script(scripts.LET_GO)
+        self._url, self._key, self.holder, self._lasts_ms = job_store.url, key, holder, round(lasts_s * 1000)
+        self._redis = job_store.redis
+        self._take = job_store.redis.register_script(scripts.ACQUIRE)
+        self._let_go = job_store.redis.register_script(scripts.RELEASE_LEASE)
 
     def take(self, lasts_s: float | None = None) -> str | None:
         """Take or renew it, for `lasts_s` from now; None when it is ours now, else who holds it."""
@@ -56,7 +56,11 @@ logger = logging.getLogger(__name__)
 
 
 def wait_for_card(
-    ledger: Ledger, card: str, owner: str, tell: Callable[[str], object], pause: Callable[[float], object] = time.sleep
+    job_store: JobStore,
+    card: str,
+    owner: str,
+    tell: Callable[[str], object],
+    pause: Callable[[float], object] = time.sleep,
 ) -> Lease:
     """The lease of a card, as soon as nobody else has it.
 
@@ -65,7 +69,7 @@ def wait_for_card(
         tell: called with a sentence at every look, so that the worker can announce why it waits.
         pause: waits so many seconds.
     """
-    lease = Lease(ledger, card_key(card), owner, LEASE_S)
+    lease = Lease(job_store, card_key(card), owner, LEASE_S)
     said = ""
     while True:
         try:

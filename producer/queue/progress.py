@@ -37,7 +37,7 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
     vectors: Mapping[str, bytes] = field(default_factory=dict)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The counts, for a log."""
         counts = f"{self.embedded} embedded, {self.reused} reused, {self.unchanged} unchanged"
         return f"{counts}, {len(self.failures)} failed"

@@ -19,9 +19,9 @@ from contextlib import suppress
 from typing import Final
 
 from producer.errors import BadMessage, NewerMessage, RedisUnreachable
-from producer.queue.claims import Custody
-from producer.queue.jobs import Ledger
-from producer.queue.keys import REPAIRER
+from producer.queue.claims import Claims
+from producer.queue.jobs import JobStore
+from producer.queue.keys import REDELIVERY_LEASE
 from producer.queue.locks import Lease
 from producer.queue.messages import EmbedBatch
 
@@ -33,20 +33,20 @@ GRACE_S: Final = 8.0  # between "written down" and "sent", and between "taken" a
 logger = logging.getLogger(__name__)
 
 
-class Repair:
+class Redelivery:
     """Whoever is alive calls `run` again and again; it does what is due. Duplicates do no harm."""
 
     def __init__(
         self,
-        custody: Custody,
-        ledger: Ledger,
+        claims: Claims,
+        job_store: JobStore,
         send: Callable[[EmbedBatch], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`send` puts a batch on its lane; `clock` in seconds; custody and ledger stay their owner's to close."""
-        self._custody, self._ledger, self._send, self._clock = custody, ledger, send, clock
+        self._claims, self._job_store, self._send, self._clock = claims, job_store, send, clock
         me = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._lease = Lease(ledger, REPAIRER, me, 2 * LOOK_EVERY_S)
+        self._lease = Lease(job_store, REDELIVERY_LEASE, me, 2 * LOOK_EVERY_S)
         self._missing_since: dict[tuple[str, str], float] = {}
         self._look_at = self._returned_at = clock()
         self._busy = threading.Lock()  # a producer's threads share its repair
@@ -59,7 +59,7 @@ class Repair:
             sent, now = 0, self._clock()
             if now >= self._returned_at:
                 self._returned_at = now + RETURNED_EVERY_S
-                sent += sum(self._resend(job, name) for job, name in self._custody.returned())
+                sent += sum(self._resend(job, name) for job, name in self._claims.returned())
             if now >= self._look_at:
                 self._look_at = now + LOOK_EVERY_S
                 if self._lease.take() is None:
@@ -80,9 +80,9 @@ class Repair:
 
     def _look(self) -> int:
         """Send what was missed in two looks that lie GRACE_S or more apart."""
-        opened = {name: job for job in self._ledger.active() for name in self._custody.opened(job)}
-        missing = set(opened) - self._custody.queued(opened) if opened else set()
-        missing -= self._custody.claimed(missing)
+        opened = {name: job for job in self._job_store.active() for name in self._claims.opened(job)}
+        missing = set(opened) - self._claims.queued(opened) if opened else set()
+        missing -= self._claims.claimed(missing)
         now = self._clock()
         found = {(opened[name], name) for name in missing}
         self._missing_since = {batch: self._missing_since.get(batch, now) for batch in found}
@@ -93,12 +93,12 @@ class Repair:
 
     def _resend(self, job: str, name: str) -> bool:
         try:
-            batch = self._custody.load(job, name)
+            batch = self._claims.load(job, name)
         except NewerMessage as error:  # it stays open, for those who can read it
             logger.info("batch %s is left to a newer worker: %s", name, error)
             return False
         except BadMessage as error:
-            count = self._custody.condemn(job, name, f"its batch can be read by no worker: {error}")
+            count = self._claims.fail_unreadable(job, name, f"its batch can be read by no worker: {error}")
             logger.error("batch %s can be read by no worker, its %d posters fail: %s", name, count, error)
             return False
         if batch is None:

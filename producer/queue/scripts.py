@@ -116,7 +116,7 @@ return {'work', redis.call('HINCRBY', KEYS[3], ARGV[1], 1), redis.call('HINCRBY'
 """
 # KEYS open doing claim; ARGV batch holder claim_ms done → 1, 0 if the batch is not the holder's any more. A
 # claim that expired and that nobody took is the holder's still: a clock that jumps must not cost a batch.
-BEAT: Final = """
+RENEW: Final = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 local held = redis.call('GET', KEYS[3])
 if held and held ~= ARGV[2] then return 0 end
@@ -127,7 +127,7 @@ return 1
 """
 # KEYS open tries claim returned; ARGV batch holder job after_ms uncount → 1, 0 if the batch is not the holder's.
 # The claim outlives its holder for the pause; with after_ms 0 the batch is free at once.
-GIVE_BACK: Final = f"""
+RELEASE: Final = f"""
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[3])
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -138,7 +138,7 @@ return 1
 """
 # KEYS open claim returned; ARGV batch owner job → 1 if the owner had it. For an owner whose child died with it: the
 # attempt stays counted, and it is sent again at once.
-FREE: Final = """
+RELEASE_DEAD: Final = """
 local held = redis.call('GET', KEYS[2])
 if not held or string.sub(held, 1, #ARGV[2] + 1) ~= ARGV[2] .. '#' then return 0 end
 redis.call('DEL', KEYS[2])
@@ -181,7 +181,7 @@ return 1
 """
 # KEYS open tries doing claim; ARGV batch counted, then (part json n_posters)* → 1 if it was cut, 0 if it was
 # not open. A part of several posters begins with so many attempts counted.
-CUT: Final = """
+SPLIT: Final = """
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HDEL', KEYS[2], ARGV[1], ARGV[1] .. '#')
 redis.call('HDEL', KEYS[3], ARGV[1])
@@ -197,7 +197,7 @@ return 1
 # ─── a worker's announcement ───
 
 # KEYS worker workers; ARGV owner lasts_s, then (field value)*
-SAY: Final = """
+PUBLISH: Final = """
 redis.call('DEL', KEYS[1])
 for at = 3, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -221,7 +221,7 @@ return found
 # ─── leases ───
 
 # KEYS lease; ARGV holder ms → the holder: the one that asks, unless another has it
-TAKE: Final = """
+ACQUIRE: Final = """
 local held = redis.call('GET', KEYS[1])
 if held and held ~= ARGV[1] then return held end
 redis.call('DEL', KEYS[1])
@@ -229,6 +229,6 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
 # KEYS lease; ARGV holder
-LET_GO: Final = """
+RELEASE_LEASE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from producer.embedding import Space
 from producer.errors import SpaceMismatch
-from producer.queue.scripts import SAY
+from producer.queue.scripts import PUBLISH
 from producer.redis_client import answers, connect
 
 PREFIX: Final = "posters:worker:"
@@ -49,21 +49,21 @@ class Announcement:
         return self.fields.get(field, "")
 
 
-class Announcements:
+class WorkerRegistry:
     """Write and read announcements; RedisUnreachable when Redis does not answer."""
 
     def __init__(self, url: str) -> None:
         """`url` as settings.redis_url."""
         self.url = url
         self._redis = connect(url)
-        self._say = self._redis.register_script(SAY)
+        self._notify = self._redis.register_script(PUBLISH)
 
-    def say(self, owner: str, state: str, fields: Mapping[str, object]) -> None:
+    def publish(self, owner: str, state: str, fields: Mapping[str, object]) -> None:
         """Announce, replacing what this owner said before."""
         entry = {"state": state, "at": repr(time.time())} | {field: str(value) for field, value in fields.items()}
         arguments = [text for field in entry.items() for text in field]
         with answers(self.url):
-            self._say([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
+            self._notify([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
 
     def of(self, owner: str) -> Announcement | None:
         """What one worker says; None when it is silent."""
@@ -71,12 +71,12 @@ class Announcements:
             entry = cast(dict[str, str], self._redis.hgetall(PREFIX + owner))
         return Announcement(owner, entry.pop("state"), entry) if entry else None
 
-    def hear(self, name: str) -> Announcement | None:
+    def find(self, name: str) -> Announcement | None:
         """What the worker of a node name says; of several that share it, the one that spoke last."""
         named = [worker for worker in self._heard() if worker.name == name]
         return max(named, key=lambda worker: float(worker.get("at")), default=None)
 
-    def everybody(self) -> list[Announcement]:
+    def alive(self) -> list[Announcement]:
         """All workers that are alive, by name; not one that failed, as soon as it was started anew."""
         alive = self._heard()
         begun = {worker.name for worker in alive if worker.state != FAILED}

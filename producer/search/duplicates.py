@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from producer.embedding import Vectors
-from producer.search.similar_pairs import Positions, near_pairs
+from producer.search.similar_pairs import Positions, similar_pairs
 from producer.vectors.base import SpaceInfo, VectorStore
 
 
@@ -69,7 +69,7 @@ def find_duplicates(
     place[sorted(range(len(contents)), key=lambda at: contents[at].ids[0])] = np.arange(len(contents))
     stars: list[Star] = []
     if threshold is not None:
-        stars = _stars(_Neighbours(*near_pairs(vectors, threshold, on_pairs)), vectors, place)
+        stars = _clusters(_Neighbours(*similar_pairs(vectors, threshold, on_pairs)), vectors, place)
     near = {at for star in stars for at, _, _ in star}
     stars += [[(at, 1.0, at)] for at, content in enumerate(contents) if len(content.ids) > 1 and at not in near]
     groups = [list(_members(star, contents)) for star in stars]
@@ -121,7 +121,7 @@ class _Neighbours:
         return list(zip(self._others[start:stop].tolist(), self._cosines[start:stop].tolist(), strict=True))
 
 
-def _stars(neighbours: _Neighbours, vectors: Vectors, place: npt.NDArray[np.int64]) -> list[Star]:
+def _clusters(neighbours: _Neighbours, vectors: Vectors, place: npt.NDArray[np.int64]) -> list[Star]:
     """See find_duplicates."""
     stars: list[Star] = []
     star_of: dict[int, int] = {}

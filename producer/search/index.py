@@ -14,7 +14,7 @@ import numpy as np
 from producer.embedding import Space, Vectors
 from producer.errors import PosterError, SpaceMismatch
 from producer.search.nearest import Match, described, first, highest, require_width, sweep
-from producer.search.snapshot import Held, look
+from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import is_made, open_store
 from producer.vectors.base import VectorStore
@@ -36,7 +36,7 @@ class Index:
         """Use `Index.open`, which loads the vectors, too."""
         self._settings, self._named = settings, space
         self._store: VectorStore | None = None
-        self._held = Held()
+        self._held = Snapshot()
         self._loading = threading.Lock()
         self._ended = threading.Event()
         self._threads = _usable_cores()
@@ -126,19 +126,19 @@ class Index:
             if self._ended.is_set() or (self._store is None and not is_made(self._settings.store)):
                 return False
             self._store = self._store or open_store(self._settings.store)
-            before, self._held = self._held, look(self._held, self._store, self._settings, self._named)
+            before, self._held = self._held, load_if_changed(self._held, self._store, self._settings, self._named)
             return self._held is not before
 
     def close(self) -> None:
         """End the threads and let go of the store and the vectors."""
         self._ended.set()
         with self._loading:
-            self._held = Held()
+            self._held = Snapshot()
             self._pool.shutdown()
             if self._store is not None:
                 self._store.close()
 
-    def _search(self, held: Held, queries: Vectors, k: int) -> list[list[Match]]:
+    def _search(self, held: Snapshot, queries: Vectors, k: int) -> list[list[Match]]:
         if len(queries) > FEW_QUERIES:
             starts = range(0, len(held.ids), BLOCK_ROWS)
             blocks = ((held.ids[at : at + BLOCK_ROWS], held.matrix[at : at + BLOCK_ROWS]) for at in starts)

@@ -20,7 +20,7 @@ SPARSE: Final = 16  # where fewer than 1 in so many pairs is left, they are comp
 MOST_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
 
 
-def near_pairs(
+def similar_pairs(
     vectors: Vectors, threshold: float, on_pairs: Callable[[int], None] = lambda done: None
 ) -> tuple[Positions, Positions, Vectors]:
     """Every pair ``i < j`` of rows with a cosine of at least `threshold`: all i, all j, all cosines.
@@ -37,7 +37,7 @@ def near_pairs(
     Raises:
         ConfigurationError: more than MOST_PAIRS are nearer than the threshold.
     """
-    shadows, mirrored = _shadows(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
+    shadows, mirrored = _projections(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
     # A product of shadows is -distance²/2, and distance²/2 of the vectors 1 - cosine. One block is compared whole.
     least = threshold - SLACK - (len(vectors) > BLOCK_ROWS)
     most = min(BLOCK_ROWS, len(vectors))
@@ -72,7 +72,7 @@ def _blocks(count: int) -> Iterator[tuple[int, int]]:
             yield top, left
 
 
-def _shadows(vectors: Vectors) -> tuple[Vectors, Vectors]:
+def _projections(vectors: Vectors) -> tuple[Vectors, Vectors]:
     """Two matrices whose product is minus half the squared distance of the shadows: (n, DIRECTIONS + 2) each."""
     sample = vectors[:: max(1, len(vectors) // SAMPLE_ROWS)][: 2 * SAMPLE_ROWS].astype(np.float64)
     spread = sample - sample.mean(axis=0) if len(sample) else sample

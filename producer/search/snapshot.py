@@ -18,7 +18,7 @@ Stamp = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class Held:
+class Snapshot:
     """What was in the store at one moment; replaced whole, never changed.
 
     Attributes:
@@ -39,14 +39,14 @@ class Held:
     seconds: float = 0.0
 
 
-def look(held: Held, store: VectorStore, settings: Settings, name: str | None) -> Held:
+def load_if_changed(held: Snapshot, store: VectorStore, settings: Settings, name: str | None) -> Snapshot:
     """What the store holds now; `held` itself when nothing has changed.
 
     Args:
         name: the space that is wanted, or its beginning; None: the store's current one.
     """
     if name is None and store.current() is None:
-        return Held() if held.space else held
+        return Snapshot() if held.space else held
     space = find_space(store, name).space
     stamp, catalogue_stamp = store.version(space.id), _file_stamp(settings)
     catalogue, began = held.catalogue, time.monotonic()
@@ -58,7 +58,7 @@ def look(held: Held, store: VectorStore, settings: Settings, name: str | None) -
         ids, matrix = held.ids, held.matrix
     else:
         return held
-    return Held(space, stamp, ids, matrix, catalogue, catalogue_stamp, time.monotonic() - began)
+    return Snapshot(space, stamp, ids, matrix, catalogue, catalogue_stamp, time.monotonic() - began)
 
 
 def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:

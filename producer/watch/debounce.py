@@ -33,7 +33,7 @@ class _Held:
     since_s: float
 
 
-class Settling:
+class Debouncer:
     """Looks at changed paths until size and modification time of each have been the same for a while.
 
     Only the local clock is trusted: the times of files may come from another machine.

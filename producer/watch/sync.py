@@ -21,10 +21,10 @@ from producer.collection.catalogue import Catalogue, require_catalogue
 from producer.errors import PosterError
 from producer.files import modified_ns
 from producer.indexing.dispatch import follow
-from producer.indexing.freshness import Currency
-from producer.indexing.waiting import Obstacles, patiently
+from producer.indexing.freshness import UpToDateFilter
+from producer.indexing.waiting import WaitStatus, wait_for_redis
 from producer.maintenance.prune import Prune
-from producer.output import say, say_failures
+from producer.output import notify, notify_failures
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure, Progress
 
@@ -32,14 +32,14 @@ REMEMBERED: Final = 100_000  # posters that failed as they are, so that a search
 
 
 @dataclass(frozen=True)
-class Round:
+class SyncPass:
     """What one round did: the job's progress, None where nothing had to be sent; how many posters were pruned."""
 
     progress: Progress | None
     pruned: int
 
 
-class Rounds:
+class Sync:
     """Makes round after round, and remembers what failed, so that it is not tried again as it is."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Rounds:
         settle_s: float,
         hold_back: Callable[[str], None],
         say_once: Callable[[str], None],
-        tell: Callable[[Round], None],
+        tell: Callable[[SyncPass], None],
     ) -> None:
         """As Watching.
 
@@ -66,10 +66,10 @@ class Rounds:
             say_once: hears why nothing was pruned.
             tell: hears every round that did something.
         """
-        self.current = Currency(producer, say)
-        self._producer, self._base, self._obstacles = producer, base, Obstacles(producer)
+        self.current = UpToDateFilter(producer, notify)
+        self._producer, self._base, self._wait_status = producer, base, WaitStatus(producer)
         self._prune_too, self._yes, self._settle_s = prune, yes, settle_s
-        self._hold_back, self._say_once, self._tell = hold_back, say_once, tell
+        self._hold_back, self._notify_once, self._tell = hold_back, say_once, tell
         self._failed: dict[str, tuple[int, int]] = {}
 
     def forget(self, path: str) -> None:
@@ -111,18 +111,18 @@ class Rounds:
             progress = self._send(posters, is_current)
         pruned = self._prune(gone, catalogue) if gone and self._prune_too else 0
         if progress is not None or pruned:
-            self._tell(Round(progress, pruned))
+            self._tell(SyncPass(progress, pruned))
 
     def _send(
         self, posters: Iterator[Poster | Failure], is_current: Callable[[Sequence[Poster]], set[str]]
     ) -> Progress:
         producer, began = self._producer, time.time()
-        job = patiently(producer.begin, self._obstacles)
+        job = wait_for_redis(producer.begin, self._wait_status)
         feed = partial(producer.feed, job, posters, is_current=is_current)
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
         progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
-        failures = patiently(lambda: nsmallest(REMEMBERED, producer.ledger.failures(job.id)), self._obstacles)
-        say_failures(producer, progress, failures)
+        failures = wait_for_redis(lambda: nsmallest(REMEMBERED, producer.job_store.failures(job.id)), self._wait_status)
+        notify_failures(producer, progress, failures)
         self._remember(failures, began)
         return progress
 
@@ -150,5 +150,5 @@ class Rounds:
                 survey = prune.survey()
                 return prune.remove(survey, of=max(whole, survey.held)) if survey.gone else 0
         except PosterError as error:
-            self._say_once(str(error))
+            self._notify_once(str(error))
             return 0

@@ -16,15 +16,15 @@ from typing import Final
 from producer.client import Producer
 from producer.collection.catalogue import read_catalogue, require_catalogue, stamp_of
 from producer.collection.paths import is_below, is_looked_for, outermost, poster_id, resolved_root, starts_of
-from producer.collection.scan import Search
+from producer.collection.scan import PosterScan
 from producer.errors import PosterError
-from producer.indexing.index_job import search, summarise
-from producer.output import say
+from producer.indexing.index_job import search, summarize
+from producer.output import notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
-from producer.watch.debounce import Settled, Settling
+from producer.watch.debounce import Debouncer, Settled
 from producer.watch.file_events import Events
-from producer.watch.sync import Round, Rounds
+from producer.watch.sync import Sync, SyncPass
 
 LOOK_S: Final = 0.25
 BEGIN_S: Final = 60.0  # for the system to watch a large tree; after that it is searched all the same
@@ -44,7 +44,7 @@ class Watching:
         yes: bool,
         settle_s: float,
         search_every_s: float,
-        tell: Callable[[Round], None],
+        tell: Callable[[SyncPass], None],
     ) -> None:
         """Look at the paths.
 
@@ -68,18 +68,18 @@ class Watching:
         self._catalogue = self._found.catalogue
         require_catalogue(producer.settings, self._catalogue)
         self._stamp, self._stamp_since = self._catalogue.stamp, time.monotonic()
-        self._rounds = Rounds(
+        self._rounds = Sync(
             producer,
             self._base,
             prune=prune,
             yes=yes,
             settle_s=settle_s,
             hold_back=self._hold_back,
-            say_once=self._say_once,
+            say_once=self._notify_once,
             tell=tell,
         )
         self._events = Events(self._base, self._starts)
-        self._settling = Settling(self._base, settle_s)
+        self._settling = Debouncer(self._base, settle_s)
         self._told: set[str] = set()
         self._root: tuple[int, int] | None = self._identity()
         self._everything, self._rested, self._due = True, 0.0, 0.0
@@ -108,7 +108,7 @@ class Watching:
         try:
             step()
         except PosterError as error:
-            self._say_once(str(error))
+            self._notify_once(str(error))
             self._everything = True
 
     def _take_events(self) -> None:
@@ -118,7 +118,7 @@ class Watching:
             self._hold_back(path, is_new=is_new)
         if self._events.trouble:
             every = f"{self._search_every_s:g} s"
-            self._say_once(f"changes are not told at the moment ({self._events.trouble}); looking every {every}")
+            self._notify_once(f"changes are not told at the moment ({self._events.trouble}); looking every {every}")
 
     def _hold_back(self, path: str, *, is_new: bool = False) -> None:
         if not self._settling.add(path, is_new=is_new):
@@ -128,7 +128,7 @@ class Watching:
         """Notice a disk that was taken out, and one that is back: its folders have to be watched anew."""
         identity = self._identity()
         if identity is None:
-            self._say_once(f"the posters root {self._base} is gone: is its disk mounted? Waiting for it")
+            self._notify_once(f"the posters root {self._base} is gone: is its disk mounted? Waiting for it")
         elif identity != self._root:
             self._events.begin_anew()
         self._root = identity
@@ -156,7 +156,7 @@ class Watching:
                 self._rounds.run(
                     self._at_rest(found), self._starts, self._catalogue, is_current=self._rounds.current, always=True
                 )
-                summarise(found, self._producer.settings)
+                summarize(found, self._producer.settings)
             else:
                 self._rounds.run(self._rounds.news(self._at_rest(found)), self._starts, self._catalogue)
                 self._told.clear()
@@ -165,11 +165,11 @@ class Watching:
             self._rested = now + max(self._settle_s, SEARCH_SHARE * (now - began))
             self._due = now + max(self._search_every_s, SEARCH_SHARE * (now - began))
 
-    def _search_again(self) -> Search:
+    def _search_again(self) -> PosterScan:
         settings = self._producer.settings
         catalogue = read_catalogue(settings.catalogue)
         require_catalogue(settings, catalogue, self._catalogue)
-        return Search(self._base, [str(self._base / start) for start in self._starts], catalogue)
+        return PosterScan(self._base, [str(self._base / start) for start in self._starts], catalogue)
 
     def _follow_up(self, settled: Settled) -> None:
         """A round over what has changed and rests now."""
@@ -180,7 +180,7 @@ class Watching:
             self._rounds.forget(path)
         found: Iterator[Poster | Failure] = iter(())
         if paths:
-            again = Search(self._base, paths, self._catalogue, with_problems=False)
+            again = PosterScan(self._base, paths, self._catalogue, with_problems=False)
             # what went away in this moment is told by its own event
             found = (item for item in self._at_rest(again) if isinstance(item, Failure) or item.size >= 0)
         gone = outermost(settled.gone) if len(settled.gone) <= GONE_MOST else self._starts
@@ -214,7 +214,7 @@ class Watching:
             return None
         return stat.st_dev, stat.st_ino
 
-    def _say_once(self, text: str) -> None:
+    def _notify_once(self, text: str) -> None:
         if text not in self._told:
-            say(text)
+            notify(text)
         self._told.add(text)

@@ -65,7 +65,7 @@ STRANGE = {
     "no arguments": envelope(call()),
     "too many arguments": envelope(call(a_batch(), 2)),
     "a batch of a newer version": envelope(call(a_batch(version=99))),
-    "a batch with an unknown field": envelope(call(a_batch(colour="red"))),
+    "a batch with an unknown field": envelope(call(a_batch(color="red"))),
     UNKNOWN_JOB: envelope(call(a_batch())),
     "garbage of 10 MB": "x" * BIG_BYTES,
     "a body of 10 MB": envelope(call(a_batch(padding="x" * BIG_BYTES))),
@@ -103,7 +103,7 @@ def test_what_is_no_batch(shared_installation, measured, what):
     assert worker.child() == child
     if what != UNKNOWN_JOB:  # nothing is wrong with that one: its job ended long ago
         wait_for(lambda: quarantined(installation) == aside + 1, "the quarantine", 5)
-        assert installation.producer.announcements.hear(worker.name).state == "ready"
+        assert installation.producer.registry.find(worker.name).state == "ready"
     measured()
 
 

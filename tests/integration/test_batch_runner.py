@@ -12,18 +12,18 @@ import pytest
 
 import worker.runtime.heartbeat
 from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
-from producer.queue.claims import Custody
-from producer.queue.dead_letters import Quarantine
-from producer.queue.image_requests import Answer, Queries
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims
+from producer.queue.dead_letters import DeadLetters
+from producer.queue.image_requests import Answer, ImageRequests
+from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
-from producer.queue.workers import LOADING, READY, WAITING, Announcements
+from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
 from producer.vectors.memory import MemoryStore
 from worker.pipeline.timings import Timings
-from worker.runtime.batch_runner import ASK_AGAIN_S, Station
-from worker.runtime.heartbeat import Pulse
+from worker.runtime.batch_runner import ASK_AGAIN_S, BatchRunner
+from worker.runtime.heartbeat import Heartbeat
 from worker.runtime.startup import _pin_card
 
 
@@ -65,26 +65,26 @@ class Installation:
 
     def __init__(self, url):
         settings = load_settings(redis_url=url, attempts=2, claim_s=3)
-        self.pipeline, self.ledger = FakePipeline(), Ledger(url, claim_s=3)
-        self.custody = Custody(self.ledger)
-        shared = Ledger(url, claim_s=3)
-        self.pulse = Pulse(settings, "w@tests", shared, solo=False)
-        self.pulse.say(READY, space="mine")
-        self.pulse.start()
-        self.station = Station(settings, "me", self.pipeline, MemoryStore(), shared, self.pulse)
-        self.ledger.create("J")
+        self.pipeline, self.job_store = FakePipeline(), JobStore(url, claim_s=3)
+        self.claims = Claims(self.job_store)
+        shared = JobStore(url, claim_s=3)
+        self.heartbeat = Heartbeat(settings, "w@tests", shared, solo=False)
+        self.heartbeat.publish(READY, space="mine")
+        self.heartbeat.start()
+        self.runner = BatchRunner(settings, "me", self.pipeline, MemoryStore(), shared, self.heartbeat)
+        self.job_store.create("J")
 
     def batch(self, count, number=1, **fields):
         batch = EmbedBatch("J", f"J.{number}", tuple(Poster(f"{n}", f"{n}.png") for n in range(count)), **fields)
-        self.ledger.step("J", number, batch=batch)
+        self.job_store.step("J", number, batch=batch)
         return batch
 
     def open(self):
-        return sorted(self.custody.opened("J"))
+        return sorted(self.claims.opened("J"))
 
     def close(self):
-        self.station.close()
-        self.ledger.close()
+        self.runner.close()
+        self.job_store.close()
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def queued(redis_server):
 
 def test_a_batch_is_embedded_and_counted(installation):
     """The plain way."""
-    assert installation.station.work(installation.batch(3))
-    installation.ledger.sent("J")
-    progress = installation.ledger.progress("J")
+    assert installation.runner.work(installation.batch(3))
+    installation.job_store.sent("J")
+    progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
 
@@ -119,8 +119,8 @@ def test_a_clock_that_stands_still_costs_no_batch(installation, monkeypatch):
         "worker.runtime.batch_runner.time",
         SimpleNamespace(**vars(time) | dict.fromkeys(("monotonic", "perf_counter"), lambda: 5.0)),
     )
-    assert installation.station.work(installation.batch(3))
-    assert installation.ledger.progress("J").embedded == 3
+    assert installation.runner.work(installation.batch(3))
+    assert installation.job_store.progress("J").embedded == 3
 
 
 def test_a_pace_that_cannot_be_announced_costs_no_batch(installation, monkeypatch, caplog):
@@ -129,9 +129,9 @@ def test_a_pace_that_cannot_be_announced_costs_no_batch(installation, monkeypatc
     def fail(*arguments, **fields):
         raise ValueError("a defect")
 
-    monkeypatch.setattr(installation.pulse, "say", fail)
-    assert installation.station.work(installation.batch(3))
-    assert installation.ledger.progress("J").embedded == 3
+    monkeypatch.setattr(installation.heartbeat, "say", fail)
+    assert installation.runner.work(installation.batch(3))
+    assert installation.job_store.progress("J").embedded == 3
     assert "its pace could not be announced" in caplog.text
 
 
@@ -141,31 +141,31 @@ def test_passing_trouble_costs_no_attempt_and_fails_no_poster(installation, redi
     batch = installation.batch(2)
     installation.pipeline.error = error
     for _ in range(6):
-        assert installation.station.work(batch), "its message is done with: the ledger has it sent again"
+        assert installation.runner.work(batch), "its message is done with: the ledger has it sent again"
         release(redis_server, batch)
     assert installation.pipeline.runs == 6
     assert installation.open() == ["J.1"]
-    assert installation.custody.returned() == [("J", "J.1")]
+    assert installation.claims.returned() == [("J", "J.1")]
     installation.pipeline.error = None
-    installation.station.work(batch)
+    installation.runner.work(batch)
     assert installation.pipeline.begun_before
-    assert installation.ledger.progress("J").embedded == 2
+    assert installation.job_store.progress("J").embedded == 2
 
 
 def test_the_pause_grows_and_is_never_the_same(installation, monkeypatch):
     """2 s, 4 s … 60 s, a quarter more or less, so that workers that met the same trouble do not come back at once."""
-    pauses, give_back = [], installation.station._custody.give_back
+    pauses, release = [], installation.runner._claims.release
 
     def noted(batch, holder, pause):
         pauses.append(pause)
-        return give_back(batch, holder)
+        return release(batch, holder)
 
-    monkeypatch.setattr(installation.station._custody, "give_back", noted)
+    monkeypatch.setattr(installation.runner._claims, "release", noted)
     installation.pipeline.error = StoreUnavailable("locked")
     batch = installation.batch(1)
     for _ in range(8):
-        installation.station.work(batch)
-        installation.station._outage._grows_at = 0.0  # as if the pause were over, and the trouble were not
+        installation.runner.work(batch)
+        installation.runner._backoff._grows_at = 0.0  # as if the pause were over, and the trouble were not
     for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert len(set(pauses)) == len(pauses)
@@ -175,8 +175,8 @@ def test_a_batch_that_was_given_back_rests_for_a_while(installation):
     """Nobody takes it before its pause is over."""
     batch = installation.batch(2)
     installation.pipeline.error = StoreUnavailable("locked")
-    installation.station.work(batch)
-    assert installation.custody.claim(batch, "another#1")[0] is Claim.BUSY
+    installation.runner.work(batch)
+    assert installation.claims.claim(batch, "another#1")[0] is Claim.BUSY
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a defect"), MemoryError()])
@@ -185,24 +185,24 @@ def test_a_defect_of_ours_counts_and_is_closed_in_upon(installation, redis_serve
     batch = installation.batch(4)
     installation.pipeline.error = error
     for _ in range(2):
-        assert installation.station.work(batch)
+        assert installation.runner.work(batch)
         release(redis_server, batch)
-    installation.station.work(batch)
+    installation.runner.work(batch)
     assert installation.pipeline.runs == 2
     assert installation.open() == ["J.1.0", "J.1.1"]
     assert queued(redis_server) == ["J.1.0", "J.1.1"]
-    assert installation.ledger.progress("J").submitted == 4
+    assert installation.job_store.progress("J").submitted == 4
 
 
 def test_the_one_poster_that_is_left_is_buried(installation, redis_server):
     """It fails as crashed-worker, with the number of deaths."""
     batch = installation.batch(1)
     for number in range(2):
-        installation.custody.claim(batch, f"one that dies#{number}")
+        installation.claims.claim(batch, f"one that dies#{number}")
         release(redis_server, batch)
-    installation.station.work(batch)
+    installation.runner.work(batch)
     assert installation.pipeline.runs == 0
-    (failure,) = installation.ledger.failures("J")
+    (failure,) = installation.job_store.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
     assert "ended 2 times" in failure.reason
 
@@ -214,18 +214,20 @@ def test_a_poisonous_poster_is_found_in_log2_deaths(installation, redis_server):
         batch = waiting.pop()
         poisonous = any(poster.id == "200" for poster in batch.posters)
         holder = f"worker#{deaths}"
-        verdict, attempt, _ = installation.custody.claim(batch, holder)
+        verdict, attempt, _ = installation.claims.claim(batch, holder)
         assert verdict is Claim.WORK
         if poisonous and attempt <= 2:
             deaths += 1
             waiting.append(batch)
             continue
-        installation.custody.give_back(batch, holder)
-        installation.station.work(batch)
+        installation.claims.release(batch, holder)
+        installation.runner.work(batch)
         waiting += [part for part in _parts(batch) if part.batch in installation.open()]
     assert deaths == 2 + 7 + 2
-    assert [(failure.id, failure.word) for failure in installation.ledger.failures("J")] == [("200", "crashed-worker")]
-    assert installation.ledger.progress("J").embedded == 255
+    assert [(failure.id, failure.word) for failure in installation.job_store.failures("J")] == [
+        ("200", "crashed-worker")
+    ]
+    assert installation.job_store.progress("J").embedded == 255
 
 
 def _parts(batch):
@@ -236,31 +238,31 @@ def test_the_halves_are_what_the_whole_was(installation, redis_server):
     """Lane, space, force and reply survive the cut."""
     batch = installation.batch(2, force=True, reply=True, space="mine", lane="interactive")
     for number in range(2):
-        installation.custody.claim(batch, f"one that dies#{number}")
+        installation.claims.claim(batch, f"one that dies#{number}")
         release(redis_server, batch)
-    installation.station.work(batch)
+    installation.runner.work(batch)
     for name in ("J.1.0", "J.1.1"):
-        half = installation.custody.load("J", name)
+        half = installation.claims.load("J", name)
         assert (half.lane, half.space, half.force, half.reply) == ("interactive", "mine", True, True)
 
 
 def test_a_batch_that_another_works_on_is_left_alone(installation):
     """No poster is embedded twice at once."""
     batch = installation.batch(2)
-    installation.custody.claim(batch, "another#1")
-    installation.station.work(batch)
+    installation.claims.claim(batch, "another#1")
+    installation.runner.work(batch)
     assert installation.pipeline.runs == 0
 
 
 def test_a_batch_of_a_cancelled_job_is_withdrawn(installation, redis_server):
     """Its message was on the way when the job was cancelled, or its worker died afterwards."""
     batch = installation.batch(2)
-    installation.custody.claim(batch, "one that dies#1")
-    installation.custody.cancel("J")
+    installation.claims.claim(batch, "one that dies#1")
+    installation.claims.cancel("J")
     release(redis_server, batch)
-    installation.station.work(batch)
+    installation.runner.work(batch)
     assert installation.pipeline.runs == 0
-    progress = installation.ledger.progress("J")
+    progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.cancelled, progress.at_rest) == (0, 2, True)
 
 
@@ -268,17 +270,17 @@ def test_a_redis_that_goes_away_in_the_middle_is_waited_for(installation, monkey
     """What was embedded is counted when Redis is back, and is not embedded again."""
     monkeypatch.setattr("worker.runtime.batch_runner.ASK_AGAIN_S", 0.01)
     batch, answers = installation.batch(2), [False, False, True]
-    finish = installation.station._custody.finish
+    finish = installation.runner._claims.finish
 
     def away(*arguments):
         if not answers.pop(0):
             raise RedisUnreachable("gone")
         return finish(*arguments)
 
-    monkeypatch.setattr(installation.station._custody, "finish", away)
-    assert installation.station.work(batch)
+    monkeypatch.setattr(installation.runner._claims, "finish", away)
+    assert installation.runner.work(batch)
     assert installation.pipeline.runs == 1
-    assert (installation.ledger.progress("J").open_batches, installation.ledger.progress("J").embedded) == (0, 2)
+    assert (installation.job_store.progress("J").open_batches, installation.job_store.progress("J").embedded) == (0, 2)
 
 
 def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
@@ -288,19 +290,19 @@ def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
     def away(*arguments):
         raise RedisUnreachable("gone")
 
-    monkeypatch.setattr(installation.station._custody, "finish", away)
-    threading.Timer(0.3, installation.station.leave).start()
-    assert not installation.station.work(batch)
-    assert installation.ledger.progress("J").open_batches == 1
+    monkeypatch.setattr(installation.runner._claims, "finish", away)
+    threading.Timer(0.3, installation.runner.leave).start()
+    assert not installation.runner.work(batch)
+    assert installation.job_store.progress("J").open_batches == 1
 
 
 def test_a_worker_that_stops_gives_its_batch_back_after_the_chunk(installation):
     """Uncounted, free at once, and its message returns to its lane."""
     batch = installation.batch(2)
-    installation.pipeline.before = [lambda progress: installation.station.leave(), lambda progress: progress(2)]
-    assert not installation.station.work(batch)
-    assert installation.custody.returned() == [("J", "J.1")]
-    assert installation.custody.claim(batch, "another#1") == (Claim.WORK, 1, True)
+    installation.pipeline.before = [lambda progress: installation.runner.leave(), lambda progress: progress(2)]
+    assert not installation.runner.work(batch)
+    assert installation.claims.returned() == [("J", "J.1")]
+    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
 def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation):
@@ -308,18 +310,18 @@ def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation)
     batch = installation.batch(2)
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
-        installation.station.work(batch)
-    assert installation.custody.claim(batch, "another#1") == (Claim.WORK, 1, True)
+        installation.runner.work(batch)
+    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
 def test_a_signal_that_ends_a_batch_that_hangs_counts(installation, monkeypatch):
     """Or a batch that always hangs would be tried for ever."""
     batch = installation.batch(2)
-    monkeypatch.setattr(installation.pulse, "overdue", lambda: True)
+    monkeypatch.setattr(installation.heartbeat, "overdue", lambda: True)
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
-        installation.station.work(batch)
-    assert installation.custody.claim(batch, "another#1") == (Claim.WORK, 2, True)
+        installation.runner.work(batch)
+    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 2, True)
 
 
 def test_a_batch_that_was_taken_over_is_left(installation, redis_server):
@@ -328,7 +330,7 @@ def test_a_batch_that_was_taken_over_is_left(installation, redis_server):
 
     def lose(progress):
         release(redis_server, batch)
-        installation.custody.claim(batch, "another#1")
+        installation.claims.claim(batch, "another#1")
         ends = time.monotonic() + 5
         while time.monotonic() < ends:
             progress(1 + int(10 * time.monotonic()))
@@ -336,57 +338,57 @@ def test_a_batch_that_was_taken_over_is_left(installation, redis_server):
 
     installation.pipeline.before = [lose]
     began = time.monotonic()
-    assert installation.station.work(batch), "the message is done with"
+    assert installation.runner.work(batch), "the message is done with"
     assert time.monotonic() - began < 4
-    assert installation.custody.claim(batch, "third#1")[0] is Claim.BUSY, "the other's claim is untouched"
+    assert installation.claims.claim(batch, "third#1")[0] is Claim.BUSY, "the other's claim is untouched"
 
 
 @pytest.mark.parametrize(("state", "space"), [(READY, "theirs"), (LOADING, "")])
 def test_a_batch_for_another_workers_space_is_left_to_it(installation, redis_url, state, space):
     """Also while that worker loads its model, as after a crash."""
-    other = Announcements(redis_url)
+    other = WorkerRegistry(redis_url)
     other.say("other@tests", state, {"space": space})
     batch = installation.batch(2, space="theirs")
-    assert installation.station.work(batch)
+    assert installation.runner.work(batch)
     assert installation.pipeline.runs == 0
     assert installation.open() == ["J.1"]
-    assert installation.custody.claim(batch, "other#1")[0] is Claim.BUSY, "it rests, so that nobody runs in circles"
+    assert installation.claims.claim(batch, "other#1")[0] is Claim.BUSY, "it rests, so that nobody runs in circles"
     other.withdraw("other@tests")
     other.close()
 
 
 def test_a_stand_in_for_the_card_makes_nothing(installation, redis_url):
     """It waits for as long as this worker lives: a batch that was left to it would run in circles for ever."""
-    other = Announcements(redis_url)
+    other = WorkerRegistry(redis_url)
     other.say("other@tests", WAITING, {"reason": "w@tests works on the card"})
-    assert installation.station.work(installation.batch(2, space="of the old model"))
+    assert installation.runner.work(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
     other.close()
 
 
 def test_batches_for_a_worker_that_loads_hold_up_nothing(installation, redis_url):
     """It takes no messages, so the lane need not be left to it; each of its batches rests, so nobody spins."""
-    other = Announcements(redis_url)
+    other = WorkerRegistry(redis_url)
     other.say("other@tests", LOADING, {})
     began = time.monotonic()
     for number in range(1, 5):
-        assert installation.station.work(installation.batch(1, number, space="theirs"))
-    assert installation.station.work(installation.batch(1, 5, space="mine"))
+        assert installation.runner.work(installation.batch(1, number, space="theirs"))
+    assert installation.runner.work(installation.batch(1, 5, space="mine"))
     assert time.monotonic() - began < ASK_AGAIN_S
     assert installation.pipeline.runs == 1
-    assert installation.custody.claimed(installation.open()) == set(installation.open()) == {"J.1", "J.2", "J.3", "J.4"}
-    assert installation.custody.returned() == [], "nothing is sent again before its pause is over"
+    assert installation.claims.claimed(installation.open()) == set(installation.open()) == {"J.1", "J.2", "J.3", "J.4"}
+    assert installation.claims.returned() == [], "nothing is sent again before its pause is over"
     other.close()
 
 
 def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(installation, redis_url):
     """The first it passes on at once; when the next is the other's as well, it steps back for a second."""
-    other = Announcements(redis_url)
+    other = WorkerRegistry(redis_url)
     other.say("other@tests", READY, {"space": "theirs"})
     took = []
     for number, space in enumerate(["theirs", "mine", "theirs", "theirs"], 1):
         batch, began = installation.batch(1, number, space=space), time.monotonic()
-        assert installation.station.work(batch)
+        assert installation.runner.work(batch)
         took.append(time.monotonic() - began >= ASK_AGAIN_S)
     assert took == [False, False, False, True]
     other.close()
@@ -394,7 +396,7 @@ def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(instal
 
 def test_a_batch_for_a_space_that_nobody_makes_any_more_goes_to_the_pipeline(installation):
     """Which fails its posters with a reason: the model was changed."""
-    assert installation.station.work(installation.batch(2, space="of the old model"))
+    assert installation.runner.work(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
 
 
@@ -402,10 +404,10 @@ def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(installation, 
     """The batch stays open for a newer worker; this one neither loses it nor runs in circles."""
     batch = installation.batch(2)
     for _ in range(2):
-        installation.station.quarantine({"version": 99}, NewerMessage("version 99 is newer"), batch.batch)
-    quarantine = Quarantine(installation.ledger)
-    assert (quarantine.count(), quarantine.newest_reason()) == (1, "version 99 is newer")
-    assert installation.custody.claimed(["J.1"]) == {"J.1"}
+        installation.runner.dead_letters({"version": 99}, NewerMessage("version 99 is newer"), batch.batch)
+    dead_letters = DeadLetters(installation.job_store)
+    assert (dead_letters.count(), dead_letters.newest_reason()) == (1, "version 99 is newer")
+    assert installation.claims.claimed(["J.1"]) == {"J.1"}
     assert installation.open() == ["J.1"]
 
 
@@ -417,18 +419,18 @@ def test_a_message_that_cannot_be_put_aside_holds_up_nothing(installation, redis
         client.config_set("maxmemory", "1")
         try:
             ended = threading.Timer(
-                5, installation.station.leave
+                5, installation.runner.leave
             )  # or a worker that insists would hold up this test as well
             ended.start()
             began = time.monotonic()
-            installation.station.quarantine({"version": 99}, reason, batch.batch)
+            installation.runner.dead_letters({"version": 99}, reason, batch.batch)
             assert time.monotonic() - began < 2
         finally:
             ended.cancel()
             client.config_set("maxmemory", "0")
     assert "it could not be kept" in caplog.text
     assert "is full" in caplog.text
-    assert Quarantine(installation.ledger).count() == 0
+    assert DeadLetters(installation.job_store).count() == 0
     assert installation.open() == ["J.1"]
 
 
@@ -446,7 +448,7 @@ def test_the_card_is_pinned_in_the_order_of_nvidia_smi(monkeypatch, card):
 
 @pytest.fixture
 def queries(redis_url):
-    queries = Queries(redis_url)
+    queries = ImageRequests(redis_url)
     yield queries
     queries.close()
 
@@ -454,17 +456,17 @@ def queries(redis_url):
 def test_a_query_is_answered_with_vector_and_space(installation, queries):
     """Of the worker's own model; the ledger never hears of it."""
     token = queries.put(b"image", 5)
-    installation.station.answer(token)
+    installation.runner.answer(token)
     assert queries.wait(token, 5) == Answer("space-1", np.full(4, 0.5, "<f4").tobytes())
     assert installation.pipeline.runs == 0
-    assert installation.ledger.progress("J").submitted == 0
+    assert installation.job_store.progress("J").submitted == 0
 
 
 def test_a_query_that_was_taken_before_ended_its_worker(installation, queries):
     """Whoever still waits is told at once, instead of waiting for nothing."""
     token = queries.put(b"image", 5)
     queries.take(token)
-    installation.station.answer(token)
+    installation.runner.answer(token)
     with pytest.raises(UnreadablePoster, match="the image: crashed-worker"):
         queries.wait(token, 5)
 
@@ -473,7 +475,7 @@ def test_an_image_without_a_vector_has_its_reason(installation, queries):
     """As a poster has."""
     installation.pipeline.error = UnreadablePoster("the image", "too-large", "it has 9 pixels")
     token = queries.put(b"image", 5)
-    installation.station.answer(token)
+    installation.runner.answer(token)
     with pytest.raises(UnreadablePoster, match="too-large: it has 9 pixels"):
         queries.wait(token, 5)
 
@@ -482,7 +484,7 @@ def test_a_defect_is_told_to_whoever_waits_and_reaches_the_log(installation, que
     """It is ours, not the image's."""
     installation.pipeline.error = ZeroDivisionError("oops")
     token = queries.put(b"image", 5)
-    installation.station.answer(token)
+    installation.runner.answer(token)
     assert "ZeroDivisionError" in caplog.text
     with pytest.raises(UnreadablePoster, match="internal: ZeroDivisionError: oops"):
         queries.wait(token, 5)
@@ -500,7 +502,7 @@ def test_a_lost_device_ends_the_process_in_a_query_too(installation, queries, mo
     installation.pipeline.error = DeviceLost("the context is broken")
     token = queries.put(b"image", 5)
     with pytest.raises(SystemExit):
-        installation.station.answer(token)
+        installation.runner.answer(token)
     assert ended == [70]
 
 
@@ -510,35 +512,35 @@ def test_a_redis_that_is_away_does_not_end_a_worker(installation, monkeypatch):
     def away(token):
         raise RedisUnreachable("Redis is away")
 
-    monkeypatch.setattr(installation.station._queries, "take", away)
-    installation.station.answer("0" * 32)
+    monkeypatch.setattr(installation.runner._queries, "take", away)
+    installation.runner.answer("0" * 32)
 
 
 def test_a_query_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
     """Nobody else would: there is no parent process with a time limit."""
     ended = threading.Event()
-    monkeypatch.setattr(worker.pulse, "_exit", ended.set)
+    monkeypatch.setattr(worker.heartbeat, "_exit", ended.set)
     settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=0.2, claim_s=3)
-    pulse = Pulse(settings, "solo@tests", Ledger(redis_url, claim_s=3), solo=True)
-    pulse.start()
-    with pulse.look():
+    heartbeat = Heartbeat(settings, "solo@tests", JobStore(redis_url, claim_s=3), solo=True)
+    heartbeat.start()
+    with heartbeat.look():
         assert ended.wait(5)
-    pulse.stop()
+    heartbeat.stop()
 
 
 def test_many_batches_in_one_outage_make_no_longer_pause(installation, monkeypatch):
     """Eight batches that meet a full disk within a moment are one outage; one that lasts makes the pause longer."""
-    pauses, give_back = [], installation.station._custody.give_back
+    pauses, release = [], installation.runner._claims.release
 
     def noted(batch, holder, after_s=0.0, **options):
         pauses.append(after_s)
-        return give_back(batch, holder, after_s, **options)
+        return release(batch, holder, after_s, **options)
 
-    monkeypatch.setattr(installation.station._custody, "give_back", noted)
+    monkeypatch.setattr(installation.runner._claims, "release", noted)
     installation.pipeline.error = StoreUnavailable("the disk is full")
     for number in range(1, 9):
-        installation.station.work(installation.batch(1, number))
+        installation.runner.work(installation.batch(1, number))
     assert max(pauses) <= 1.25 * 2
-    installation.station._outage._grows_at -= 2  # as if the pause were over
-    installation.station.work(installation.batch(1, 9))
+    installation.runner._backoff._grows_at -= 2  # as if the pause were over
+    installation.runner.work(installation.batch(1, 9))
     assert 0.75 * 4 <= pauses[-1] <= 1.25 * 4

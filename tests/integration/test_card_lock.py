@@ -9,7 +9,7 @@ import torch
 
 from producer.errors import RedisUnreachable
 from producer.queue import locks as module
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.locks import SETTLE_S, Lease, wait_for_card
 from producer.queue.workers import READY, WAITING
@@ -20,7 +20,7 @@ CARD = "GPU-6a1e0000-0000-0000-0000-000000000000"
 
 @pytest.fixture
 def ledger(redis_url):
-    ledger = Ledger(redis_url)
+    ledger = JobStore(redis_url)
     yield ledger
     ledger.close()
 
@@ -102,7 +102,7 @@ def with_card(installation, name, card=CARD, **environment):
 
 
 def heard(installation, name):
-    return installation.producer.announcements.hear(f"{name}@tests")
+    return installation.producer.registry.find(f"{name}@tests")
 
 
 def until(look, within_s=60.0):
@@ -120,7 +120,7 @@ def test_workers_on_one_card(installation, ledger, redis_server):
     first = with_card(installation, "first").wait_until_ready()
     second, third = with_card(installation, "second"), with_card(installation, "third")
     for name in ("second", "third"):
-        until(lambda name=name: (say := heard(installation, name)) and say.state == WAITING)
+        until(lambda name=name: (notify := heard(installation, name)) and notify.state == WAITING)
     assert heard(installation, "second").get("reason").startswith(f"first@tests/{first.process.pid}/")
     assert f" works on the card {CARD}" in heard(installation, "second").get("reason")
 
@@ -138,7 +138,7 @@ def test_workers_on_one_card(installation, ledger, redis_server):
 
     first.kill()
     killed = time.monotonic()
-    until(lambda: (say := heard(installation, "second")) and say.state == READY)
+    until(lambda: (notify := heard(installation, "second")) and notify.state == READY)
     assert time.monotonic() - killed < 21 + 30, "the lease expires after 15 s, and 6 s later the model is loaded"
     assert installation.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
 
@@ -146,7 +146,7 @@ def test_workers_on_one_card(installation, ledger, redis_server):
     with redis_server.client as client:
         client.delete(card_key(CARD))
     assert other.take() is None
-    until(lambda: (say := heard(installation, "second")) and say.state == WAITING)
+    until(lambda: (notify := heard(installation, "second")) and notify.state == WAITING)
     assert "the card went to quicker/1" in second.said()
     other.let_go()
     second.wait_until_ready()
@@ -161,12 +161,12 @@ def test_workers_of_one_name_are_two(installation, tmp_path):
     names = installation.draw(5)
     first = with_card(installation, "same").wait_until_ready()
     second = with_card(installation, "same")
-    until(lambda: (say := second.heard()) and say.state == WAITING)
+    until(lambda: (notify := second.heard()) and notify.state == WAITING)
     third = with_card(installation, "same", POSTERS_ROOT=str(tmp_path / "nowhere"))
     assert third.process.wait(60) == 78
     time.sleep(2)  # an attendant looks every second
     assert (first.process.poll(), second.process.poll()) == (None, None)
     assert (first.heard().state, second.heard().state) == (READY, WAITING)
     assert first.stop() == 0
-    until(lambda: (say := second.heard()) and say.state == READY)
+    until(lambda: (notify := second.heard()) and notify.state == READY)
     assert installation.producer.enqueue(names).wait(30).embedded == 5

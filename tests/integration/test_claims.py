@@ -5,38 +5,38 @@ import time
 
 import pytest
 
-from producer.queue.claims import Custody, sign
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims, sign
+from producer.queue.jobs import JobStore
 from producer.queue.progress import Claim, Failure, Outcome
 from tests.support.ledger_jobs import batch, begin, holds
 
 
 @pytest.fixture
 def ledger(redis_url):
-    ledger = Ledger(redis_url, claim_s=30)
+    ledger = JobStore(redis_url, claim_s=30)
     yield ledger
     ledger.close()
 
 
 @pytest.fixture
-def custody(ledger):
-    return Custody(ledger)
+def claims(ledger):
+    return Claims(ledger)
 
 
 @pytest.fixture
 def brief(redis_url):
     """Ledger and custody whose claims last 0.4 s."""
-    ledger = Ledger(redis_url, claim_s=0.4)
-    yield ledger, Custody(ledger)
+    ledger = JobStore(redis_url, claim_s=0.4)
+    yield ledger, Claims(ledger)
     ledger.close()
 
 
-def test_a_batch_that_runs_twice_is_counted_once(ledger, custody):
+def test_a_batch_that_runs_twice_is_counted_once(ledger, claims):
     """The second finish of the same batch changes nothing and says so."""
     begin(ledger, batch())
     outcome = Outcome(embedded=2, reused=1, failures=(Failure("1-3", "3.jpg", "missing", "it is not there"),))
-    assert custody.finish(batch(), outcome)
-    assert not custody.finish(batch(), outcome)
+    assert claims.finish(batch(), outcome)
+    assert not claims.finish(batch(), outcome)
     progress = ledger.progress("job")
     assert (progress.submitted, progress.embedded, progress.reused, progress.failed) == (4, 2, 1, 1)
     assert progress.at_rest
@@ -44,11 +44,11 @@ def test_a_batch_that_runs_twice_is_counted_once(ledger, custody):
     assert list(ledger.failures("job")) == [Failure("1-3", "3.jpg", "missing", "it is not there")]
 
 
-def test_an_outcome_must_add_up(ledger, custody):
+def test_an_outcome_must_add_up(ledger, claims):
     """A batch cannot be finished with fewer or more posters than it holds."""
     begin(ledger, batch())
     with pytest.raises(ValueError, match="holds 4 posters"):
-        custody.finish(batch(), Outcome(embedded=3))
+        claims.finish(batch(), Outcome(embedded=3))
     assert ledger.progress("job").open_batches == 1
 
 
@@ -60,189 +60,189 @@ def test_signatures_differ_by_delivery_and_not_by_owner():
 
 def test_a_claim_keeps_others_away_until_it_expires(brief):
     """Two workers with the same message: one works, the other is told that it is busy."""
-    ledger, custody = brief
+    ledger, claims = brief
     begin(ledger, batch())
-    assert custody.claim(batch(), "one#a") == (Claim.WORK, 1, False)
-    assert custody.claim(batch(), "two#b")[0] is Claim.BUSY
-    assert custody.claim(batch(), "on#c")[0] is Claim.BUSY, "an owner's name that another begins with is not the same"
-    assert custody.claim(batch(), "one#d") == (Claim.WORK, 2, True), "a fresh child of the same worker takes over"
-    assert custody.claimed(["job.1"]) == {"job.1"}
+    assert claims.claim(batch(), "one#a") == (Claim.WORK, 1, False)
+    assert claims.claim(batch(), "two#b")[0] is Claim.BUSY
+    assert claims.claim(batch(), "on#c")[0] is Claim.BUSY, "an owner's name that another begins with is not the same"
+    assert claims.claim(batch(), "one#d") == (Claim.WORK, 2, True), "a fresh child of the same worker takes over"
+    assert claims.claimed(["job.1"]) == {"job.1"}
     time.sleep(0.6)
-    assert custody.claimed(["job.1"]) == set()
-    assert custody.claim(batch(), "two#e") == (Claim.WORK, 3, True)
+    assert claims.claimed(["job.1"]) == set()
+    assert claims.claim(batch(), "two#e") == (Claim.WORK, 3, True)
 
 
-def test_a_claim_that_is_asked_for_twice_is_one_attempt(ledger, custody):
+def test_a_claim_that_is_asked_for_twice_is_one_attempt(ledger, claims):
     """Whoever heard no answer asks again; a slow network must not look like a death."""
     begin(ledger, batch())
     for _ in range(3):
-        assert custody.claim(batch(), "one#a") == (Claim.WORK, 1, False)
+        assert claims.claim(batch(), "one#a") == (Claim.WORK, 1, False)
 
 
 def test_a_beat_renews_the_claim_and_shows_progress(brief):
     """A long batch stays claimed while its worker lives; posters done so far are seen but not counted."""
-    ledger, custody = brief
+    ledger, claims = brief
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
+    claims.claim(batch(), "one#a")
     for done in range(4):
         time.sleep(0.2)
-        assert custody.beat(batch(), "one#a", done)
-    assert not custody.beat(batch(), "two#b", 4), "only the holder may renew"
+        assert claims.renew(batch(), "one#a", done)
+    assert not claims.renew(batch(), "two#b", 4), "only the holder may renew"
     progress = ledger.progress("job")
     assert (progress.doing, progress.settled) == (3, 0)
-    custody.finish(batch(), Outcome(embedded=4))
+    claims.finish(batch(), Outcome(embedded=4))
     progress = ledger.progress("job")
     assert (progress.doing, progress.settled) == (0, 4)
-    assert not custody.beat(batch(), "one#a", 4)
+    assert not claims.renew(batch(), "one#a", 4)
 
 
-def test_a_beat_takes_back_a_claim_that_expired_and_that_nobody_took(ledger, custody, redis_server):
+def test_a_beat_takes_back_a_claim_that_expired_and_that_nobody_took(ledger, claims, redis_server):
     """As when Redis' clock is put forward by two hours, or a worker was paused."""
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
+    claims.claim(batch(), "one#a")
     with redis_server.client as client:
         client.delete("posters:claim:job.1")
-    assert custody.beat(batch(), "one#a", 1)
-    assert custody.claim(batch(), "two#b")[0] is Claim.BUSY
+    assert claims.renew(batch(), "one#a", 1)
+    assert claims.claim(batch(), "two#b")[0] is Claim.BUSY
 
 
-def test_a_finished_batch_is_not_worked_on_again(ledger, custody):
+def test_a_finished_batch_is_not_worked_on_again(ledger, claims):
     """A message that comes back after its batch was finished is acknowledged without work."""
     begin(ledger, batch())
-    custody.finish(batch(), Outcome(embedded=4))
-    assert custody.claim(batch(), "one#a") == (Claim.FINISHED, 0, False)
+    claims.finish(batch(), Outcome(embedded=4))
+    assert claims.claim(batch(), "one#a") == (Claim.FINISHED, 0, False)
 
 
-def test_giving_back_counts_no_attempt(ledger, custody):
+def test_giving_back_counts_no_attempt(ledger, claims):
     """A passing trouble is nobody's crash: the attempt is taken back, but it is remembered as begun."""
     begin(ledger, batch())
     for _ in range(3):
-        assert custody.claim(batch(), holder := sign("one"))[:2] == (Claim.WORK, 1)
-        assert custody.give_back(batch(), holder, 0.05)
-        assert custody.claim(batch(), sign("one"))[0] is Claim.BUSY, "nobody takes it before the pause is over"
+        assert claims.claim(batch(), holder := sign("one"))[:2] == (Claim.WORK, 1)
+        assert claims.release(batch(), holder, 0.05)
+        assert claims.claim(batch(), sign("one"))[0] is Claim.BUSY, "nobody takes it before the pause is over"
         time.sleep(0.08)
-    assert custody.claim(batch(), "one#x") == (Claim.WORK, 1, True)
-    assert custody.give_back(batch(), "one#x", 0.01, count=True)
+    assert claims.claim(batch(), "one#x") == (Claim.WORK, 1, True)
+    assert claims.release(batch(), "one#x", 0.01, count=True)
     time.sleep(0.03)
-    assert custody.claim(batch(), "one#y")[1] == 2
+    assert claims.claim(batch(), "one#y")[1] == 2
 
 
-def test_only_the_holder_gives_back(ledger, custody):
+def test_only_the_holder_gives_back(ledger, claims):
     """Whose claim was taken over must not free it for a third."""
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
-    custody.claim(batch(), "one#b")
-    assert not custody.give_back(batch(), "one#a")
-    assert custody.claim(batch(), "two#c")[0] is Claim.BUSY
+    claims.claim(batch(), "one#a")
+    claims.claim(batch(), "one#b")
+    assert not claims.release(batch(), "one#a")
+    assert claims.claim(batch(), "two#c")[0] is Claim.BUSY
 
 
-def test_a_batch_that_was_given_back_is_told_to_one_when_its_pause_is_over(ledger, custody):
+def test_a_batch_that_was_given_back_is_told_to_one_when_its_pause_is_over(ledger, claims):
     """Not before, and not to two."""
     begin(ledger, batch(1), batch(2))
-    custody.claim(batch(1), "one#a")
-    custody.give_back(batch(1), "one#a", 0.3)
-    assert custody.returned() == []
+    claims.claim(batch(1), "one#a")
+    claims.release(batch(1), "one#a", 0.3)
+    assert claims.returned() == []
     time.sleep(0.4)
-    assert custody.returned() == [("job", "job.1")]
-    assert custody.returned() == []
+    assert claims.returned() == [("job", "job.1")]
+    assert claims.returned() == []
 
 
-def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(ledger, custody):
+def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(ledger, claims):
     """Its message may have come back by another way."""
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
-    custody.give_back(batch(), "one#a")
-    custody.finish(batch(), Outcome(embedded=4))
-    assert custody.returned() == []
+    claims.claim(batch(), "one#a")
+    claims.release(batch(), "one#a")
+    claims.finish(batch(), Outcome(embedded=4))
+    assert claims.returned() == []
 
 
-def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, custody):
+def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, claims):
     """Its parent says so: the attempt stays counted, and whoever is alive sends the batch again."""
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
-    assert not custody.free(batch(), "two"), "another's batch is not ours to free"
-    assert custody.free(batch(), "one")
-    assert custody.returned() == [("job", "job.1")]
-    assert custody.claim(batch(), "two#b") == (Claim.WORK, 2, True)
-    custody.finish(batch(), Outcome(embedded=4))
-    assert not custody.free(batch(), "two")
+    claims.claim(batch(), "one#a")
+    assert not claims.release_dead(batch(), "two"), "another's batch is not ours to free"
+    assert claims.release_dead(batch(), "one")
+    assert claims.returned() == [("job", "job.1")]
+    assert claims.claim(batch(), "two#b") == (Claim.WORK, 2, True)
+    claims.finish(batch(), Outcome(embedded=4))
+    assert not claims.release_dead(batch(), "two")
 
 
-def test_cutting_a_batch_keeps_every_poster(ledger, custody):
+def test_cutting_a_batch_keeps_every_poster(ledger, claims):
     """The halves replace the whole: same posters, counted once."""
     begin(ledger, batch(count=5))
-    custody.claim(batch(count=5), "one#a")
-    halves = custody.cut(batch(count=5))
-    assert custody.cut(batch(count=5)) is None
-    assert custody.opened("job") == {half.batch for half in halves}
-    assert custody.claimed([half.batch for half in halves]) == set()
-    assert [custody.load("job", half.batch) for half in halves] == list(halves)
+    claims.claim(batch(count=5), "one#a")
+    halves = claims.split(batch(count=5))
+    assert claims.split(batch(count=5)) is None
+    assert claims.opened("job") == {half.batch for half in halves}
+    assert claims.claimed([half.batch for half in halves]) == set()
+    assert [claims.load("job", half.batch) for half in halves] == list(halves)
     assert ledger.progress("job").submitted == 5
     for half in halves:
-        assert custody.claim(half, "one#b") == (Claim.WORK, 1, True)
-        custody.finish(half, Outcome(embedded=len(half.posters)))
+        assert claims.claim(half, "one#b") == (Claim.WORK, 1, True)
+        claims.finish(half, Outcome(embedded=len(half.posters)))
     assert holds(ledger.progress("job"))
     assert ledger.progress("job").at_rest
 
 
-def test_a_half_of_several_posters_begins_under_suspicion(ledger, custody):
+def test_a_half_of_several_posters_begins_under_suspicion(ledger, claims):
     """So that it is cut after one more death, while a single poster gets all its attempts."""
     begin(ledger, batch(count=3))
-    custody.claim(batch(count=3), "one#a")
-    one, two = custody.cut(batch(count=3), counted=1)
+    claims.claim(batch(count=3), "one#a")
+    one, two = claims.split(batch(count=3), counted=1)
     assert (len(one.posters), len(two.posters)) == (1, 2)
-    assert custody.claim(one, "one#b") == (Claim.WORK, 1, True)
-    assert custody.claim(two, "one#c") == (Claim.WORK, 2, True)
+    assert claims.claim(one, "one#b") == (Claim.WORK, 1, True)
+    assert claims.claim(two, "one#c") == (Claim.WORK, 2, True)
 
 
-def test_cancelling_withdraws_what_nobody_works_on(ledger, custody):
+def test_cancelling_withdraws_what_nobody_works_on(ledger, claims):
     """A claimed batch is finished and counted; the others, also those that rest, leave `submitted`."""
     begin(ledger, batch(1), batch(2), batch(3))
-    custody.claim(batch(2), "one#a")
-    custody.claim(batch(3), "one#b")
-    custody.give_back(batch(3), "one#b", 60)
-    assert custody.cancel("job") == 8
-    assert custody.claim(batch(1), "one#c")[0] is Claim.FINISHED
+    claims.claim(batch(2), "one#a")
+    claims.claim(batch(3), "one#b")
+    claims.release(batch(3), "one#b", 60)
+    assert claims.cancel("job") == 8
+    assert claims.claim(batch(1), "one#c")[0] is Claim.FINISHED
     assert not ledger.progress("job").at_rest
-    custody.finish(batch(2), Outcome(embedded=4))
+    claims.finish(batch(2), Outcome(embedded=4))
     progress = ledger.progress("job")
     assert (progress.state, progress.submitted, progress.embedded, progress.cancelled) == ("cancelled", 4, 4, 8)
     assert progress.at_rest
     assert holds(progress)
-    assert custody.returned() == []
+    assert claims.returned() == []
 
 
-def test_a_batch_of_a_cancelled_job_is_not_begun(ledger, custody):
+def test_a_batch_of_a_cancelled_job_is_not_begun(ledger, claims):
     """Its worker died after the cancelling: whoever gets it next withdraws it instead of working on it."""
     begin(ledger, batch())
-    custody.claim(batch(), "one#a")
-    assert custody.cancel("job") == 0
-    custody.give_back(batch(), "one#a")
-    assert custody.claim(batch(), "two#b")[0] is Claim.CANCELLED
-    assert custody.withdraw(batch())
+    claims.claim(batch(), "one#a")
+    assert claims.cancel("job") == 0
+    claims.release(batch(), "one#a")
+    assert claims.claim(batch(), "two#b")[0] is Claim.CANCELLED
+    assert claims.withdraw(batch())
     progress = ledger.progress("job")
     assert (progress.at_rest, progress.submitted, progress.cancelled) == (True, 0, 4)
 
 
-def test_a_job_at_rest_cannot_be_cancelled(ledger, custody):
+def test_a_job_at_rest_cannot_be_cancelled(ledger, claims):
     """It stays what it is: finished."""
     begin(ledger, batch())
-    custody.finish(batch(), Outcome(embedded=4))
-    assert custody.cancel("job") == 0
+    claims.finish(batch(), Outcome(embedded=4))
+    assert claims.cancel("job") == 0
     assert ledger.progress("job").state == "sent"
 
 
-def test_a_job_of_a_newer_version_can_be_cancelled(ledger, custody, redis_server):
+def test_a_job_of_a_newer_version_can_be_cancelled(ledger, claims, redis_server):
     """Its batches cannot be read here, but they can be withdrawn."""
     begin(ledger, batch())
     with redis_server.client as client:
         entry = json.loads(client.hget("posters:job:job:open", "job.1"))
         client.hset("posters:job:job:open", "job.1", json.dumps(entry | {"version": 99}))
-    assert custody.cancel("job") == 4
+    assert claims.cancel("job") == 4
     assert ledger.progress("job").at_rest
 
 
-def test_queued_batches_are_found_among_thousands_and_rubbish(ledger, custody, redis_server, redis_url):
+def test_queued_batches_are_found_among_thousands_and_rubbish(ledger, claims, redis_server, redis_url):
     """As real producers have sent them, page after page; what is no message does not stop the search."""
     from producer.queue.messages import BULK, INTERACTIVE, QUEUES
     from producer.queue.sender import create_sender, send
@@ -257,4 +257,4 @@ def test_queued_batches_are_found_among_thousands_and_rubbish(ledger, custody, r
         pipe.lpush(QUEUES[BULK], "rubbish", "[]", '{"headers": 5}', '{"headers":{"id":"job.2001"}}')
         pipe.execute()
     wanted = {f"job.{number}" for number in (1, 2, 500, 999, 1000, 2001, 2002)}
-    assert custody.queued(wanted) == wanted - {"job.2002"}
+    assert claims.queued(wanted) == wanted - {"job.2002"}

@@ -54,7 +54,7 @@ def test_a_wrong_path_leaves_nothing_behind(producer, redis_server):
         assert client.keys("posters:job*") == []
     with pytest.raises(ConfigurationError, match="outside"):
         producer.enqueue([*(f"{number}.jpg" for number in range(25)), "/etc/hostname"])
-    (job,) = producer.ledger.jobs()
+    (job,) = producer.job_store.jobs()
     progress = producer.job(job).progress()
     assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 20, True)
 
@@ -96,7 +96,7 @@ CALLS = {
     "progress": lambda producer: producer.job("some").progress(),
     "failures": lambda producer: producer.job("some").failures(),
     "cancel": lambda producer: producer.job("some").cancel(),
-    "repair": lambda producer: producer._repair._custody.returned(),
+    "repair": lambda producer: producer._redelivery._claims.returned(),
 }
 
 
@@ -140,14 +140,14 @@ def test_a_redis_that_hangs_is_an_error_within_5_seconds(make, hanging, known):
 def test_a_redis_that_begins_to_hang_between_writing_and_sending_is_an_error_in_time(make, hanging):
     """The worst moment: the batch stands in the ledger, and stays there to be sent again."""
     producer = make(hanging.url)
-    step = producer.ledger.step
+    step = producer.job_store.step
 
     def step_then_hang(*arguments, **options):
         taken = step(*arguments, **options)
         os.kill(hanging.pid, signal.SIGSTOP)  # until the test ends
         return taken
 
-    producer.ledger.step = step_then_hang
+    producer.job_store.step = step_then_hang
     try:
         began = time.monotonic()
         with pytest.raises(RedisUnreachable):
@@ -178,7 +178,7 @@ def test_a_full_redis_is_an_error_that_says_so_and_leaves_nothing_half_written(p
 
 
 def _batch(producer, job):
-    return producer.custody.load(job.id, f"{job.id}.1")
+    return producer.claims.load(job.id, f"{job.id}.1")
 
 
 def test_whoever_may_not_come_in_is_told_which_door(make, redis_server):
@@ -206,7 +206,7 @@ def test_threads_share_one_producer(producer):
 
     def one(number):
         job = producer.enqueue([f"{number}-{poster}.jpg" for poster in range(20)])
-        producer.repair_if_due()
+        producer.redeliver_if_due()
         return job.progress().submitted
 
     with ThreadPoolExecutor(8) as threads:
@@ -216,5 +216,5 @@ def test_threads_share_one_producer(producer):
 def test_the_space_is_told_by_a_worker_that_is_ready(producer):
     """None while nobody is."""
     assert producer.space() is None
-    producer.announcements.say("w", READY, {})
+    producer.registry.publish("w", READY, {})
     assert producer.space() is None

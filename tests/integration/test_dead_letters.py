@@ -4,40 +4,40 @@ import json
 
 import pytest
 
-from producer.queue.dead_letters import SHOWN_CHARACTERS, Quarantine
-from producer.queue.jobs import Ledger
-from producer.queue.keys import QUARANTINE, QUARANTINED_MOST
+from producer.queue.dead_letters import SHOWN_CHARACTERS, DeadLetters
+from producer.queue.jobs import JobStore
+from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST
 
 
 @pytest.fixture
-def quarantine(redis_url):
-    ledger = Ledger(redis_url)
-    yield Quarantine(ledger)
+def dead_letters(redis_url):
+    ledger = JobStore(redis_url)
+    yield DeadLetters(ledger)
     ledger.close()
 
 
-def test_message_and_reason_are_kept(quarantine, redis_server):
+def test_message_and_reason_are_kept(dead_letters, redis_server):
     """The newest reason is told; a long message is kept by its beginning and its length."""
-    assert (quarantine.count(), quarantine.newest_reason()) == (0, "")
-    quarantine.put("odd", "no batch")
-    quarantine.put("x" * 50_000, "too large")
-    assert (quarantine.count(), quarantine.newest_reason()) == (2, "too large")
+    assert (dead_letters.count(), dead_letters.newest_reason()) == (0, "")
+    dead_letters.put("odd", "no batch")
+    dead_letters.put("x" * 50_000, "too large")
+    assert (dead_letters.count(), dead_letters.newest_reason()) == (2, "too large")
     with redis_server.client as client:
-        newest, oldest = (json.loads(text) for text in client.lrange(QUARANTINE, 0, -1))
+        newest, oldest = (json.loads(text) for text in client.lrange(DEAD_LETTERS, 0, -1))
     assert (oldest["message"], oldest["reason"], oldest["characters"]) == ("odd", "no batch", 3)
     assert (len(newest["message"]), newest["characters"]) == (SHOWN_CHARACTERS, 50_000)
 
 
-def test_what_comes_again_and_again_is_put_aside_once(quarantine):
+def test_what_comes_again_and_again_is_put_aside_once(dead_letters):
     """A batch of a newer version is sent until somebody can read it."""
     for _ in range(3):
-        quarantine.put("v2", "newer", once="job.1")
-    quarantine.put("v2", "newer", once="job.2")
-    assert quarantine.count() == 2
+        dead_letters.put("v2", "newer", once="job.1")
+    dead_letters.put("v2", "newer", once="job.2")
+    assert dead_letters.count() == 2
 
 
-def test_it_does_not_fill_redis(quarantine):
+def test_it_does_not_fill_redis(dead_letters):
     """The newest QUARANTINED_MOST are kept."""
-    for number in range(QUARANTINED_MOST + 5):
-        quarantine.put(str(number), "flood")
-    assert quarantine.count() == QUARANTINED_MOST
+    for number in range(DEAD_LETTERS_MOST + 5):
+        dead_letters.put(str(number), "flood")
+    assert dead_letters.count() == DEAD_LETTERS_MOST

@@ -54,7 +54,7 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
 
     assert status() == 3
     told = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
-    producer.announcements.say("w", READY, told)
+    producer.registry.publish("w", READY, told)
     assert status() == 0
     with redis_server.client as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -69,17 +69,17 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
 def test_the_quarantine_is_counted_with_its_newest_reason(producer):
     """And how to look at it."""
     assert found(producer)["quarantine"].ok
-    producer.quarantine.put("x", "it is not JSON")
-    quarantine = found(producer)["quarantine"]
-    assert not quarantine.ok
-    assert "1 message(s) put aside; the newest: it is not JSON" in quarantine.seen
-    assert "redis-cli lrange" in quarantine.advice
+    producer.dead_letters.put("x", "it is not JSON")
+    dead_letters = found(producer)["quarantine"]
+    assert not dead_letters.ok
+    assert "1 message(s) put aside; the newest: it is not JSON" in dead_letters.seen
+    assert "redis-cli lrange" in dead_letters.advice
 
 
 def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
     """It is no failure: another one works."""
-    producer.announcements.say("a", READY, {"space": "s", "space_json": "{}"})
-    producer.announcements.say("b", WAITING, {"reason": "a works on the card"})
+    producer.registry.publish("a", READY, {"space": "s", "space_json": "{}"})
+    producer.registry.publish("b", WAITING, {"reason": "a works on the card"})
     worker = found(producer)["worker"]
     assert worker.ok
     assert worker.seen == "a (ready), b (waiting); b: a works on the card"
@@ -92,9 +92,9 @@ def test_readers_that_use_another_space_than_the_worker_makes_are_told(producer)
     store.put(old, [Row("a", "d", 1, 1)], np.full((1, 4), 0.5, np.float32))
     store.close()
     mine = {"store": producer.settings.store, "root": str(producer.settings.root)}
-    producer.announcements.say("w", READY, {"space": new.id, "space_json": new.to_json(), **mine})
+    producer.registry.publish("w", READY, {"space": new.id, "space_json": new.to_json(), **mine})
     finding = found(producer)["store"]
     assert not finding.ok
     assert f"spaces use {new.id}" in finding.advice
-    producer.announcements.say("w", READY, {"space": old.id, "space_json": old.to_json(), **mine})
+    producer.registry.publish("w", READY, {"space": old.id, "space_json": old.to_json(), **mine})
     assert found(producer)["store"].ok

@@ -124,7 +124,7 @@ def test_batch_sets_the_posters_per_message(installation):
     """12 posters in messages of 5 are three steps in the ledger."""
     installation.draw(12, folder(installation, "batches"))
     ledger = installation.index(f"{installation.root}/batches", "--batch", "5")
-    assert installation.producer.ledger.about(ledger["job"])["step"] == "3"
+    assert installation.producer.job_store.about(ledger["job"])["step"] == "3"
 
 
 def test_detach_leaves_and_status_follows(installation):
@@ -157,7 +157,7 @@ def test_the_worker_announces_itself(installation):
     installation.index(f"{installation.root}/announced")
     ends = time.monotonic() + 15
     while time.monotonic() < ends:
-        heard = installation.producer.announcements.hear("shared@tests")
+        heard = installation.producer.registry.find("shared@tests")
         if heard.get("progress_at"):
             break
         time.sleep(0.2)
@@ -231,7 +231,7 @@ def test_messages_that_are_no_batch_are_put_aside(installation):
 
     from producer.queue.sender import create_sender
 
-    before, worker = installation.producer.quarantine.count(), installation.workers[0].process
+    before, worker = installation.producer.dead_letters.count(), installation.workers[0].process
     rubbish = [element for element in RUBBISH.values() if element]
     with create_sender(installation.settings) as app, installation.redis.client as client:
         app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
@@ -243,9 +243,9 @@ def test_messages_that_are_no_batch_are_put_aside(installation):
             client.lpush(lane, *rubbish)
     expected = before + 5 + 2 * len(rubbish)
     ends = time.monotonic() + 30
-    while installation.producer.quarantine.count() < expected and time.monotonic() < ends:
+    while installation.producer.dead_letters.count() < expected and time.monotonic() < ends:
         time.sleep(0.1)
-    assert installation.producer.quarantine.count() == expected
+    assert installation.producer.dead_letters.count() == expected
     installation.draw(1, folder(installation, "afterwards"))
     assert installation.index(f"{installation.root}/afterwards")["embedded"] == 1
     assert worker.poll() is None
@@ -421,7 +421,9 @@ def test_an_index_whose_steps_redis_forgot_looks_again(installation):
     names = installation.draw(6)
     process = installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
     ends = time.monotonic() + 30
-    while not (jobs := installation.producer.ledger.jobs()) or installation.producer.job(jobs[0]).progress().steps < 3:
+    while (
+        not (jobs := installation.producer.job_store.jobs()) or installation.producer.job(jobs[0]).progress().steps < 3
+    ):
         assert time.monotonic() < ends
         time.sleep(0.05)
     with installation.redis.client as client:

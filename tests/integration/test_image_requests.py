@@ -7,12 +7,12 @@ import pytest
 
 from producer.errors import BadMessage, RedisUnreachable, UnreadablePoster
 from producer.queue import image_requests as module
-from producer.queue.image_requests import CRASHED, Answer, Queries, decode_query, encode_query
+from producer.queue.image_requests import CRASHED, Answer, ImageRequests, decode_query, encode_query
 
 
 @pytest.fixture
 def queries(redis_url):
-    queries = Queries(redis_url)
+    queries = ImageRequests(redis_url)
     yield queries
     queries.close()
 
@@ -98,7 +98,7 @@ def test_the_message_holds_a_token_and_nothing_else():
 
 def test_a_redis_that_is_away_is_said():
     """Within seconds, by every step."""
-    queries = Queries("redis://127.0.0.1:1/0")
+    queries = ImageRequests("redis://127.0.0.1:1/0")
     for call in (lambda: queries.put(b"x", 1), lambda: queries.take("t"), lambda: queries.wait("t", 1)):
         with pytest.raises(RedisUnreachable, match=r"127\.0\.0\.1:1"):
             call()

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from producer.errors import JobUnknown, LedgerSetBack, RedisUnreachable
-from producer.queue.claims import Custody
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims
+from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure, Outcome
 from tests.support.ledger_jobs import batch, begin
 from tests.support.redis_server import RedisServer
@@ -14,14 +14,14 @@ from tests.support.redis_server import RedisServer
 
 @pytest.fixture
 def ledger(redis_url):
-    ledger = Ledger(redis_url, claim_s=30)
+    ledger = JobStore(redis_url, claim_s=30)
     yield ledger
     ledger.close()
 
 
 @pytest.fixture
-def custody(ledger):
-    return Custody(ledger)
+def claims(ledger):
+    return Claims(ledger)
 
 
 def silence(redis_server, job="job"):
@@ -61,14 +61,14 @@ def test_a_step_after_one_that_redis_lost_is_an_error(ledger):
         ledger.sent("job", 2)
 
 
-def test_a_producer_that_died_is_noticed(ledger, custody, redis_server):
+def test_a_producer_that_died_is_noticed(ledger, claims, redis_server):
     """A job whose producer went silent while sending is not for ever `sending`; it ends, and so do its keys."""
     ledger.create("job")
     ledger.step("job", 1, batch=batch())
     assert ledger.progress("job").state == "sending"
     silence(redis_server)
     assert ledger.progress("job").state == "abandoned"
-    custody.finish(batch(), Outcome(embedded=4))
+    claims.finish(batch(), Outcome(embedded=4))
     assert ledger.progress("job").at_rest
     assert ledger.active() == []
     with redis_server.client as client:
@@ -76,11 +76,11 @@ def test_a_producer_that_died_is_noticed(ledger, custody, redis_server):
         assert client.ttl("posters:job:job") > 0
 
 
-def test_a_producer_that_was_only_silent_goes_on(ledger, custody, redis_server):
+def test_a_producer_that_was_only_silent_goes_on(ledger, claims, redis_server):
     """A laptop that slept finds its job as it left it, and the job's keys stay until its end."""
     ledger.create("job")
     ledger.step("job", 1, batch=batch(1))
-    custody.finish(batch(1), Outcome(embedded=4))
+    claims.finish(batch(1), Outcome(embedded=4))
     silence(redis_server)
     assert ledger.active() == []
     ledger.step("job", 2, batch=batch(2))
@@ -89,16 +89,16 @@ def test_a_producer_that_was_only_silent_goes_on(ledger, custody, redis_server):
     assert (progress.state, progress.submitted, progress.at_rest) == ("sending", 8, False)
     with redis_server.client as client:
         assert client.ttl("posters:job:job") == -1
-    custody.finish(batch(2), Outcome(embedded=4))
+    claims.finish(batch(2), Outcome(embedded=4))
     ledger.sent("job", 2)
     assert (ledger.progress("job").state, ledger.progress("job").at_rest) == ("sent", True)
 
 
-def test_active_jobs_are_those_that_may_hold_batches(ledger, custody, redis_server):
+def test_active_jobs_are_those_that_may_hold_batches(ledger, claims, redis_server):
     """A job at rest is struck off as soon as it is; one with open batches, or one that still sends, is not."""
     begin(ledger, batch(1, job="open"), job="open")
     begin(ledger, batch(1, job="done"), job="done")
-    custody.finish(batch(1, job="done"), Outcome(unchanged=4))
+    claims.finish(batch(1, job="done"), Outcome(unchanged=4))
     begin(ledger, job="empty")
     ledger.create("sending")
     with redis_server.client as client:
@@ -122,28 +122,28 @@ def test_a_passing_job_is_in_no_list(ledger):
     assert ledger.active() == ["passing"]
 
 
-def test_vectors_for_a_waiting_caller_come_back_bit_by_bit(ledger, custody):
+def test_vectors_for_a_waiting_caller_come_back_bit_by_bit(ledger, claims):
     """What a replying batch leaves is what the caller reads."""
     begin(ledger, batch())
-    custody.finish(batch(), Outcome(embedded=4, vectors={"1-0": bytes(range(256)), "1-1": b"\0\xff"}))
+    claims.finish(batch(), Outcome(embedded=4, vectors={"1-0": bytes(range(256)), "1-1": b"\0\xff"}))
     assert ledger.vectors("job", ["1-0", "1-1", "1-2"]) == {"1-0": bytes(range(256)), "1-1": b"\0\xff"}
 
 
-def test_every_key_of_an_ended_job_has_a_lifetime(ledger, custody, redis_server):
+def test_every_key_of_an_ended_job_has_a_lifetime(ledger, claims, redis_server):
     """Nothing of a job stays in Redis for ever."""
     begin(ledger, batch(1), batch(2))
-    custody.claim(batch(1), "one#1")
-    custody.beat(batch(1), "one#1", 1)
-    custody.give_back(batch(1), "one#1", 60)
+    claims.claim(batch(1), "one#1")
+    claims.renew(batch(1), "one#1", 1)
+    claims.release(batch(1), "one#1", 60)
     failure = Failure("1-0", "0.jpg", "missing", "gone")
-    custody.finish(batch(1), Outcome(embedded=3, failures=(failure,), vectors={"1-1": b"x"}))
-    custody.finish(batch(2), Outcome(embedded=4))
+    claims.finish(batch(1), Outcome(embedded=3, failures=(failure,), vectors={"1-1": b"x"}))
+    claims.finish(batch(2), Outcome(embedded=4))
     with redis_server.client as client:
         lasting = [key for key in client.keys("*") if client.ttl(key) < 0]
     assert lasting == ["posters:jobs"]
 
 
-def test_a_full_redis_refuses_a_step_whole_and_lets_a_worker_finish(ledger, custody, redis_server):
+def test_a_full_redis_refuses_a_step_whole_and_lets_a_worker_finish(ledger, claims, redis_server):
     """Nothing half-written; and what frees memory is not refused, or a full Redis would stay full for ever."""
     begin(ledger, batch(1), batch(2), job="job")
     ledger.create("more")
@@ -154,12 +154,12 @@ def test_a_full_redis_refuses_a_step_whole_and_lets_a_worker_finish(ledger, cust
             for call in (lambda: ledger.create("another"), lambda: ledger.step("more", 1, batch=batch(1, job="more"))):
                 with pytest.raises(RedisUnreachable, match="full"):
                     call()
-            assert custody.claim(batch(1), "one#1")[1] == 1
-            assert custody.beat(batch(1), "one#1", 2)
-            assert custody.finish(batch(1), Outcome(embedded=4))
-            assert custody.claim(batch(2), "one#2")[1] == 1
-            assert custody.give_back(batch(2), "one#2", 5)
-            assert custody.cut(batch(2))
+            assert claims.claim(batch(1), "one#1")[1] == 1
+            assert claims.renew(batch(1), "one#1", 2)
+            assert claims.finish(batch(1), Outcome(embedded=4))
+            assert claims.claim(batch(2), "one#2")[1] == 1
+            assert claims.release(batch(2), "one#2", 5)
+            assert claims.split(batch(2))
         finally:
             client.config_set("maxmemory", "0")
         assert client.hgetall("posters:job:more") == before
@@ -170,7 +170,7 @@ def test_a_redis_that_is_away_is_named_within_seconds():
     """The error says which Redis, hides its password, and comes within the 5 s of a backend's call."""
     with RedisServer() as server:
         port = server.port
-    ledger = Ledger(f"redis://127.0.0.1:{port}/0?username=me&password=secret")
+    ledger = JobStore(f"redis://127.0.0.1:{port}/0?username=me&password=secret")
     began = time.monotonic()
     with pytest.raises(RedisUnreachable, match=str(port)) as caught:
         ledger.create("job")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.locks import Lease
 
@@ -13,7 +13,7 @@ KEY = card_key("GPU-6a1e")
 
 @pytest.fixture
 def ledger(redis_url):
-    ledger = Ledger(redis_url)
+    ledger = JobStore(redis_url)
     yield ledger
     ledger.close()
 

@@ -44,7 +44,7 @@ def test_what_the_store_has_is_answered_without_a_worker(producer, poster):
     vector = producer.embed(poster, timeout=1)
     assert np.array_equal(np.asarray(vector), VECTOR)
     assert vector.space == SPACE.id
-    assert producer.ledger.jobs() == []
+    assert producer.job_store.jobs() == []
 
 
 def test_a_poster_that_changed_needs_a_worker(producer, poster):
@@ -57,7 +57,7 @@ def test_a_poster_that_changed_needs_a_worker(producer, poster):
 
 def test_a_vector_of_another_model_is_no_answer(producer, poster):
     """The worker makes another space than the store has: its vector is waited for."""
-    producer.announcements.say("w", READY, {"space": OTHER.id, "space_json": OTHER.to_json()})
+    producer.registry.publish("w", READY, {"space": OTHER.id, "space_json": OTHER.to_json()})
     with pytest.raises(EmbedTimeout):
         producer.embed(poster, timeout=0.3)
 

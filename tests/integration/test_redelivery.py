@@ -5,11 +5,11 @@ import json
 import pytest
 
 from producer.queue import redelivery as module
-from producer.queue.claims import Custody
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims
+from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, QUEUES
 from producer.queue.progress import Outcome
-from producer.queue.redelivery import GRACE_S, LOOK_EVERY_S, Repair
+from producer.queue.redelivery import GRACE_S, LOOK_EVERY_S, Redelivery
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
 from tests.support.ledger_jobs import batch, begin
@@ -26,20 +26,20 @@ class Installation:
     """A ledger with one open batch, and as many repairs as a test makes, all on one clock."""
 
     def __init__(self, url):
-        self.ledger, self.clock, self.sent = Ledger(url, claim_s=3), Clock(), []
-        self.custody, self.repairs = Custody(self.ledger), []
-        begin(self.ledger, batch())
+        self.job_store, self.clock, self.sent = JobStore(url, claim_s=3), Clock(), []
+        self.claims, self.repairs = Claims(self.job_store), []
+        begin(self.job_store, batch())
 
-    def repair(self):
-        self.repairs.append(Repair(self.custody, self.ledger, self.sent.append, self.clock))
+    def redelivery(self):
+        self.repairs.append(Redelivery(self.claims, self.job_store, self.sent.append, self.clock))
         return self.repairs[-1]
 
     def after(self, seconds, *repairs):
         """As `seconds` in which everybody who waits looks every second."""
         for _ in range(round(seconds)):
             self.clock.now += 1
-            for repair in repairs:
-                repair.run()
+            for redelivery in repairs:
+                redelivery.run()
         return self.sent
 
 
@@ -47,41 +47,41 @@ class Installation:
 def installation(redis_url):
     installation = Installation(redis_url)
     yield installation
-    for repair in installation.repairs:
-        repair.close()
-    installation.ledger.close()
+    for redelivery in installation.repairs:
+        redelivery.close()
+    installation.job_store.close()
 
 
 def test_a_batch_in_nobodys_hands_is_sent_again_as_it_was(installation):
     """What BRPOP took and a kill dropped comes back whole: not at the first look, but soon after the grace."""
-    repair = installation.repair()
-    assert installation.after(GRACE_S, repair) == [], "it may be on its way"
-    assert installation.after(LOOK_EVERY_S, repair) == [batch()]
+    redelivery = installation.redelivery()
+    assert installation.after(GRACE_S, redelivery) == [], "it may be on its way"
+    assert installation.after(LOOK_EVERY_S, redelivery) == [batch()]
 
 
 def test_a_batch_that_stays_lost_is_sent_again_and_again_but_not_at_every_look(installation):
     """The message that was sent again may be lost, too; each time it gets its grace."""
-    assert len(installation.after(60, installation.repair())) <= 60 / GRACE_S
+    assert len(installation.after(60, installation.redelivery())) <= 60 / GRACE_S
 
 
 def test_a_batch_in_the_queue_is_left_there(installation, redis_url):
     """As a real producer has sent it."""
     with create_sender(load_settings(redis_url=redis_url)) as app:
         send(app, batch())
-    assert installation.after(30, installation.repair()) == []
+    assert installation.after(30, installation.redelivery()) == []
 
 
 def test_a_batch_in_work_is_left_alone(installation):
     """A live worker's claim is respected, for as long as it is renewed."""
-    installation.custody.claim(batch(), "worker#1")
-    assert installation.after(30, installation.repair()) == []
+    installation.claims.claim(batch(), "worker#1")
+    assert installation.after(30, installation.redelivery()) == []
 
 
 def test_a_finished_batch_does_not_come_back(installation):
     """Counted is counted."""
-    installation.custody.claim(batch(), "worker#1")
-    installation.custody.finish(batch(), Outcome(embedded=4))
-    assert installation.after(30, installation.repair()) == []
+    installation.claims.claim(batch(), "worker#1")
+    installation.claims.finish(batch(), Outcome(embedded=4))
+    assert installation.after(30, installation.redelivery()) == []
 
 
 def test_a_batch_reserved_by_a_dead_worker_is_sent_again(installation, redis_server):
@@ -89,27 +89,27 @@ def test_a_batch_reserved_by_a_dead_worker_is_sent_again(installation, redis_ser
     message = [{"headers": {"id": "job.1"}, "body": ""}, "posters", QUEUES[BULK]]
     with redis_server.client as client:
         client.hset("unacked", "tag", json.dumps(message))
-    assert installation.after(20, installation.repair()) == [batch()]
+    assert installation.after(20, installation.redelivery()) == [batch()]
 
 
 def test_a_batch_that_was_given_back_is_sent_as_soon_as_its_pause_is_over(installation, redis_server):
     """Nobody need miss it first."""
-    repair = installation.repair()
-    installation.custody.claim(batch(), "worker#1")
-    installation.custody.give_back(batch(), "worker#1", 60)
-    assert installation.after(20, repair) == []
+    redelivery = installation.redelivery()
+    installation.claims.claim(batch(), "worker#1")
+    installation.claims.release(batch(), "worker#1", 60)
+    assert installation.after(20, redelivery) == []
     with redis_server.client as client:
         client.delete("posters:claim:job.1")  # what its expiry does when the pause is over
-    assert installation.after(2, repair) == [batch()]
-    assert installation.after(2, repair, installation.repair()) == [batch()], "once"
+    assert installation.after(2, redelivery) == [batch()]
+    assert installation.after(2, redelivery, installation.redelivery()) == [batch()], "once"
 
 
 def test_one_looks_for_all(installation):
     """However many workers and producers wait: one reads the queues, and its memory is what counts."""
     looks = []
-    first, *others = (installation.repair() for _ in range(5))
-    for repair in (first, *others):
-        repair._look = lambda repair=repair, look=repair._look: looks.append(repair) or look()
+    first, *others = (installation.redelivery() for _ in range(5))
+    for redelivery in (first, *others):
+        redelivery._look = lambda redelivery=redelivery, look=redelivery._look: looks.append(redelivery) or look()
     assert installation.after(15, first, *others) == [batch()]
     assert set(looks) == {first}
     first.close()
@@ -119,7 +119,7 @@ def test_one_looks_for_all(installation):
 
 def test_looking_takes_a_fiftieth_of_the_time(installation, monkeypatch):
     """Ten thousand queued batches are not read every five seconds."""
-    repair = installation.repair()
+    redelivery = installation.redelivery()
     looks = []
 
     def slow():
@@ -127,12 +127,12 @@ def test_looking_takes_a_fiftieth_of_the_time(installation, monkeypatch):
         looks.append(installation.clock.now)
         return 0
 
-    repair._look = slow
-    installation.after(100, repair)
+    redelivery._look = slow
+    installation.after(100, redelivery)
     assert 4 <= len(looks) <= 6
     monkeypatch.setattr(module, "LONGEST_REST_S", 5.0)
     looks.clear()
-    installation.after(100, repair)
+    installation.after(100, redelivery)
     assert len(looks) >= 14, "but there is an end to the resting"
 
 
@@ -140,18 +140,18 @@ def test_messages_that_are_not_ours_do_not_stop_it(installation, redis_server):
     """Rubbish in the queue is passed over."""
     with redis_server.client as client:
         client.rpush(QUEUES[BULK], "rubbish", "[]", '{"headers": 5}')
-    assert installation.after(20, installation.repair()) == [batch()]
+    assert installation.after(20, installation.redelivery()) == [batch()]
 
 
 def test_a_batch_of_a_newer_version_is_left_to_a_newer_worker(installation, redis_server):
     """It cannot be read here, it stays open, and the others are looked after all the same."""
-    installation.ledger.create("new")
-    installation.ledger.step("new", 1, batch=batch(1, job="new"))
+    installation.job_store.create("new")
+    installation.job_store.step("new", 1, batch=batch(1, job="new"))
     with redis_server.client as client:
         entry = json.loads(client.hget("posters:job:new:open", "new.1"))
         client.hset("posters:job:new:open", "new.1", json.dumps(entry | {"version": 99}))
-    assert set(installation.after(40, installation.repair())) == {batch()}
-    assert installation.ledger.progress("new").open_batches == 1
+    assert set(installation.after(40, installation.redelivery())) == {batch()}
+    assert installation.job_store.progress("new").open_batches == 1
 
 
 def test_a_batch_that_no_worker_can_read_fails_by_name(installation, redis_server):
@@ -160,9 +160,9 @@ def test_a_batch_that_no_worker_can_read_fails_by_name(installation, redis_serve
         name, text = next(iter(client.hgetall("posters:job:job:open").items()))
         bad = json.loads(text) | {"lane": "sideways"}
         client.hset("posters:job:job:open", name, json.dumps(bad))
-    assert installation.after(40, installation.repair()) == []
-    progress = installation.ledger.progress("job")
+    assert installation.after(40, installation.redelivery()) == []
+    progress = installation.job_store.progress("job")
     assert (progress.failed, progress.open_batches) == (4, 0)
-    failure = next(installation.ledger.failures("job"))
+    failure = next(installation.job_store.failures("job"))
     assert failure.word == "internal"
     assert "lane must be one of" in failure.reason

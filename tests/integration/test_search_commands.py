@@ -61,7 +61,7 @@ def traces(installation):
     with installation.redis.client as client:
         left = sorted(client.keys("posters:query:*") + client.keys("posters:answer:*"))
     try:
-        return left, installation.producer.ledger.jobs(), store.version(store.current())
+        return left, installation.producer.job_store.jobs(), store.version(store.current())
     finally:
         store.close()
 
@@ -202,14 +202,14 @@ def own_server():
 
 def test_what_is_no_query_is_put_aside(installation, shot):
     """A message with a path in it reaches no file; the worker goes on."""
-    before = installation.producer.quarantine.count()
+    before = installation.producer.dead_letters.count()
     with create_sender(installation.settings) as app:
         message = {"version": 1, "query": "a" * 32, "path": "/etc/passwd"}
         app.send_task("posters.query", args=[message], queue="posters.interactive")
     ends = time.monotonic() + 20
-    while installation.producer.quarantine.count() == before and time.monotonic() < ends:
+    while installation.producer.dead_letters.count() == before and time.monotonic() < ends:
         time.sleep(0.05)
-    assert installation.producer.quarantine.count() == before + 1
+    assert installation.producer.dead_letters.count() == before + 1
     assert installation.producer.embed_image(shot.read_bytes(), timeout=20).shape == (DIMENSION,)
     with installation.redis.client as client:
         client.delete("posters:quarantine")

@@ -38,12 +38,12 @@ def in_work(installation, pool, *, ending=b""):
 def given_back(installation, job):
     """The batch is open, free, uncounted, and on its way to whoever is alive."""
     name = f"{job.id}.1"
-    assert installation.custody().opened(job.id) == {name}
+    assert installation.claims().opened(job.id) == {name}
     with installation.redis.client as client:
         queued = [json.loads(text)["headers"]["id"] for text in client.lrange("posters.bulk", 0, -1)]
-    assert name in queued or installation.custody().returned() == [(job.id, name)]
-    batch = installation.custody().load(job.id, name)
-    return installation.custody().claim(batch, "another#1") == (Claim.WORK, 1, True)
+    assert name in queued or installation.claims().returned() == [(job.id, name)]
+    batch = installation.claims().load(job.id, name)
+    return installation.claims().claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
 @pytest.mark.slow

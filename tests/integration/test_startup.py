@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from producer.errors import ConfigurationError, StoreError, StoreUnavailable
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.locks import Lease
-from producer.queue.workers import FAILED, LOADING, STORE, Announcements
+from producer.queue.workers import FAILED, LOADING, STORE, WorkerRegistry
 from tests.support.installation import Installation
 from tests.support.redis_server import RedisServer
 from worker.runtime import startup
@@ -21,11 +21,11 @@ NAME, CARD = "w@tests", "GPU-6a1e0000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture
-def announcements(redis_url, monkeypatch):
+def registry(redis_url, monkeypatch):
     monkeypatch.setenv("POSTERS_REDIS_URL", redis_url)
-    announcements = Announcements(redis_url)
-    yield announcements
-    announcements.close()
+    registry = WorkerRegistry(redis_url)
+    yield registry
+    registry.close()
 
 
 @pytest.fixture
@@ -33,30 +33,30 @@ def pulses(monkeypatch):
     """The pulses that were started; the process that they beat in would have ended with them."""
     started = []
 
-    class Noted(startup.Pulse):
+    class Noted(startup.Heartbeat):
         def start(self):
             started.append(self)
             super().start()
 
-    monkeypatch.setattr(startup, "Pulse", Noted)
+    monkeypatch.setattr(startup, "Heartbeat", Noted)
     yield started
-    for pulse in started:
-        pulse.stop()
+    for heartbeat in started:
+        heartbeat.stop()
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory left"), ZeroDivisionError("a defect of ours")])
-def test_no_exception_leaves_a_worker_that_loads_for_ever(announcements, pulses, monkeypatch, redis_url, caplog, error):
+def test_no_exception_leaves_a_worker_that_loads_for_ever(registry, pulses, monkeypatch, redis_url, caplog, error):
     """Celery would swallow it: FAILED is said, with a traceback for us in the log, and the card is left to others."""
-    ledger = Ledger(redis_url)
+    ledger = JobStore(redis_url)
 
-    def fail(settings, owner, ledger, pulse):
-        pulse.card = Lease(ledger, card_key(CARD), owner, 15)
-        pulse.card.take()
+    def fail(settings, owner, ledger, heartbeat):
+        heartbeat.card = Lease(ledger, card_key(CARD), owner, 15)
+        heartbeat.card.take()
         raise error
 
     monkeypatch.setattr(startup, "_open", fail)
-    assert startup.start_station(f"{NAME}/1/a", solo=True) is None
-    heard = announcements.hear(NAME)
+    assert startup.start_runner(f"{NAME}/1/a", solo=True) is None
+    heard = registry.find(NAME)
     assert heard.state == FAILED
     assert heard.get("reason") == f"{type(error).__name__}: {error}"
     assert "Traceback" in caplog.text
@@ -65,7 +65,7 @@ def test_no_exception_leaves_a_worker_that_loads_for_ever(announcements, pulses,
     ledger.close()
 
 
-def test_settings_that_a_new_child_cannot_read_end_the_worker(announcements, monkeypatch):
+def test_settings_that_a_new_child_cannot_read_end_the_worker(registry, monkeypatch):
     """As when config.json was edited: nobody knows in which Redis to say so, and the parent is asked to end."""
     asked = []
 
@@ -74,14 +74,14 @@ def test_settings_that_a_new_child_cannot_read_end_the_worker(announcements, mon
 
     monkeypatch.setattr(startup, "load_settings", refuse)
     monkeypatch.setattr(os, "kill", lambda pid, number: asked.append((pid, number)))
-    assert startup.start_station(f"{NAME}/1/a", solo=False) is None
+    assert startup.start_runner(f"{NAME}/1/a", solo=False) is None
     assert asked == [(os.getppid(), signal.SIGTERM)]
 
 
-def test_a_store_that_cannot_be_written_for_now_is_waited_for(announcements, pulses, monkeypatch, caplog):
+def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, pulses, monkeypatch, caplog):
     """Locked, full, away: the reason is announced at every look, logged once, and gone when the store is back."""
-    pulse = startup.Pulse(startup.load_settings(), NAME, Ledger(announcements.url), solo=True)
-    pulses.append(pulse)
+    heartbeat = startup.Heartbeat(startup.load_settings(), NAME, JobStore(registry.url), solo=True)
+    pulses.append(heartbeat)
     troubles = [StoreUnavailable("it is locked")] * 3
     announced, closed = [], []
 
@@ -94,8 +94,8 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(announcements, pul
             closed.append(self)
 
     monkeypatch.setattr("producer.vectors.open_store", lambda url: Store())
-    monkeypatch.setattr(time, "sleep", lambda _: announced.append(announcements.of(NAME)))
-    store = startup._wait_for_store("sqlite:x", pulse)
+    monkeypatch.setattr(time, "sleep", lambda _: announced.append(registry.of(NAME)))
+    store = startup._wait_for_store("sqlite:x", heartbeat)
     assert [(heard.state, heard.get("stage"), heard.get("reason")) for heard in announced] == [
         (LOADING, STORE, "it is locked")
     ] * 3
@@ -104,9 +104,9 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(announcements, pul
     assert store not in closed
 
 
-def test_a_store_that_a_person_has_to_mend_is_not_waited_for(announcements, pulses, monkeypatch):
+def test_a_store_that_a_person_has_to_mend_is_not_waited_for(registry, pulses, monkeypatch):
     """A damaged file or a wrong mode does not pass."""
-    pulses.append(startup.Pulse(startup.load_settings(), NAME, Ledger(announcements.url), solo=True))
+    pulses.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(registry.url), solo=True))
 
     def damaged(url):
         raise StoreError("it is no SQLite file")

@@ -48,7 +48,7 @@ def test_what_held_a_batch_up_is_said_where_people_look(installation):
     worker = installation.worker("w").wait_until_ready()
     done = installation.run("index")
     assert done.returncode == 0
-    heard = installation.producer.announcements.hear("w@tests")
+    heard = installation.producer.registry.find("w@tests")
     sentence = heard.get("bottleneck")
     assert "bound" in sentence
     assert "% of the time" in sentence

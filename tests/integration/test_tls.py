@@ -9,7 +9,7 @@ import pytest
 from kombu import pools
 
 from producer.errors import RedisUnreachable
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
@@ -74,7 +74,7 @@ def test_worker_and_producer_work_behind_tls(locked, certificates, tmp_path):
         said = worker.said() + "".join(one.stdout + one.stderr for one in done)
         assert "localhost" in said
         assert PASSWORD not in said
-        assert PASSWORD not in str(installation.producer.announcements.everybody())
+        assert PASSWORD not in str(installation.producer.registry.alive())
     finally:
         installation.close()
 
@@ -83,7 +83,7 @@ def test_worker_and_producer_work_behind_tls(locked, certificates, tmp_path):
 def test_a_certificate_that_nobody_vouches_for_is_refused(locked, options):
     """By redis-py and by kombu alike: neither falls back to encryption with whoever answers."""
     url = f"{locked.tls_url}/0{options}"
-    ledger = Ledger(url)
+    ledger = JobStore(url)
     began = time.monotonic()
     with pytest.raises(RedisUnreachable) as caught:
         ledger.create("job")
@@ -100,7 +100,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(locked, options):
 
 def test_checking_can_be_turned_off_by_name_only(locked):
     """For a tunnel that ends elsewhere; the URL says so."""
-    ledger = Ledger(f"{locked.tls_url}/0?ssl_cert_reqs=none&ssl_check_hostname=false")
+    ledger = JobStore(f"{locked.tls_url}/0?ssl_cert_reqs=none&ssl_check_hostname=false")
     ledger.create("job")
     ledger.close()
 
@@ -110,7 +110,7 @@ def test_a_unix_socket_does_as_well(tmp_path):
     path = tmp_path / "redis.sock"
     with RedisServer(["--unixsocket", str(path)]):
         url = f"unix://{USER}:{PASSWORD}@{path}?db=0"
-        ledger = Ledger(url)
+        ledger = JobStore(url)
         batch = EmbedBatch("job", "job.1", (Poster("a", "a"),))
         ledger.create("job")
         ledger.step("job", 1, batch=batch)

@@ -5,7 +5,7 @@ from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 
 from worker.broker.transport import Client
-from worker.celery import DOOR
+from worker.celery import TRANSPORT_NAME
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ from worker.celery import DOOR
 )
 def test_a_message_that_cannot_be_acknowledged_keeps_no_place(redis_url, monkeypatch, let_go):
     """Redis hangs for longer than the timeout: with one message at a time, no other would ever be taken."""
-    monkeypatch.setitem(TRANSPORT_ALIASES, DOOR, "worker.broker.transport:Transport")
-    with Connection(redis_url.replace("redis://", f"{DOOR}://")) as connection:
+    monkeypatch.setitem(TRANSPORT_ALIASES, TRANSPORT_NAME, "worker.broker.transport:Transport")
+    with Connection(redis_url.replace("redis://", f"{TRANSPORT_NAME}://")) as connection:
         channel = connection.channel()
         channel.basic_qos(0, 1, False)
         qos = channel.qos

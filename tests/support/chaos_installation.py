@@ -100,7 +100,7 @@ class ChaosInstallation(Installation):
 
     def new_child(self, worker: Worker, old: int) -> None:
         """Wait until another child is ready."""
-        wait_for(lambda: self.patiently(worker.child) != old, "a new child")
+        wait_for(lambda: self.wait_for_redis(worker.child) != old, "a new child")
         worker.wait_until_ready()
 
     @contextmanager
@@ -145,20 +145,20 @@ class ChaosInstallation(Installation):
             progress = job.progress()
             return progress if progress.settled + progress.doing >= at_least else None
 
-        return wait_for(lambda: self.patiently(enough), f"{at_least} posters done", within_s)
+        return wait_for(lambda: self.wait_for_redis(enough), f"{at_least} posters done", within_s)
 
     def wait_for_a_finish(self, job: Job, since: float, within_s: float = LONG_S) -> float:
         """Seconds from `since` (monotonic) until the ledger counts the next batch."""
-        before = self.patiently(job.progress)
+        before = self.wait_for_redis(job.progress)
 
         def more() -> bool:
             progress = job.progress()
             return progress.settled > before.settled or progress.at_rest
 
-        wait_for(lambda: self.patiently(more), "a batch counted", within_s)
+        wait_for(lambda: self.wait_for_redis(more), "a batch counted", within_s)
         return time.monotonic() - since
 
-    def patiently(self, call: Callable[[], Any]) -> Any:
+    def wait_for_redis(self, call: Callable[[], Any]) -> Any:
         """Ask again while Redis is away."""
         ends = time.monotonic() + LONG_S
         while True:
@@ -208,7 +208,7 @@ class ChaosInstallation(Installation):
         """No batch is open, and the queues run empty: what is left in them was a duplicate."""
         if all(worker.process.poll() is not None for worker in self.workers):
             return  # nobody is there to empty them
-        ledger = self.producer.ledger
+        ledger = self.producer.job_store
 
         def at_rest() -> bool:
             return not any(ledger.progress(name).open_batches for name in ledger.active())

@@ -29,7 +29,7 @@ class Chunk:
         return self
 
 
-class ColourEmbedder:
+class ColorEmbedder:
     """Its vector tells the mean colour of the picture: a shifted row shows."""
 
     space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
@@ -46,21 +46,21 @@ class ColourEmbedder:
         assert pixels.dtype == torch.uint8
         assert pixels.shape[1:] == (3, 16, 16)
         self.sizes.append(len(pixels))
-        colours = pixels.double().mean(dim=(2, 3)).numpy()
+        colors = pixels.double().mean(dim=(2, 3)).numpy()
         vectors = np.zeros((len(pixels), DIMENSION), np.float32)
-        vectors[:, :3] = colours + 1
+        vectors[:, :3] = colors + 1
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        failures = {row: "no number" for row, colour in enumerate(colours) if round(colour[0]) in self.refuse}
+        failures = {row: "no number" for row, color in enumerate(colors) if round(color[0]) in self.refuse}
         return Chunk(vectors, failures)
 
 
-def colour_of(number: int) -> tuple[int, int, int]:
+def color_of(number: int) -> tuple[int, int, int]:
     return (number * 7 % 251, number * 31 % 241, number * 101 % 239)
 
 
 def expected(number: int) -> np.ndarray:
     vector = np.zeros(DIMENSION)
-    vector[:3] = np.array(colour_of(number)) + 1
+    vector[:3] = np.array(color_of(number)) + 1
     return vector / np.linalg.norm(vector)
 
 
@@ -72,7 +72,7 @@ def root(tmp_path):
 def write(root, number: int, name: str = "") -> Poster:
     name = name or f"{number:03}.png"
     path = root / name
-    path.write_bytes(encoded(Image.new("RGB", (20, 30), colour_of(number)), "PNG"))
+    path.write_bytes(encoded(Image.new("RGB", (20, 30), color_of(number)), "PNG"))
     stat = path.stat()
     return Poster(name, name, stat.st_size, stat.st_mtime_ns)
 
@@ -86,7 +86,7 @@ def make(root):
     made = []
 
     def build(embedder=None, store=None, **options):
-        pipeline = Pipeline(embedder or ColourEmbedder(), store or MemoryStore(), root=root, **options)
+        pipeline = Pipeline(embedder or ColorEmbedder(), store or MemoryStore(), root=root, **options)
         made.append(pipeline)
         return pipeline
 

@@ -18,7 +18,11 @@ class IndexProcess:
     """``index --json`` in the background, and its job."""
 
     def __init__(self, installation: ChaosInstallation, *arguments: str, **environment: str) -> None:
-        known = set(installation.patiently(installation.producer.ledger.jobs)) if installation.redis.is_up else set()
+        known = (
+            set(installation.wait_for_redis(installation.producer.job_store.jobs))
+            if installation.redis.is_up
+            else set()
+        )
         self.installation = installation
         self.process = installation.start("index", "--json", *arguments, **environment)
         self._known, self._job = known, ""
@@ -28,7 +32,7 @@ class IndexProcess:
     def job(self) -> Job:
         """The job, as soon as the ledger has it."""
         if not self._job:
-            ledger = self.installation.producer.ledger
+            ledger = self.installation.producer.job_store
             found = wait_for(lambda: set(ledger.jobs()) - self._known, "a job in the ledger")
             self._job = found.pop()
         return self.installation.producer.job(self._job)

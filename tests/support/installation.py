@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.image_samples import encoded, picture
 from producer import Producer
-from producer.queue.claims import Custody
+from producer.queue.claims import Claims
 from producer.queue.workers import READY, Announcement
 from producer.settings import load_settings
 from tests.support.project import PROJECT
@@ -54,9 +54,9 @@ class Worker:
 
     def heard(self) -> Announcement | None:
         """What this very worker announces, whoever else has its name, or had it before."""
-        everybody = self._installation.producer.announcements.everybody()
+        everyone = self._installation.producer.registry.alive()
         mine = f"{self.name}/{self.process.pid}/"
-        return next((worker for worker in everybody if worker.owner.startswith(mine)), None)
+        return next((worker for worker in everyone if worker.owner.startswith(mine)), None)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -153,9 +153,9 @@ class Installation:
             names.append(name)
         return names
 
-    def custody(self) -> Custody:
+    def claims(self) -> Claims:
         """In whose hands batches are."""
-        return self.producer.custody
+        return self.producer.claims
 
     def stored(self) -> set[str]:
         """Ids in the store's current space."""

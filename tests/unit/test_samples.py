@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from producer.collection.catalogue import read_catalogue
-from producer.collection.scan import Search
+from producer.collection.scan import PosterScan
 from producer.queue.messages import Poster
 from tests.support.project import PROJECT
 
@@ -21,7 +21,7 @@ def test_catalogue_and_folder_agree():
     """Every file has its entry, every entry its file; nothing is wrong with either."""
     catalogue = read_catalogue(PROJECT / "data" / "posters.json")
     assert not catalogue.problems
-    found = list(Search(POSTERS, [], catalogue))
+    found = list(PosterScan(POSTERS, [], catalogue))
     assert all(isinstance(item, Poster) and item.size > 0 for item in found)
     assert {item.path for item in found} == {path.relative_to(POSTERS).as_posix() for path in FILES}
     assert {item.path for item in found} == set(catalogue.entries)

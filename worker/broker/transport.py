@@ -11,8 +11,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from producer.errors import RedisUnreachable
-from producer.queue.dead_letters import Quarantine
-from producer.queue.jobs import Ledger
+from producer.queue.dead_letters import DeadLetters
+from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.settings import load_settings
 from worker.broker.validation import objection
@@ -33,7 +33,7 @@ class Client(redis.Redis):
         reason = objection(answer[1])
         if reason is None:
             return answer
-        put_aside(answer[0].decode(), answer[1], reason)
+        reject(answer[0].decode(), answer[1], reason)
         return None
 
 
@@ -80,16 +80,16 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
 
-def put_aside(lane: str, element: bytes, reason: str) -> None:
+def reject(lane: str, element: bytes, reason: str) -> None:
     """Keep an element in the quarantine; where Redis is away, at least its beginning in the log."""
     text = element.decode(errors="backslashreplace")
     logger.error("a message on %s was put aside: %s", lane, reason)
     try:
-        _quarantine().put(text, reason)
+        _dead_letters().put(text, reason)
     except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
         logger.error("it could not be kept (%s); it began with %r", error, text[:LOGGED_CHARACTERS])
 
 
 @cache
-def _quarantine() -> Quarantine:
-    return Quarantine(Ledger(load_settings().redis_url))
+def _dead_letters() -> DeadLetters:
+    return DeadLetters(JobStore(load_settings().redis_url))

@@ -51,10 +51,10 @@ def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise UnreadablePoster("", "unsupported", "its pixels are 32-bit numbers without a scale")
-    grey = ((values + 128) // 257).astype(np.uint8)
+    gray = ((values + 128) // 257).astype(np.uint8)
     if isinstance(transparent, int):
-        grey[values == transparent] = GROUND[0]
-    return Image.fromarray(grey)
+        gray[values == transparent] = GROUND[0]
+    return Image.fromarray(gray)
 
 
 class IntoSRGB:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from worker.images.zero_copy import borrow_rgb
+from worker.images.zero_copy import zero_copy_rgb
 
 # A resized image of more than this many times the model's area is cut to size while it is resized:
 # a 1×5000 image would otherwise pass through 224×1,120,000 pixels.
@@ -115,7 +115,7 @@ def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
     """Resize, then cut or pad around the centre: uint8 (1 or 3, height, width)."""
     width, height = _resized(image.width, image.height, geometry)
     if width * height > LARGEST_DETOUR * geometry.width * geometry.height:
-        return _resize_centre(image, width, height, geometry)
+        return _resize_center(image, width, height, geometry)
     source = as_tensor(image)
     if (width, height) != image.size:
         source = functional.interpolate(source, (height, width), mode=geometry.interpolation, antialias=True)
@@ -129,7 +129,7 @@ def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
     return pixels[:3, top : top + geometry.height, left : left + geometry.width]
 
 
-def _resize_centre(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
+def _resize_center(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
     """Resize only the part that the cut keeps; Pillow reads the neighbours of the part for its filter."""
     left, top = round((width - geometry.width) / 2.0), round((height - geometry.height) / 2.0)
     across, down = image.width / width, image.height / height
@@ -143,7 +143,7 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
 
     RGB comes with a fourth channel that means nothing, as Pillow's memory has it; it must not be written to.
     """
-    borrowed = borrow_rgb(image)
+    borrowed = zero_copy_rgb(image)
     if borrowed is not None:
         return borrowed
     array = np.array(image)  # a copy: Pillow's memory must not be written through the tensor

@@ -33,7 +33,7 @@ _pointer_in = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_in.restype, _pointer_in.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-def borrow_rgb(image: Image.Image) -> torch.Tensor | None:
+def zero_copy_rgb(image: Image.Image) -> torch.Tensor | None:
     """uint8 (1, 4, height, width), channels last, of a loaded RGB image; the fourth channel means nothing.
 
     The tensor is a view: it must not be written to, and it keeps the image's memory alive. None where

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from worker.model.device import MemoryWatch
-from worker.model.oom_backoff import Halving
+from worker.model.oom_backoff import AdaptiveBatchSize
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def choose_chunk(engine: Engine, blank: Callable[[int], torch.Tensor], device: t
     began = time.perf_counter()
 
     def measure(size: int) -> float | None:
-        halving = engine.halving = Halving(size)
+        chunk_size = engine.chunk_size = AdaptiveBatchSize(size)
         pixels, seconds = blank(size), []
         with MemoryWatch(device) as memory:
             engine.submit(pixels).result()  # first-time costs
@@ -37,10 +37,10 @@ def choose_chunk(engine: Engine, blank: Callable[[int], torch.Tensor], device: t
                 started = time.perf_counter()
                 engine.submit(pixels).result()
                 seconds.append(time.perf_counter() - started)
-        return size / min(seconds) if halving.size == size and memory.share_used <= MEMORY_SHARE else None
+        return size / min(seconds) if chunk_size.size == size and memory.share_used <= MEMORY_SHARE else None
 
     chosen, rates = find_chunk(SIZES[device.type], measure)
-    engine.halving = Halving(chosen)
+    engine.chunk_size = AdaptiveBatchSize(chosen)
     told = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
     logger.info("chunks of %d images, measured in %.1f s (images/s: %s)", chosen, time.perf_counter() - began, told)
 

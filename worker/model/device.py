@@ -139,12 +139,12 @@ class MemoryWatch:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._held = torch.cuda.memory_allocated(self._device)
             free, _ = torch.cuda.mem_get_info(self._device)
-            self._free = free + torch.cuda.memory_reserved(self._device) - self._held
+            self._release_dead = free + torch.cuda.memory_reserved(self._device) - self._held
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
-            self.share_used = (torch.cuda.max_memory_allocated(self._device) - self._held) / max(1, self._free)
+            self.share_used = (torch.cuda.max_memory_allocated(self._device) - self._held) / max(1, self._release_dead)
 
 
 def is_exhaustion(error: Exception) -> bool:

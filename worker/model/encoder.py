@@ -73,7 +73,7 @@ def _run_packed(x: torch.Tensor, packed: Any, bias: torch.Tensor, activation: Ac
     return result
 
 
-class PlainTower:
+class OpenClipEncoder:
     """Any image tower of open_clip, run as open_clip runs it."""
 
     def __init__(
@@ -98,7 +98,7 @@ class PlainTower:
         return functional.normalize(features.to(torch.float32), dim=-1)
 
 
-class LeanTower:
+class FastViT:
     """open_clip's VisionTransformer whose first token becomes the vector: ViT-B, L, H, g, …"""
 
     def __init__(
@@ -200,7 +200,7 @@ def _is_quick(activation: object) -> bool:
     return isinstance(activation, open_clip.transformer.QuickGELU)
 
 
-def is_usual(tower: Any) -> bool:
+def is_supported(tower: Any) -> bool:
     """True for a tower that LeanTower runs; all others run as open_clip runs them."""
     kinds = open_clip.transformer
     if type(tower) is not kinds.VisionTransformer or tower.attn_pool is not None or tower.pool_type != "tok":

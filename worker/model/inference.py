@@ -16,7 +16,7 @@ from producer.embedding import Vectors
 from producer.errors import DeviceLost, PosterError
 from worker.model.device import is_exhaustion, is_lost
 from worker.model.executors import Forward, Launched
-from worker.model.oom_backoff import Halving, Slice
+from worker.model.oom_backoff import AdaptiveBatchSize, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,13 @@ class Pending:
 class Engine:
     """Drives a forward pass. Not safe to share between threads: a device has one driver."""
 
-    def __init__(self, forward: Forward, spare: Spare, dimension: int, limit: int, *, watched: bool = False) -> None:
+    def __init__(
+        self, forward: Forward, fallback: CpuFallback, dimension: int, limit: int, *, watched: bool = False
+    ) -> None:
         """`limit`: images per forward pass, at most. `watched`: tell when the device has become slow."""
-        self.forward, self._spare, self._dimension = forward, spare, dimension
-        self.halving = Halving(limit)
-        self._pace = Pace() if watched else None
+        self.forward, self._fallback, self._dimension = forward, fallback, dimension
+        self.chunk_size = AdaptiveBatchSize(limit)
+        self._pace = SlowdownMonitor() if watched else None
 
     def submit(self, pixels: torch.Tensor) -> Pending:
         """Start on uint8 (n, 3, height, width), n > 0; the pixels must stay as they are until its result is there.
@@ -64,7 +66,7 @@ class Engine:
             DeviceLost: the accelerator needs a fresh process.
         """
         with _lost_is_named():
-            slices = self.halving.run(
+            slices = self.chunk_size.run(
                 len(pixels),
                 lambda start, stop: self.forward.launch(pixels[start:stop]),
                 is_exhaustion=is_exhaustion,
@@ -101,7 +103,7 @@ class Engine:
 
     def _redo(self, pixels: torch.Tensor, vectors: Vectors) -> None:
         """One slice after the other, each waited for, so that whoever runs out of memory is known."""
-        for start, stop, found in self.halving.run(
+        for start, stop, found in self.chunk_size.run(
             len(pixels),
             lambda start, stop: self.forward.launch(pixels[start:stop]).fetch(),
             is_exhaustion=is_exhaustion,
@@ -114,7 +116,7 @@ class Engine:
         """Compute rows that are no vectors again; the reasons of those that stay none."""
         failures: dict[int, str] = {}
         for row in map(int, np.flatnonzero(~is_unit(vectors))):
-            again = self._spare.embed(pixels[row : row + 1])
+            again = self._fallback.embed(pixels[row : row + 1])
             if isinstance(again, str):
                 failures[row], vectors[row] = again, 0
             else:
@@ -123,7 +125,7 @@ class Engine:
 
     def _watch(self, images: int, seconds: float) -> None:
         """Full chunks only: a single image, or a chunk that was halved, is slower by nature."""
-        if self._pace is None or self.halving.size < self.halving.limit or images < self.halving.limit:
+        if self._pace is None or self.chunk_size.size < self.chunk_size.limit or images < self.chunk_size.limit:
             return
         told = self._pace.note(images, seconds)
         if told:
@@ -132,7 +134,7 @@ class Engine:
     def _free_memory(self) -> None:
         gc.collect()
         self.forward.free_memory()
-        size = self.halving.size
+        size = self.chunk_size.size
         logger.warning("out of memory at %d image(s): %s", size, "halving" if size > 1 else "the CPU takes over")
 
 
@@ -152,7 +154,7 @@ CHUNKS_SLOW: Final = 8  # one after the other, so that a single hitch says nothi
 CHUNKS_BEFORE: Final = 8  # that have to be known before anything can be called slow
 
 
-class Pace:
+class SlowdownMonitor:
     """Watches the images per second of the device, chunk by chunk."""
 
     def __init__(self) -> None:
@@ -185,7 +187,7 @@ class Pace:
         )
 
 
-class Spare:
+class CpuFallback:
     """A second tower, made when it is first needed: it costs memory, and most collections never need it."""
 
     def __init__(self, make: Callable[[], Callable[[torch.Tensor], torch.Tensor]]) -> None:

@@ -18,7 +18,7 @@ class Slice(NamedTuple, Generic[Result]):
     result: Result | None
 
 
-class Halving:
+class AdaptiveBatchSize:
     """Remembers the size that fits. Not safe to share between threads: a device has one driver.
 
     After GROW_AFTER successes in a row at the full current size it tries twice the size, up to the

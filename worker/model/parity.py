@@ -16,7 +16,7 @@ from producer.embedding import Vectors
 from producer.errors import ConfigurationError
 from worker.images.decode import Geometry
 from worker.model.device import PRECISIONS, is_exhaustion, is_lost
-from worker.model.encoder import LeanTower, PlainTower, is_usual
+from worker.model.encoder import FastViT, OpenClipEncoder, is_supported
 
 # Windows' driver moves memory of a full card into the system's, at a hundredth of the speed, instead of failing.
 # A share that leaves room for the desktop lets the allocator fail, and the chunk be halved, before that.
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Placed:
+class ChosenEncoder:
     """A tower that runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Placed:
 
 
 @torch.inference_mode()
-def place(
+def choose_encoder(
     tower: torch.nn.Module,
     mean: torch.Tensor,
     std: torch.Tensor,
@@ -53,7 +53,7 @@ def place(
     precision: str,
     *,
     forced: bool,
-) -> Placed:
+) -> ChosenEncoder:
     """The first way, of the fast ones before the slow ones, that keeps the vectors.
 
     Args:
@@ -66,33 +66,33 @@ def place(
     """
     cpu = torch.device("cpu")
     proof = probe(geometry)
-    exact = PlainTower(tower, mean, std, cpu, torch.float32)
+    exact = OpenClipEncoder(tower, mean, std, cpu, torch.float32)
     expected: Vectors = exact(proof).numpy()
     ways = [precision] if forced or precision == "fp32" else [precision, "fp32"]
     worst = 0.0
     for wanted in ways:
-        for kind in (LeanTower, PlainTower) if is_usual(tower) else (PlainTower,):
-            if kind is PlainTower and wanted == "fp32" and device == cpu:
-                return Placed(exact, wanted, "plain", 1.0, expected.shape[1])
-            own = tower if kind is LeanTower else copy.deepcopy(tower)
+        for kind in (FastViT, OpenClipEncoder) if is_supported(tower) else (OpenClipEncoder,):
+            if kind is OpenClipEncoder and wanted == "fp32" and device == cpu:
+                return ChosenEncoder(exact, wanted, "plain", 1.0, expected.shape[1])
+            own = tower if kind is FastViT else copy.deepcopy(tower)
             try:
                 made = kind(own, mean, std, device, PRECISIONS[wanted])
                 cosine = lowest_cosine(made(proof.to(device)).cpu().numpy(), expected)
             except RuntimeError as error:
-                if is_exhaustion(error) or is_lost(error) or kind is PlainTower:
+                if is_exhaustion(error) or is_lost(error) or kind is OpenClipEncoder:
                     raise
                 logger.warning("the fast way does not run here (%s): open_clip's own", str(error).splitlines()[0])
                 continue
-            way = "lean" if kind is LeanTower else "plain"
-            if cosine >= PROOF_COSINE:
+            way = "lean" if kind is FastViT else "plain"
+            if cosine >= PARITY_COSINE:
                 logger.info("%s proven against fp32 on a fixed probe: cosine %.5f", wanted, cosine)
-                return Placed(made, wanted, way, cosine, expected.shape[1])
+                return ChosenEncoder(made, wanted, way, cosine, expected.shape[1])
             worst = cosine
         if wanted == ways[-1]:
             way_out = "POSTERS_PRECISION=auto" if forced and wanted != "fp32" else "POSTERS_DEVICE=cpu"
             raise ConfigurationError(
                 f"{wanted} on {device} does not give this model's vectors: cosine {worst:.5f} to fp32 on the CPU, "
-                f"where {PROOF_COSINE} is the least. Set {way_out}"
+                f"where {PARITY_COSINE} is the least. Set {way_out}"
             )
         logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", wanted, worst)
     raise AssertionError("there is always a last way")
@@ -108,8 +108,8 @@ def use_card(device: torch.device, share: float | None) -> None:
         torch.cuda.set_per_process_memory_fraction(share, device)
 
 
-PROOF_IMAGES: Final = 4
-PROOF_COSINE: Final = 0.999  # below it, a fast way is not the same embedding any more
+PARITY_IMAGES: Final = 4
+PARITY_COSINE: Final = 0.999  # below it, a fast way is not the same embedding any more
 
 
 def probe(geometry: Geometry) -> torch.Tensor:
@@ -118,7 +118,7 @@ def probe(geometry: Geometry) -> torch.Tensor:
     across = np.linspace(0, 255, geometry.width)[None, :]
     down = np.linspace(0, 255, geometry.height)[:, None]
     images = []
-    for index in range(PROOF_IMAGES):
+    for index in range(PARITY_IMAGES):
         waves = 127 + 127 * np.sin(across / (3 + 9 * index)) * np.cos(down / (5 + 7 * index))
         noise = generator.normal(0, 12 * index, (3, geometry.height, geometry.width))
         images.append(np.stack([waves, (across + down) / 2, np.abs(across - down)]) + noise)

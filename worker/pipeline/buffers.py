@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 _told = False
 
 
-def room_for(count: int, geometry: Geometry, device: torch.device) -> torch.Tensor:
+def chunk_buffer(count: int, geometry: Geometry, device: torch.device) -> torch.Tensor:
     """Uninitialised uint8 (count, 3, height, width) on the CPU; for CUDA pinned, where it can be had.
 
     Only from pinned memory does a copy run beside computation. The system bounds it; without it all

@@ -19,7 +19,7 @@ from producer.vectors.base import Row, VectorStore
 from worker.images.decode import Limits, decode
 from worker.images.memory_budget import MemoryBudget
 from worker.model.threads import one_core_threads, usable_cores
-from worker.pipeline.buffers import room_for
+from worker.pipeline.buffers import chunk_buffer
 from worker.pipeline.protocols import Embedder
 from worker.pipeline.timings import Timings
 
@@ -42,7 +42,7 @@ class Read(NamedTuple):
     row: Row
     known: Vectors | None = None
     unchanged: bool = False
-    twin: bool = False
+    duplicate: bool = False
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Run:
     before: Mapping[str, Row]
     first: dict[str, str] | None  # digest → id of the poster that is decoded for all that have it
 
-    def is_twin(self, row: Row) -> bool:
+    def is_duplicate_in_batch(self, row: Row) -> bool:
         """True when another poster of this batch was met before with the same content."""
         return self.first is not None and self.first.setdefault(row.digest, row.id) != row.id
 
@@ -83,7 +83,7 @@ def next_size(before: int, chunk: int, left: int) -> int:
     return left if left - size < least else size
 
 
-class Reading:
+class Loader:
     """Threads that read and decode; they are kept between batches."""
 
     def __init__(
@@ -160,7 +160,7 @@ class Reading:
                     read.cancel()
 
     def _read_ahead(self, posters: Sequence[Poster], run: Run) -> Chunk:
-        pixels = room_for(len(posters), self._embedder.geometry, self._embedder.device)
+        pixels = chunk_buffer(len(posters), self._embedder.geometry, self._embedder.device)
         reads = [self._threads.submit(self._read, poster, pixels[row], run) for row, poster in enumerate(posters)]
         return Chunk(posters, pixels, reads)
 
@@ -175,8 +175,8 @@ class Reading:
             if known:
                 same = run.batch.verify and before is not None and before.digest == content.digest
                 return Read(row, known[content.digest], unchanged=same)
-            if run.is_twin(row):
-                return Read(row, twin=True)
+            if run.is_duplicate_in_batch(row):
+                return Read(row, duplicate=True)
         target.copy_(self.decode(content.data, poster.path))
         return Read(row)
 

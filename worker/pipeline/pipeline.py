@@ -26,7 +26,7 @@ from producer.queue.progress import Failure, Outcome
 from producer.vectors.base import Row, VectorStore
 from worker.images.decode import Limits
 from worker.pipeline.buffers import keep_rows
-from worker.pipeline.loader import Chunk, Reading, Run
+from worker.pipeline.loader import Chunk, Loader, Run
 from worker.pipeline.protocols import Embedder, Pending
 from worker.pipeline.timings import Timings
 
@@ -51,7 +51,7 @@ class _Tally:
     embedded: int = 0
     reused: int = 0
     unchanged: int = 0  # by content; what is unchanged by size and time is not even read
-    twins: list[Poster] = field(default_factory=list)
+    duplicates: list[Poster] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     vectors: dict[str, bytes] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class Pipeline:
         self.embedder, self.store = embedder, store
         self.timings = Timings()
         self._clock = clock
-        self._reading = Reading(
+        self._reading = Loader(
             embedder,
             store,
             root,
@@ -124,9 +124,9 @@ class Pipeline:
             tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
         run = Run(batch, rows, None if batch.force else {})
         self._run_chunks(todo, run, tally, lambda done: progress(unchanged + done))
-        if tally.twins:  # now the store knows their content, or each fails as the first of them did
-            settled = unchanged + len(todo) - len(tally.twins)
-            self._run_chunks(tally.twins, Run(batch, rows, None), tally, lambda done: progress(settled + done))
+        if tally.duplicates:  # now the store knows their content, or each fails as the first of them did
+            settled = unchanged + len(todo) - len(tally.duplicates)
+            self._run_chunks(tally.duplicates, Run(batch, rows, None), tally, lambda done: progress(settled + done))
         self.timings.total, self.timings.images = self._clock() - began, tally.embedded
         if begun_before:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
@@ -185,26 +185,26 @@ class Pipeline:
 
     def _submit(self, chunk: Chunk, tally: _Tally) -> _Submitted:
         """Send what was decoded to the device; posters that failed are tallied and left out."""
-        twins = len(tally.twins)
+        duplicates = len(tally.duplicates)
         fresh: list[tuple[int, Row]] = []
         rows: list[Row] = []
         vectors: list[Vectors] = []
         for index, (poster, read) in enumerate(zip(chunk.posters, chunk.reads, strict=True)):
             try:
-                row, known, unchanged, twin = read.result()
+                row, known, unchanged, duplicate = read.result()
             except UnreadablePoster as error:
                 tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
                 continue
             tally.unchanged += unchanged
-            if twin:
-                tally.twins.append(poster)
+            if duplicate:
+                tally.duplicates.append(poster)
             elif known is not None:  # also a file with a new date only: its row is to say so
                 rows.append(row)
                 vectors.append(known)
                 tally.reused += not unchanged
             elif not unchanged:
                 fresh.append((index, row))
-        settled = len(chunk.posters) - (len(tally.twins) - twins)
+        settled = len(chunk.posters) - (len(tally.duplicates) - duplicates)
         pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
         return _Submitted(chunk, settled, fresh, pending, rows, vectors)
 

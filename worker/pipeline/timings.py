@@ -31,7 +31,7 @@ class Timings:
         sums = {one.name: keep * getattr(self, one.name) + getattr(other, one.name) for one in fields(self)}
         return Timings(**sums)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Where the seconds went, for a log."""
         spent = (
             f"{self.on_device:.2f} s on the device, waited {self.waiting_for_decode:.2f} s for decoding, "

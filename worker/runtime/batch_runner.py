@@ -11,16 +11,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from producer.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable, UnreadablePoster
-from producer.queue.claims import Custody, sign
-from producer.queue.dead_letters import Quarantine
-from producer.queue.image_requests import CRASHED, Answer, Queries
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims, sign
+from producer.queue.dead_letters import DeadLetters
+from producer.queue.image_requests import CRASHED, Answer, ImageRequests
+from producer.queue.jobs import JobStore
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.workers import LOADING, READY
 from producer.settings import Settings
 from worker.pipeline.timings import Timings
-from worker.runtime.heartbeat import Pulse, Stopped
+from worker.runtime.heartbeat import Heartbeat, Stopped
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
@@ -38,18 +38,24 @@ logger = logging.getLogger(__name__)
 Told = TypeVar("Told")
 
 
-class Station:
+class BatchRunner:
     """Works on one batch after the other; `work` never raises for a reason that a retry would mend."""
 
     def __init__(
-        self, settings: Settings, owner: str, pipeline: Pipeline, store: VectorStore, ledger: Ledger, pulse: Pulse
+        self,
+        settings: Settings,
+        owner: str,
+        pipeline: Pipeline,
+        store: VectorStore,
+        job_store: JobStore,
+        heartbeat: Heartbeat,
     ) -> None:
         """`owner` signs claims; `pulse` beats already; all of them are the station's to close."""
         self._settings, self._owner = settings, owner
-        self._pipeline, self._store, self._ledger, self._pulse = pipeline, store, ledger, pulse
-        self._custody, self._quarantine = Custody(ledger), Quarantine(ledger)
-        self._queries = Queries(settings.redis_url)
-        self._outage = Outage()
+        self._pipeline, self._store, self._job_store, self._heartbeat = pipeline, store, job_store, heartbeat
+        self._claims, self._dead_letters = Claims(job_store), DeadLetters(job_store)
+        self._queries = ImageRequests(settings.redis_url)
+        self._backoff = Backoff()
         self._lately = Timings()
         self._passed_on = False  # the batch before was another's as well
 
@@ -69,7 +75,7 @@ class Station:
             # Somebody ends this process while it works (a signal became SystemExit). That is no fault of the
             # batch, unless it took longer than it may: then the very ending is the batch's.
             with suppress(RedisUnreachable):
-                self._custody.give_back(batch, holder, count=self._pulse.overdue())
+                self._claims.release(batch, holder, count=self._heartbeat.overdue())
             raise
 
     def answer(self, token: str) -> None:
@@ -86,9 +92,9 @@ class Station:
 
     def leave(self) -> None:
         """Give back the batch in work after its present chunk; called from a signal's handler or a thread."""
-        self._pulse.leaving.set()
+        self._heartbeat.leaving.set()
 
-    def quarantine(self, message: Any, reason: PosterError, batch_id: str) -> None:
+    def dead_letters(self, message: Any, reason: PosterError, batch_id: str) -> None:
         """Put aside a message that this program cannot have sent; one of a newer version stays open for its like.
 
         Tried once: a Redis that is full would make a worker that insists stand still, and finish nothing that frees it.
@@ -97,8 +103,8 @@ class Station:
         newer = isinstance(reason, NewerMessage)
         try:
             if newer:
-                self._custody.defer(batch_id, NEWER_PAUSE_S)
-            self._quarantine.put(repr(message), str(reason), once=batch_id if newer else "")
+                self._claims.defer(batch_id, NEWER_PAUSE_S)
+            self._dead_letters.put(repr(message), str(reason), once=batch_id if newer else "")
         except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
             logger.error("it could not be kept (%s); it began with %r", error, repr(message)[:LOGGED_CHARACTERS])
 
@@ -106,13 +112,13 @@ class Station:
         """End the threads, withdraw the announcement, let go of the card."""
         self._pipeline.close()
         self._store.close()
-        self._pulse.stop()
-        self._ledger.close()
+        self._heartbeat.stop()
+        self._job_store.close()
 
     def _work(self, batch: EmbedBatch, holder: str) -> bool:
-        verdict, attempt, begun_before = self._insist(lambda: self._custody.claim(batch, holder))
+        verdict, attempt, begun_before = self._insist(lambda: self._claims.claim(batch, holder))
         if verdict is Claim.CANCELLED:
-            self._insist(lambda: self._custody.withdraw(batch))
+            self._insist(lambda: self._claims.withdraw(batch))
         if verdict is not Claim.WORK:
             logger.info("batch %s: nothing to do, it is %s", batch.batch, verdict.value)
             return True
@@ -122,39 +128,39 @@ class Station:
         makers = self._others_that_make(batch)
         passed_on, self._passed_on = self._passed_on, bool(makers)
         if makers:
-            self._custody.give_back(batch, holder, FOREIGN_PAUSE_S)
+            self._claims.release(batch, holder, FOREIGN_PAUSE_S)
             if passed_on and READY in makers:
                 # This worker stands idle. Without a step back it would take from the lane, each time for the
                 # pause, what the other could work on; a message of its own it still takes in a second.
-                self._pulse.leaving.wait(ASK_AGAIN_S)
+                self._heartbeat.leaving.wait(ASK_AGAIN_S)
             return True
         began = time.perf_counter()  # on Windows, time.monotonic() stands still for 16 ms at a time
         try:
-            with self._pulse.work(batch, holder):
-                outcome = self._pipeline.run(batch, self._pulse.tell, begun_before=begun_before)
+            with self._heartbeat.work(batch, holder):
+                outcome = self._pipeline.run(batch, self._heartbeat.tell, begun_before=begun_before)
         except Stopped as reason:
             logger.warning("batch %s is left where it is: %s", batch.batch, reason)
-            return not self._custody.give_back(batch, holder)
+            return not self._claims.release(batch, holder)
         except DeviceLost as error:
             self._leave(error, f"batch {batch.batch}")
         except (PosterError, OSError) as error:
-            pause = self._outage.pause_s()
+            pause = self._backoff.pause_s()
             logger.warning("batch %s waits %.0f s and is tried again: %s", batch.batch, pause, error)
-            self._insist(lambda: self._custody.give_back(batch, holder, pause))
+            self._insist(lambda: self._claims.release(batch, holder, pause))
             return True
         except Exception:
             # A defect of ours, or no memory left: let the attempt count, so that the batch is cut down to the
             # poster that provokes it. Celery must not see it: a MemoryError would end the parent process.
             logger.exception("batch %s could not be done, and is tried again", batch.batch)
-            self._insist(lambda: self._custody.give_back(batch, holder, FIRST_PAUSE_S, count=True))
+            self._insist(lambda: self._claims.release(batch, holder, FIRST_PAUSE_S, count=True))
             return True
-        self._outage.is_over()
+        self._backoff.is_over()
         seconds = time.perf_counter() - began
         try:
             self._announce(batch, outcome, seconds)
         except Exception:  # what was embedded must be counted, whatever can be said of its pace
             logger.exception("batch %s: its pace could not be announced", batch.batch)
-        counted = self._insist(lambda: self._custody.finish(batch, outcome))
+        counted = self._insist(lambda: self._claims.finish(batch, outcome))
         self._report(batch, outcome, seconds, counted)
         return True
 
@@ -172,7 +178,7 @@ class Station:
                 if not told:
                     logger.warning("%s This worker waits for it.", error)
                 told = True
-                if self._pulse.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
+                if self._heartbeat.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
                     raise
 
     def _others_that_make(self, batch: EmbedBatch) -> set[str]:
@@ -182,17 +188,17 @@ class Station:
         for this worker, and wait for as long as this one lives. What is nobody's the pipeline fails: the model was
         changed since it was queued.
         """
-        mine = self._pulse.fields.get("space")
+        mine = self._heartbeat.fields.get("space")
         if batch.space is None or mine is None or batch.space == mine:
             return set()
-        everybody = self._insist(self._pulse.announcements.everybody)
-        others = [other for other in everybody if other.owner != self._pulse.owner]
+        everyone = self._insist(self._heartbeat.registry.alive)
+        others = [other for other in everyone if other.owner != self._heartbeat.owner]
         ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
         return ready | {other.state for other in others if other.state == LOADING}
 
     def _look_at(self, data: bytes) -> Answer | dict[str, str]:
         try:
-            with self._pulse.look():
+            with self._heartbeat.look():
                 vector = self._pipeline.embed_one(data)
         except UnreadablePoster as error:
             return {"word": error.word, "reason": error.reason}
@@ -211,11 +217,11 @@ class Station:
             poster = batch.posters[0]
             reason = f"the worker ended {crashes} times while it worked on this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
-            self._insist(lambda: self._custody.finish(batch, outcome))
+            self._insist(lambda: self._claims.finish(batch, outcome))
             logger.error("%s: crashed-worker: %s", poster.path, reason)
             return
         # A half that ends its worker, too, is suspected enough to be cut at once: log2(n) deaths find the poster.
-        halves = self._insist(lambda: self._custody.cut(batch, self._settings.attempts - 1))
+        halves = self._insist(lambda: self._claims.split(batch, self._settings.attempts - 1))
         if halves:
             logger.warning("batch %s ended its worker %d times and is cut in two", batch.batch, crashes)
             self._resend(halves)
@@ -232,27 +238,27 @@ class Station:
 
     def _announce(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
         """Say how fast things go and what holds them up, before whoever waits for the batch hears that it is done."""
-        self._pulse.fields["progress_at"] = time.time()
+        self._heartbeat.fields["progress_at"] = time.time()
         if not outcome.embedded or batch.reply:  # a single poster in a hurry tells nothing of the pace
             return
         self._lately = self._lately.followed_by(self._pipeline.timings, keep=FADING)
-        self._pulse.say(
+        self._heartbeat.publish(
             READY,
             images_per_second=f"{outcome.embedded / max(seconds, SHORTEST_S):.1f}",
             bottleneck=self._lately.bottleneck(),
         )
 
     def _report(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
-        spent = self._pipeline.timings.told()
+        spent = self._pipeline.timings.summary()
         again = "" if counted else "; it had been counted before"
-        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.told(), seconds, spent, again)
+        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, spent, again)
 
 
 FIRST_PAUSE_S: Final = 2.0  # doubles
 LONGEST_PAUSE_S: Final = 60.0
 
 
-class Outage:
+class Backoff:
     """Pauses of 2 s, 4 s … 60 s, a quarter more or less, so that not all come back at once."""
 
     def __init__(self) -> None:

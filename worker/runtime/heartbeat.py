@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from producer.errors import RedisUnreachable
-from producer.queue.claims import Custody
-from producer.queue.jobs import Ledger
+from producer.queue.claims import Claims
+from producer.queue.jobs import JobStore
 from producer.queue.locks import Lease
 from producer.queue.messages import EmbedBatch
-from producer.queue.workers import RENEWAL_S, Announcements
+from producer.queue.workers import RENEWAL_S, WorkerRegistry
 from producer.settings import Settings
 
-PULSE_S: Final = 0.5  # how often the ledger hears how far a batch is
+HEARTBEAT_S: Final = 0.5  # how often the ledger hears how far a batch is
 FORCE_S: Final = 5.0  # from being asked to leave a batch to being made to; a chunk is over in less
 JOIN_S: Final = 5.0  # a beat that meets a Redis that hangs takes so long
 EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
@@ -29,7 +29,7 @@ class Stopped(Exception):
     """The batch in work is to be left at once: this worker stops, or the batch is another's."""
 
 
-class Pulse(threading.Thread):
+class Heartbeat(threading.Thread):
     """Beats until `stop`; says what the worker last said of itself, and one batch at a time is its concern.
 
     Attributes:
@@ -39,7 +39,7 @@ class Pulse(threading.Thread):
         fields: what the worker says of itself beside its state.
     """
 
-    def __init__(self, settings: Settings, owner: str, ledger: Ledger, *, solo: bool) -> None:
+    def __init__(self, settings: Settings, owner: str, job_store: JobStore, *, solo: bool) -> None:
         """`owner` signs the announcement; `solo`: no parent process ends a batch that hangs."""
         super().__init__(name="pulse", daemon=True)
         self.owner, self.leaving = owner, threading.Event()
@@ -47,18 +47,18 @@ class Pulse(threading.Thread):
         self.fields: dict[str, object] = {}
         self._state = ""
         self._settings, self._solo = settings, solo
-        self._custody, self.announcements = Custody(ledger), Announcements(settings.redis_url)
+        self._claims, self.registry = Claims(job_store), WorkerRegistry(settings.redis_url)
         self._work: tuple[EmbedBatch, str, float] | None = None  # batch, holder, when it began
         self._done, self._lost = 0, False
         self._left_at: float | None = None
         self._looking_since: float | None = None
         self._ended = threading.Event()
 
-    def say(self, state: str, **fields: object) -> bool:
+    def publish(self, state: str, **fields: object) -> bool:
         """Announce a state, now and for as long as this thread beats; False while Redis does not hear it."""
         self._state, self.fields = state, self.fields | fields
         try:
-            self.announcements.say(self.owner, state, self.fields)
+            self.registry.publish(self.owner, state, self.fields)
         except RedisUnreachable:
             return False
         return True
@@ -98,18 +98,18 @@ class Pulse(threading.Thread):
         """Beat every PULSE_S."""
         renewed = beaten = -1e9
         said = -1
-        while not self._ended.wait(PULSE_S):
+        while not self._ended.wait(HEARTBEAT_S):
             now, work = time.monotonic(), self._work
             try:
                 if work and (self._done != said or now - beaten > self._settings.claim_s / 3):
                     said, beaten = self._done, now
-                    if not self._custody.beat(work[0], work[1], said) and self._work is work:
+                    if not self._claims.renew(work[0], work[1], said) and self._work is work:
                         self._lost = True
                 if now - renewed > RENEWAL_S:
                     renewed = now
                     self._keep_card(work)
                     if self._state:
-                        self.announcements.say(self.owner, self._state, self.fields)
+                        self.registry.publish(self.owner, self._state, self.fields)
             except RedisUnreachable:
                 renewed = now  # whoever works reports it; try again at the next renewal
             if self._solo and work:
@@ -125,11 +125,11 @@ class Pulse(threading.Thread):
         if self.is_alive():
             self.join(JOIN_S)  # so that it says nothing after the farewell
         try:
-            self.announcements.withdraw(self.owner)
+            self.registry.withdraw(self.owner)
         except RedisUnreachable:
             logger.info("Redis is away; announcement and lease expire by themselves")
         self.leave_card()
-        self.announcements.close()
+        self.registry.close()
 
     def leave_card(self) -> None:
         """Let go of the card, and renew its lease no more."""
@@ -162,7 +162,7 @@ class Pulse(threading.Thread):
     def _leave(self, work: tuple[EmbedBatch, str, float] | None) -> None:
         if work:
             with suppress(RedisUnreachable):  # its claim expires by itself
-                self._custody.give_back(work[0], work[1])
+                self._claims.release(work[0], work[1])
         _exit()
 
 

@@ -11,11 +11,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from producer.errors import ConfigurationError, PosterError, StoreUnavailable
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
 from producer.settings import Settings, load_settings, without_password
-from worker.runtime.batch_runner import Station
-from worker.runtime.heartbeat import Pulse
+from worker.runtime.batch_runner import BatchRunner
+from worker.runtime.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
@@ -25,31 +25,31 @@ STORE_LOOK_S: Final = 1.0  # between two tries of a store that cannot be written
 logger = logging.getLogger(__name__)
 
 
-def start_station(owner: str, *, solo: bool) -> Station | None:
+def start_runner(owner: str, *, solo: bool) -> BatchRunner | None:
     """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why.
 
     Celery swallows what the handler of a signal raises, and would take messages for a process without a model.
     So nothing may escape here: whatever it is, this worker says that it failed, and leaves.
     """
-    pulse: Pulse | None = None
+    heartbeat: Heartbeat | None = None
     try:
         settings = load_settings()
-        ledger = Ledger(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
-        pulse = Pulse(settings, owner, ledger, solo=solo)
-        _announce(settings, pulse)
-        return _open(settings, owner, ledger, pulse)
+        job_store = JobStore(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
+        heartbeat = Heartbeat(settings, owner, job_store, solo=solo)
+        _announce(settings, heartbeat)
+        return _open(settings, owner, job_store, heartbeat)
     except PosterError as error:
         logger.critical("this worker cannot start: %s", error)
-        _give_up(pulse, str(error), error, solo=solo)
+        _give_up(heartbeat, str(error), error, solo=solo)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logger.exception("this worker cannot start: %s", reason)
-        _give_up(pulse, reason, error, solo=solo)
+        _give_up(heartbeat, reason, error, solo=solo)
     return None
 
 
-def _announce(settings: Settings, pulse: Pulse) -> None:
-    told = pulse.say(
+def _announce(settings: Settings, heartbeat: Heartbeat) -> None:
+    told = heartbeat.publish(
         LOADING,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -61,19 +61,19 @@ def _announce(settings: Settings, pulse: Pulse) -> None:
     )
     if not told:
         logger.warning("Redis does not answer yet; this worker is announced when it does")
-    pulse.start()
+    heartbeat.start()
 
 
-def _give_up(pulse: Pulse | None, reason: str, error: Exception, *, solo: bool) -> None:
+def _give_up(heartbeat: Heartbeat | None, reason: str, error: Exception, *, solo: bool) -> None:
     """Say FAILED, which the parent process hears, and leave the card to others."""
-    told = pulse is not None and pulse.say(FAILED, reason=reason, error=type(error).__name__)
+    told = heartbeat is not None and heartbeat.publish(FAILED, reason=reason, error=type(error).__name__)
     if not told and not solo and sys.platform != "win32":
         os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
-    if pulse is not None:
-        pulse.leave_card()
+    if heartbeat is not None:
+        heartbeat.leave_card()
 
 
-def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Station:
+def _open(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartbeat) -> BatchRunner:
     _pin_card(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
@@ -84,16 +84,16 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    store = _wait_for_store(settings.store, pulse)
+    store = _wait_for_store(settings.store, heartbeat)
     card = _card(settings)
     if card is not None:
-        pulse.card = wait_for_card(
-            ledger, card, owner, lambda reason: pulse.say(WAITING, card=card, stage="", reason=reason)
+        heartbeat.card = wait_for_card(
+            job_store, card, owner, lambda reason: heartbeat.publish(WAITING, card=card, stage="", reason=reason)
         )
     began = time.monotonic()
-    pulse.say(LOADING, stage=WEIGHTS, reason="")
+    heartbeat.publish(LOADING, stage=WEIGHTS, reason="")
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
-    pulse.say(LOADING, stage=MODEL)
+    heartbeat.publish(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
     embedder.warm_up()
     pipeline = Pipeline(
@@ -116,7 +116,7 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
         root,
         without_password(settings.store),
     )
-    pulse.say(
+    heartbeat.publish(
         READY,
         device=embedder.device_name,
         precision=embedder.precision,
@@ -126,10 +126,10 @@ def _open(settings: Settings, owner: str, ledger: Ledger, pulse: Pulse) -> Stati
         stage="",
         reason="",
     )
-    return Station(settings, owner, pipeline, store, ledger, pulse)
+    return BatchRunner(settings, owner, pipeline, store, job_store, heartbeat)
 
 
-def _wait_for_store(url: str, pulse: Pulse) -> VectorStore:
+def _wait_for_store(url: str, heartbeat: Heartbeat) -> VectorStore:
     """The store, as soon as it can be written: one that is locked, full or away will be, and no restart is needed."""
     from producer.vectors import open_store
 
@@ -148,7 +148,7 @@ def _wait_for_store(url: str, pulse: Pulse) -> VectorStore:
         if reason != said:
             logger.warning("this worker waits for the store: %s", reason)
         said = reason
-        pulse.say(LOADING, stage=STORE, reason=reason)
+        heartbeat.publish(LOADING, stage=STORE, reason=reason)
         time.sleep(STORE_LOOK_S)
 
 

@@ -16,7 +16,7 @@ from bench.contest import Failed, Job, Measured, Program
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
 from bench.processes import SAMPLE_S, PeakMemory, resident_bytes, tree
-from bench.report import DECODE, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, summarise, told
+from bench.report import DECODE, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, describe, summarize
 
 
 def run(rate, vector=(1.0, 0.0)):
@@ -31,7 +31,7 @@ def rounds():
 
 def test_ratios_are_taken_within_a_round():
     """A disturbed round disturbs all of them, and no ratio."""
-    found = summarise(rounds(), shared_cores=True)
+    found = summarize(rounds(), shared_cores=True)
     assert found["through_queue_times"] == {LOOP: pytest.approx(4), RETRIEVAL: pytest.approx(5)}
     assert found["images_per_second"][OURS] == 42
     assert found["queue_overhead_percent"] == pytest.approx(100 * (1 - 40 / 42))
@@ -44,7 +44,7 @@ def test_the_table_says_what_bounds_and_who_does_other_work():
     """Words for a person; a peer with other vectors is named."""
     ran = rounds()
     ran[-1][RETRIEVAL] = run(8, (0.8, 0.6))
-    text = "\n".join(told("JPEG 1000×1500", 256, 241_700, summarise(ran, shared_cores=True)))
+    text = "\n".join(describe("JPEG 1000×1500", 256, 241_700, summarize(ran, shared_cores=True)))
     assert "256 × JPEG 1000×1500 of 242 kB, median of 3 rounds in turn" in text
     assert "bound by the model" in text
     assert "4.00 ×" in text
@@ -54,16 +54,16 @@ def test_the_table_says_what_bounds_and_who_does_other_work():
 
 def test_on_a_card_the_cores_are_the_decoders_alone():
     """There the two work side by side, and only the slower one bounds."""
-    found = summarise(rounds(), shared_cores=False)
+    found = summarize(rounds(), shared_cores=False)
     assert not any("shared" in key for key in found)
 
 
 def test_without_peers_the_rest_is_told():
     """Missing entrants leave gaps, not errors."""
     ran = [{name: one for name, one in entry.items() if name in (OURS, MODEL)} for entry in rounds()]
-    found = summarise(ran, shared_cores=True)
+    found = summarize(ran, shared_cores=True)
     assert found["in_process_times"] == {}
-    assert "ours, in process" in "\n".join(told("PNG", 1, 2_000_000, found))
+    assert "ours, in process" in "\n".join(describe("PNG", 1, 2_000_000, found))
 
 
 def test_the_weights_are_the_same_in_both_layouts(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
-from producer.output import SHOWN, say_failures
+from producer.output import SHOWN, notify_failures
 from producer.queue.progress import NOTHING, Failure
 from producer.queue.workers import READY, Announcement
 from producer.settings import load_settings
-from producer.watch.sync import Rounds
+from producer.watch.sync import Sync
 
 FAILED = [Failure(f"{number:02}.jpg", f"{number:02}.jpg", "missing", "no such file") for number in range(SHOWN + 3)]
 PROGRESS = replace(NOTHING, job="j", submitted=len(FAILED), failed=len(FAILED))
@@ -24,19 +24,19 @@ def producer(tmp_path, monkeypatch):
     (tmp_path / "00.jpg").touch()
     monkeypatch.setattr(Producer, "workers", lambda producer: [Announcement("w", READY, {"root": "/elsewhere"})])
     producer = Producer(load_settings(root=tmp_path, catalogue="none", redis_url="redis://127.0.0.1:1/0"))
-    monkeypatch.setattr(producer.ledger, "failures", lambda job: iter(FAILED[::-1]))
+    monkeypatch.setattr(producer.job_store, "failures", lambda job: iter(FAILED[::-1]))
     yield producer
     producer.close()
 
 
 def test_the_first_are_named_and_the_rest_is_counted(producer, capsys):
     """In order; and where the worker looks in vain for what is here."""
-    say_failures(producer, PROGRESS)
+    notify_failures(producer, PROGRESS)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:SHOWN] == [f"failed: {failure.path}: missing: no such file" for failure in FAILED[:SHOWN]]
     assert lines[SHOWN] == "… and 3 more: `python -m producer failures j`"
     assert lines[SHOWN + 1].startswith("files that are missing for the worker are here: it looks under /elsewhere")
-    say_failures(producer, NOTHING)
+    notify_failures(producer, NOTHING)
     assert capsys.readouterr().err == ""
 
 
@@ -44,7 +44,7 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
     """Once it has waited for its job."""
     monkeypatch.setattr("producer.watch.sync.follow", lambda *_, **__: PROGRESS)
     monkeypatch.setattr(producer, "begin", lambda: SimpleNamespace(id="j"))
-    rounds = Rounds(
+    rounds = Sync(
         producer,
         Path(producer.settings.root),
         prune=False,
@@ -67,5 +67,5 @@ def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):
         raise RedisUnreachable("Redis does not answer")
 
     monkeypatch.setattr(Producer, "workers", away)
-    say_failures(producer, PROGRESS, FAILED)
+    notify_failures(producer, PROGRESS, FAILED)
     assert len(capsys.readouterr().err.splitlines()) == SHOWN + 1

@@ -155,7 +155,7 @@ def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monk
     forward = embedder._engine.forward
     run = forward._tower
     monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
-    monkeypatch.setattr(embedder._engine._spare, "_make", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
+    monkeypatch.setattr(embedder._engine._fallback, "_make", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
     result = embedder.embed_paths(paths[:2])
     assert result.vectors.shape == (0, DIMENSION)
     assert {failure.word for failure in result.failures.values()} == {"internal"}

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from producer.__main__ import main
 from producer.errors import RedisUnreachable
-from producer.queue.jobs import Ledger
+from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure
 
 FAILURES = [Failure(f"{number}", f"{number}.jpg", "missing", 'there is "no" such file') for number in range(1200)]
@@ -18,7 +18,7 @@ def run(redis_url):
     """``failures`` of a job that has so many of them."""
 
     def invoke(count, *arguments):
-        ledger = Ledger(redis_url)
+        ledger = JobStore(redis_url)
         ledger.create("job")
         ledger.step("job", 1, failures=FAILURES[:count])
         ledger.sent("job", 1)
@@ -54,7 +54,7 @@ def test_failures_are_told_as_they_come(run, monkeypatch, arguments, begin):
         yield from FAILURES[:3]
         raise RedisUnreachable("Redis went away")
 
-    monkeypatch.setattr(Ledger, "failures", failures)
+    monkeypatch.setattr(JobStore, "failures", failures)
     done = run(3, *arguments)
     assert done.exit_code == 3
     assert done.stdout.startswith(begin)

@@ -8,7 +8,7 @@ import pytest
 
 from producer.collection.catalogue import read_catalogue
 from producer.collection.paths import poster_id
-from producer.collection.scan import Search
+from producer.collection.scan import PosterScan
 from producer.errors import ConfigurationError
 from producer.indexing.index_job import look_at_catalogue
 from producer.queue.messages import Poster
@@ -34,7 +34,7 @@ def catalogue(tmp_path, content):
 
 def found(root, *paths, entries=()):
     folder = root.parent
-    return list(Search(root, paths, catalogue(folder, list(entries))))
+    return list(PosterScan(root, paths, catalogue(folder, list(entries))))
 
 
 def ids(posters):
@@ -73,15 +73,15 @@ def test_a_file_without_an_image_extension_is_sent_when_it_is_named(root):
 def test_a_path_outside_the_root_is_refused_at_once(root, tmp_path):
     """The error names the path, the root, and the setting; nothing is yielded first."""
     with pytest.raises(ConfigurationError, match="POSTERS_ROOT"):
-        Search(root, [str(tmp_path)], read_catalogue(tmp_path / "none.json"))
+        PosterScan(root, [str(tmp_path)], read_catalogue(tmp_path / "none.json"))
     with pytest.raises(ConfigurationError, match="not a folder"):
-        Search(root / "a.png", [], read_catalogue(tmp_path / "none.json"))
+        PosterScan(root / "a.png", [], read_catalogue(tmp_path / "none.json"))
 
 
 def test_the_catalogue_gives_ids_and_titles(root, tmp_path):
     """An entry's id replaces the path; further keys are kept."""
     entries = catalogue(tmp_path, [{"file": "b.jpg", "id": "bebop", "title": "Bebop", "year": 1998}])
-    assert ids(Search(root, [], entries)) == ["a.png", "bebop", "deep/d.JPEG", "deep/er/c.webp"]
+    assert ids(PosterScan(root, [], entries)) == ["a.png", "bebop", "deep/d.JPEG", "deep/er/c.webp"]
     assert entries.title("bebop") == "Bebop"
     assert entries.by_id["bebop"].about["year"] == 1998
     assert entries.title("a.png") == ""

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from producer.collection.catalogue import read_catalogue
-from producer.collection.resolve import Naming
-from producer.collection.scan import Search
+from producer.collection.resolve import PosterResolver
+from producer.collection.scan import PosterScan
 from producer.errors import ConfigurationError
 from producer.queue.messages import Poster
 from producer.settings import load_settings
@@ -23,35 +23,35 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def naming(root):
+def resolver(root):
     """Make one with a catalogue of these entries."""
 
     def make(*entries):
         path = root.parent / "posters.json"
         path.write_text(json.dumps(entries))
-        return Naming(load_settings(root=root, catalogue=path))
+        return PosterResolver(load_settings(root=root, catalogue=path))
 
     return make
 
 
-def refused(root, naming):
+def refused(root, resolver):
     """The files that it refuses; they must be those that a search refuses."""
     files = [path.relative_to(root).as_posix() for path in root.rglob("*.jpg")]
     catalogue = read_catalogue(root.parent / "posters.json")
-    found = {item.path for item in Search(root, [], catalogue) if not isinstance(item, Poster)}
+    found = {item.path for item in PosterScan(root, [], catalogue) if not isinstance(item, Poster)}
     by_name = set()
     for file in files:
         try:
-            naming.poster(root / file)
+            resolver.poster(root / file)
         except ConfigurationError:
             by_name.add(file)
     assert by_name == found
     return found
 
 
-def test_a_file_whose_path_is_the_id_of_another_is_refused(root, naming):
+def test_a_file_whose_path_is_the_id_of_another_is_refused(root, resolver):
     """Its vector would stand for the other poster; the error names the file, the id and the other file."""
-    names = naming({"file": "2024/x.jpg", "id": "poster.jpg"})
+    names = resolver({"file": "2024/x.jpg", "id": "poster.jpg"})
     assert names.poster(root / "2024/x.jpg").id == "poster.jpg"
     assert names.poster(root / "plain.jpg").id == "plain.jpg"
     with pytest.raises(ConfigurationError, match=r"^poster\.jpg .*its id 'poster\.jpg' belongs to 2024/x\.jpg"):
@@ -59,29 +59,29 @@ def test_a_file_whose_path_is_the_id_of_another_is_refused(root, naming):
     assert refused(root, names) == {"poster.jpg"}
 
 
-def test_with_an_id_of_its_own_it_is_welcome(root, naming):
+def test_with_an_id_of_its_own_it_is_welcome(root, resolver):
     """Two entries that exchange their ids are no reason to refuse either."""
-    names = naming({"file": "2024/x.jpg", "id": "poster.jpg"}, {"file": "poster.jpg", "id": "2024/x.jpg"})
+    names = resolver({"file": "2024/x.jpg", "id": "poster.jpg"}, {"file": "poster.jpg", "id": "2024/x.jpg"})
     assert names.poster(root / "poster.jpg").id == "2024/x.jpg"
     assert refused(root, names) == set()
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
 @pytest.mark.parametrize("entries", [(), ({"file": "é.jpg", "id": "eh"},)], ids=["in no entry", "in an entry"])
-def test_of_two_spellings_the_plain_one_has_the_id(root, naming, entries):
+def test_of_two_spellings_the_plain_one_has_the_id(root, resolver, entries):
     """With an entry or without; the odd one is refused."""
     for name in ("\u00e9.jpg", "e\u0301.jpg"):
         (root / name).write_bytes(b"x")
-    names = naming(*entries)
+    names = resolver(*entries)
     assert names.poster(root / "\u00e9.jpg").id == ("eh" if entries else "\u00e9.jpg")
     with pytest.raises(ConfigurationError, match="belongs to \u00e9"):
         names.poster(root / "e\u0301.jpg")
     assert refused(root, names) == {"e\u0301.jpg"}
 
 
-def test_a_catalogue_that_is_away_gives_no_other_ids(root, naming):
+def test_a_catalogue_that_is_away_gives_no_other_ids(root, resolver):
     """A backend that runs while somebody replaces it waits; a new one holds at once."""
-    names = naming({"file": "2024/x.jpg", "id": "x"})
+    names = resolver({"file": "2024/x.jpg", "id": "x"})
     assert names.poster(root / "2024/x.jpg").id == "x"
     path = root.parent / "posters.json"
     path.rename(root.parent / "aside")
@@ -94,5 +94,5 @@ def test_a_catalogue_that_is_away_gives_no_other_ids(root, naming):
 def test_no_catalogue_is_no_catalogue(root, tmp_path):
     """One that never was there is an empty one, as for `index`; `none` is none."""
     for catalogue in ("none", tmp_path / "never.json"):
-        names = Naming(load_settings(root=root, catalogue=catalogue))
+        names = PosterResolver(load_settings(root=root, catalogue=catalogue))
         assert [names.poster(root / "plain.jpg").id for _ in range(2)] == ["plain.jpg"] * 2

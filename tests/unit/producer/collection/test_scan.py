@@ -10,7 +10,7 @@ import pytest
 
 from producer.collection.catalogue import read_catalogue
 from producer.collection.paths import walk
-from producer.collection.scan import Note, Search, was_sent
+from producer.collection.scan import PosterScan, ScanNote, was_sent
 from producer.collection.spill import SpooledNames
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
@@ -31,7 +31,7 @@ def search(root, *paths, entries=()):
     path = root.parent / "posters.json"
     path.write_text(json.dumps(list(entries)))
     notes = []
-    found = Search(root, paths, read_catalogue(path), lambda note, name: notes.append((note, name)))
+    found = PosterScan(root, paths, read_catalogue(path), lambda note, name: notes.append((note, name)))
     return list(found), notes, found
 
 
@@ -39,8 +39,8 @@ def test_files_in_no_entry_are_counted_and_told(root):
     """Each once, and sent all the same; without a catalogue there is nothing to miss."""
     items, notes, found = search(root, entries=[{"file": "b.jpg", "id": "b"}])
     assert [item.id for item in items] == ["a.png", "b", "deep/d.JPEG", "deep/er/c.webp"]
-    assert notes == [(Note.NO_ENTRY, name) for name in ("a.png", "deep/d.JPEG", "deep/er/c.webp")]
-    assert found.counts[Note.NO_ENTRY] == 3
+    assert notes == [(ScanNote.NO_ENTRY, name) for name in ("a.png", "deep/d.JPEG", "deep/er/c.webp")]
+    assert found.counts[ScanNote.NO_ENTRY] == 3
     assert search(root)[1] == []
 
 
@@ -48,9 +48,9 @@ def test_entries_without_a_file_fail_with_their_number(root):
     """Inside what is searched, and counted. A file that a search passes over is there all the same."""
     entries = [{"file": "gone.jpg"}, {"file": "deep/lost.png", "id": "lost"}, {"file": "notes.txt", "id": "n"}]
     items, notes, found = search(root, entries=entries)
-    assert [note for note in notes if note[0] is Note.NOT_THERE] == [
-        (Note.NOT_THERE, "deep/lost.png"),
-        (Note.NOT_THERE, "gone.jpg"),
+    assert [note for note in notes if note[0] is ScanNote.NOT_THERE] == [
+        (ScanNote.NOT_THERE, "deep/lost.png"),
+        (ScanNote.NOT_THERE, "gone.jpg"),
     ]
     missing = {item.id: item for item in items if isinstance(item, Failure)}
     assert list(missing) == ["lost", "gone.jpg"]
@@ -59,7 +59,7 @@ def test_entries_without_a_file_fail_with_their_number(root):
     assert all(was_sent(failure, found.catalogue.path) for failure in missing.values())
     assert [item.id for item in items if item.path == "notes.txt" and item.size == 10] == ["n"]
     items, notes, found = search(root, "deep", entries=entries)
-    assert found.counts[Note.NOT_THERE] == 1
+    assert found.counts[ScanNote.NOT_THERE] == 1
     assert "gone.jpg" not in [item.id for item in items]
 
 
@@ -75,7 +75,7 @@ def test_an_entry_that_cannot_be_looked_at_is_the_workers_to_judge(root, monkeyp
     monkeypatch.setattr("os.stat", forbidden)
     items, _, found = search(root, entries=[{"file": "secret.txt"}])
     assert Poster("secret.txt", "secret.txt") in items
-    assert found.counts[Note.NOT_THERE] == 0
+    assert found.counts[ScanNote.NOT_THERE] == 0
 
 
 def test_a_start_is_no_prefix_of_its_neighbour(root):
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_listed_is_a_failure_with_a_name(root, monkeypat
     failure = items[-1]
     assert (failure.word, failure.path) == ("unreadable", "deep/")
     assert "Input/output error" in failure.reason
-    assert notes == [(Note.UNLISTED, "deep")]
+    assert notes == [(ScanNote.UNLISTED, "deep")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a path is Linux's")
@@ -122,7 +122,7 @@ def test_a_folder_below_the_longest_path_is_told(root):
     script = "import os,sys\nos.chdir(sys.argv[1])\nfor _ in range(30): os.mkdir('x'*200); os.chdir('x'*200)"
     subprocess.run([sys.executable, "-c", script, str(root)], check=True)
     items, _, found = search(root)
-    assert found.counts[Note.UNLISTED] == 1
+    assert found.counts[ScanNote.UNLISTED] == 1
     assert "File name too long" in items[-1].reason
     assert [item.id for item in items[:-1]] == ["a.png", "b.jpg", "deep/d.JPEG", "deep/er/c.webp"]
     subprocess.run(["rm", "-rf", str(root / ("x" * 200))], check=True)
@@ -134,7 +134,7 @@ def test_an_entry_finds_its_file_in_either_spelling(root):
     (root / "e\u0301.jpg").write_bytes(b"x")
     items, notes, _ = search(root, entries=[{"file": "\u00e9.jpg", "id": "eh"}])
     assert [(item.id, item.path) for item in items if item.id == "eh"] == [("eh", "e\u0301.jpg")]
-    assert (Note.NOT_THERE, "\u00e9.jpg") not in notes
+    assert (ScanNote.NOT_THERE, "\u00e9.jpg") not in notes
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")

@@ -7,7 +7,7 @@ from producer.client import Producer
 from producer.embedding import Space
 from producer.errors import StoreUnavailable
 from producer.indexing import freshness
-from producer.indexing.freshness import Currency
+from producer.indexing.freshness import UpToDateFilter
 from producer.queue.messages import Poster
 from producer.queue.workers import LOADING, READY
 from producer.settings import load_settings
@@ -30,7 +30,7 @@ def asked(producer, monkeypatch):
     """The currency, which asks for workers every time, and what it said."""
     monkeypatch.setattr(freshness, "ASK_AGAIN_S", 0.0)
     said = []
-    current = Currency(producer, said.append)
+    current = UpToDateFilter(producer, said.append)
     yield current, said
     current.close()
 
@@ -44,7 +44,7 @@ def fill(producer, space, ids):
 
 
 def announce(producer, state, space=MINE):
-    producer.announcements.say("w", state, {"space": space.id, "space_json": space.to_json()})
+    producer.registry.publish("w", state, {"space": space.id, "space_json": space.to_json()})
 
 
 def test_size_and_time_decide_in_the_workers_space(producer, asked):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from producer.collection.catalogue import read_catalogue
-from producer.collection.file_status import Presence, Sight
+from producer.collection.file_status import FileStatus, FileStatusReader
 from producer.collection.paths import resolved_root, starts_of
 from producer.embedding import Space
 from producer.errors import PruneRefused
@@ -273,7 +273,7 @@ def test_names_are_found_however_the_disk_spells_them(store, root):
 def test_links_are_here_wherever_they_lead(root):
     """A link that leads nowhere is a poster that fails, not one that was deleted."""
     (root / "link.jpg").symlink_to(root / "nowhere")
-    assert Sight(root).look("link.jpg") is Presence.HERE
+    assert FileStatusReader(root).look("link.jpg") is FileStatus.HERE
 
 
 def test_a_catalogue_of_named_files_alone_is_a_collection(store, root):

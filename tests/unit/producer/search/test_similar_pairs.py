@@ -5,7 +5,7 @@ import pytest
 
 from producer.errors import ConfigurationError
 from producer.search import similar_pairs as module
-from producer.search.similar_pairs import near_pairs
+from producer.search.similar_pairs import similar_pairs
 from tests.support.filled_store import unit
 
 
@@ -39,7 +39,7 @@ def test_exactly_the_near_pairs_are_found(monkeypatch, vectors, threshold, block
     """Cut into blocks of any size, with shadows in fewer dimensions: what comparing everything finds."""
     monkeypatch.setattr(module, "BLOCK_ROWS", block)
     monkeypatch.setattr(module, "DIRECTIONS", 14)
-    i, j, cosines = near_pairs(vectors, threshold)
+    i, j, cosines = similar_pairs(vectors, threshold)
     found = set(zip(i.tolist(), j.tolist(), strict=True))
     expected = brute(vectors, threshold)
     certain = brute(vectors, threshold + 1e-5)
@@ -58,7 +58,7 @@ def test_shadows_rule_most_pairs_out(monkeypatch):
     monkeypatch.setattr(
         module, "_computed", lambda a, b, near, t: (computed.append(int(near.sum())), real(a, b, near, t))[1]
     )
-    i, _, _ = near_pairs(vectors, 0.9)
+    i, _, _ = similar_pairs(vectors, 0.9)
     assert len(i) >= 200
     assert sum(computed) < 0.01 * 2000 * 1999 / 2
 
@@ -66,14 +66,14 @@ def test_shadows_rule_most_pairs_out(monkeypatch):
 def test_nothing_and_one(monkeypatch):
     """No vectors, one vector, no pair: three empty arrays."""
     for vectors in (unit(0), unit(1), unit(50, 512)):
-        assert [len(part) for part in near_pairs(vectors, 0.99)] == [0, 0, 0]
+        assert [len(part) for part in similar_pairs(vectors, 0.99)] == [0, 0, 0]
 
 
 def test_every_pair_is_reported_once_as_compared(monkeypatch):
     """For a bar that ends where it should."""
     monkeypatch.setattr(module, "BLOCK_ROWS", 64)
     seen = []
-    near_pairs(unit(300), 0.99, seen.append)
+    similar_pairs(unit(300), 0.99, seen.append)
     assert sum(seen) == 300 * 299 // 2
 
 
@@ -81,4 +81,4 @@ def test_a_threshold_that_says_nothing_is_refused(monkeypatch):
     """Before memory is full; the error says what to change."""
     monkeypatch.setattr(module, "MOST_PAIRS", 1000)
     with pytest.raises(ConfigurationError, match=r"more than 1,000 pairs.*cosine of 0.1 or more: raise --threshold"):
-        near_pairs(clip_like(200), 0.1)
+        similar_pairs(clip_like(200), 0.1)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from producer.watch import debounce
-from producer.watch.debounce import Settled, Settling
+from producer.watch.debounce import Debouncer, Settled
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock():
 
 @pytest.fixture
 def held(tmp_path, clock):
-    return Settling(tmp_path, 2.0, clock)
+    return Debouncer(tmp_path, 2.0, clock)
 
 
 def test_a_file_is_let_go_when_it_has_rested(held, clock, tmp_path):

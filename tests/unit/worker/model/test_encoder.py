@@ -12,8 +12,8 @@ from open_clip.transformer import VisionTransformer
 from tests.support.tiny_model import CONFIG, MEAN, SIDE, STD, make_model
 from worker.images.decode import Geometry
 from worker.model.device import PRECISIONS
-from worker.model.encoder import LeanTower, Linear, PlainTower, is_usual
-from worker.model.parity import PROOF_COSINE, lowest_cosine, probe
+from worker.model.encoder import FastViT, Linear, OpenClipEncoder, is_supported
+from worker.model.parity import PARITY_COSINE, lowest_cosine, probe
 
 CPU = torch.device("cpu")
 COLOURS = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
@@ -43,13 +43,13 @@ def test_the_lean_tower_is_the_same_embedding(quick, scale, precision):
     """Every precision against open_clip's own forward pass in fp32, on structured images and on noise."""
     vision = CONFIG["vision_cfg"] | {"ls_init_value": scale}
     tower = make_model(vision_cfg=vision, quick_gelu=quick).visual.eval()
-    assert is_usual(tower)
+    assert is_supported(tower)
     for images in (probe(Geometry(SIDE, SIDE)), noise(9)):
-        expected = vectors(PlainTower, tower, "fp32", images)
-        found = vectors(LeanTower, tower, precision, images)
-        assert lowest_cosine(found, expected) >= PROOF_COSINE
+        expected = vectors(OpenClipEncoder, tower, "fp32", images)
+        found = vectors(FastViT, tower, precision, images)
+        assert lowest_cosine(found, expected) >= PARITY_COSINE
         # noise is so alike in a tiny model that its centred vectors are nearly all rounding: open_clip's are the bar
-        theirs = centred(vectors(PlainTower, tower, precision, images), expected)
+        theirs = centred(vectors(OpenClipEncoder, tower, precision, images), expected)
         assert 1 - centred(found, expected) <= 2 * (1 - theirs) + 1e-5
 
 
@@ -60,10 +60,10 @@ def test_the_usual_model_in_each_precision(name):
         torch.manual_seed(3)
         tower = open_clip.create_model(name, pretrained=None).visual.eval().requires_grad_(False)
     images = probe(Geometry(224, 224))
-    expected = vectors(PlainTower, tower, "fp32", images)
+    expected = vectors(OpenClipEncoder, tower, "fp32", images)
     for precision in ("fp32", "bf16"):
-        found = vectors(LeanTower, tower, precision, images)
-        assert lowest_cosine(found, expected) >= PROOF_COSINE
+        found = vectors(FastViT, tower, precision, images)
+        assert lowest_cosine(found, expected) >= PARITY_COSINE
         assert centred(found, expected) >= CENTRED[precision]
 
 
@@ -72,7 +72,7 @@ def test_a_picture_that_the_patches_do_not_cover_loses_the_same_edge():
     vision = CONFIG["vision_cfg"] | {"image_size": 70, "patch_size": 16}
     tower = make_model(vision_cfg=vision).visual.eval()
     images = noise(3, side=70)
-    assert centred(vectors(LeanTower, tower, "fp32", images), vectors(PlainTower, tower, "fp32", images)) > 0.99999
+    assert centred(vectors(FastViT, tower, "fp32", images), vectors(OpenClipEncoder, tower, "fp32", images)) > 0.99999
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,15 @@ def test_a_tower_of_another_build_is_left_to_open_clip(change):
     """What is not known exactly is not guessed at."""
     tower = make_model(vision_cfg=CONFIG["vision_cfg"] | change).visual
     assert isinstance(tower, VisionTransformer)
-    assert not is_usual(tower)
+    assert not is_supported(tower)
 
 
 def test_convolutional_towers_run_plainly():
     """ResNets have neither tokens nor blocks."""
     vision = {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 32}
     tower = make_model(vision_cfg=vision).visual.eval()
-    assert not is_usual(tower)
-    assert vectors(PlainTower, tower, "fp32", noise(2)).shape == (2, 512)
+    assert not is_supported(tower)
+    assert vectors(OpenClipEncoder, tower, "fp32", noise(2)).shape == (2, 512)
 
 
 @pytest.mark.parametrize("activation", ["none", "gelu", "swish"])

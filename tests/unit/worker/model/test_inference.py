@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from producer.errors import DeviceLost, WeightsUnavailable
-from worker.model.inference import Engine, Spare
+from worker.model.inference import CpuFallback, Engine
 from worker.model.oom_backoff import GROW_AFTER
 
 DIMENSION = 6
@@ -87,8 +87,8 @@ def images(count: int) -> torch.Tensor:
 
 
 def engine_on(device, limit=16, make=None, **options) -> Engine:
-    spare = Spare(make or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
-    return Engine(device, spare, DIMENSION, limit, **options)
+    fallback = CpuFallback(make or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
+    return Engine(device, fallback, DIMENSION, limit, **options)
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at the launch", "on the way"])
@@ -121,14 +121,14 @@ def test_what_fits_is_remembered_and_memory_that_comes_back_is_used():
     device = Device(EXHAUSTED[0], room=2)
     engine = engine_on(device)
     engine.submit(images(16)).result()
-    assert engine.halving.size == 2
+    assert engine.chunk_size.size == 2
     device.launched.clear()
     engine.submit(images(8)).result()
     assert device.launched == [2, 2, 2, 2], "the next chunk does not fail again"
     device.room = 1000
     for _ in range(4 * GROW_AFTER):
         engine.submit(images(16)).result()
-    assert engine.halving.size == 16
+    assert engine.chunk_size.size == 16
     device.launched.clear()
     engine.submit(images(16)).result()
     assert device.launched == [16]

@@ -5,16 +5,16 @@ import weakref
 
 import pytest
 
-from worker.model.oom_backoff import GROW_AFTER, Halving
+from worker.model.oom_backoff import GROW_AFTER, AdaptiveBatchSize
 
 
 class Full(Exception):
     """Stands for memory that ran out."""
 
 
-def run(halving, count, step, recovered=None):
+def run(chunk_size, count, step, recovered=None):
     recover = (lambda: recovered.append(1)) if recovered is not None else (lambda: None)
-    return list(halving.run(count, step, is_exhaustion=lambda error: isinstance(error, Full), recover=recover))
+    return list(chunk_size.run(count, step, is_exhaustion=lambda error: isinstance(error, Full), recover=recover))
 
 
 def fits(most):
@@ -30,7 +30,7 @@ def fits(most):
 @pytest.mark.parametrize("most", [1, 3, 8, 1000])
 def test_each_item_is_done_once_and_in_order(count, most):
     """Whatever fits, the slices cover the items exactly."""
-    slices = run(Halving(16), count, fits(most))
+    slices = run(AdaptiveBatchSize(16), count, fits(most))
     assert [item for part in slices for item in part.result] == list(range(count))
     assert all(part.stop - part.start <= most for part in slices)
 
@@ -45,18 +45,18 @@ def test_only_the_slice_that_failed_is_done_again():
         done.extend(range(start, stop))
 
     recovered = []
-    run(Halving(16), 48, step, recovered)
+    run(AdaptiveBatchSize(16), 48, step, recovered)
     assert sorted(done) == list(range(48))
     assert len(recovered) == 2, "16 and 8 failed, 4 fitted"
 
 
 def test_the_size_that_fits_is_remembered():
     """The next run begins where the last one ended, without failing again."""
-    halving = Halving(64)
-    run(halving, 64, fits(10))
-    assert halving.size == 8
+    chunk_size = AdaptiveBatchSize(64)
+    run(chunk_size, 64, fits(10))
+    assert chunk_size.size == 8
     recovered = []
-    run(halving, 24, fits(10), recovered)
+    run(chunk_size, 24, fits(10), recovered)
     assert recovered == []
 
 
@@ -68,7 +68,7 @@ def test_one_item_that_does_not_fit_is_handed_back():
             raise Full
         return stop - start
 
-    slices = run(Halving(8), 12, step)
+    slices = run(AdaptiveBatchSize(8), 12, step)
     assert [part.start for part in slices if part.result is None] == [5]
     assert sum(part.result for part in slices if part.result) == 11
 
@@ -80,24 +80,24 @@ def test_other_errors_are_not_swallowed():
         raise KeyError("no")
 
     with pytest.raises(KeyError):
-        run(Halving(8), 8, step)
+        run(AdaptiveBatchSize(8), 8, step)
 
 
 def test_the_size_grows_back_when_memory_returns():
     """Throughput comes back after another program has let go of the card."""
-    halving = Halving(32)
-    run(halving, 32, fits(4))
-    assert halving.size == 4
-    run(halving, 4 * GROW_AFTER + 8 * GROW_AFTER + 16 * GROW_AFTER, fits(1000))
-    assert halving.size == 32
+    chunk_size = AdaptiveBatchSize(32)
+    run(chunk_size, 32, fits(4))
+    assert chunk_size.size == 4
+    run(chunk_size, 4 * GROW_AFTER + 8 * GROW_AFTER + 16 * GROW_AFTER, fits(1000))
+    assert chunk_size.size == 32
 
 
 def test_a_size_that_keeps_failing_is_tried_less_and_less():
     """Probing upward costs little where memory stays short."""
-    halving = Halving(32)
+    chunk_size = AdaptiveBatchSize(32)
     recovered = []
-    run(halving, 4 * 2000, fits(4), recovered)
-    assert halving.size in (4, 8)
+    run(chunk_size, 4 * 2000, fits(4), recovered)
+    assert chunk_size.size in (4, 8)
     assert len(recovered) <= 3 + 8
 
 
@@ -122,7 +122,7 @@ def test_memory_is_freed_after_the_except_block():
         gc.collect()
         seen.append(alive[-1]() is None)
 
-    list(Halving(4).run(4, step, is_exhaustion=lambda error: isinstance(error, Full), recover=recover))
+    list(AdaptiveBatchSize(4).run(4, step, is_exhaustion=lambda error: isinstance(error, Full), recover=recover))
     assert seen
     assert all(seen)
 
@@ -130,4 +130,4 @@ def test_memory_is_freed_after_the_except_block():
 def test_a_limit_below_one_makes_no_sense():
     """The size is a number of images."""
     with pytest.raises(ValueError, match="at least 1"):
-        Halving(0)
+        AdaptiveBatchSize(0)

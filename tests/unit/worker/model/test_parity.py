@@ -8,7 +8,7 @@ from producer.errors import ConfigurationError
 from tests.support.tiny_model import MEAN, SIDE, STD, make_model
 from worker.images.decode import Geometry
 from worker.model import parity
-from worker.model.encoder import LeanTower
+from worker.model.encoder import FastViT
 from worker.model.parity import lowest_cosine, place, probe, use_card
 
 GEOMETRY, CPU = Geometry(SIDE, SIDE), torch.device("cpu")
@@ -19,14 +19,14 @@ def placed(precision="bf16", *, forced=False, **changes):
     return place(tower, torch.tensor(MEAN) * 255, torch.tensor(STD) * 255, GEOMETRY, CPU, precision, forced=forced)
 
 
-class Wrong(LeanTower):
+class Wrong(FastViT):
     """A fast way with a defect: rows change places."""
 
     def __call__(self, pixels):
         return super().__call__(pixels).flip(0)
 
 
-class Broken(LeanTower):
+class Broken(FastViT):
     """A fast way that this machine cannot go."""
 
     def __init__(self, *arguments):
@@ -45,7 +45,7 @@ def test_the_fast_way_is_taken_and_proven(caplog):
 @pytest.mark.parametrize("kind", [Wrong, Broken])
 def test_a_way_that_is_not_the_same_embedding_is_left_for_the_next(monkeypatch, kind):
     """open_clip's own forward pass in the same precision follows."""
-    monkeypatch.setattr(parity, "LeanTower", kind)
+    monkeypatch.setattr(parity, "FastViT", kind)
     found = placed()
     assert (found.precision, found.way) == ("bf16", "plain")
     assert found.cosine > 0.999
@@ -53,7 +53,7 @@ def test_a_way_that_is_not_the_same_embedding_is_left_for_the_next(monkeypatch, 
 
 def test_a_precision_that_is_inexact_is_given_up(monkeypatch, caplog):
     """auto falls back to fp32 with a line that says so; a precision by name is refused: its vectors are others."""
-    monkeypatch.setattr(parity, "PROOF_COSINE", 1.5)
+    monkeypatch.setattr(parity, "PARITY_COSINE", 1.5)
     found = placed()
     assert (found.precision, found.way) == ("fp32", "plain")
     assert "bf16 is inexact here" in caplog.text

@@ -1,10 +1,10 @@
 """Pace: a collapse is told of once, a hitch and a cold start are not."""
 
-from worker.model.inference import Pace
+from worker.model.inference import SlowdownMonitor
 
 
 def notes(rates):
-    pace = Pace()
+    pace = SlowdownMonitor()
     return [said for rate in rates if (said := pace.note(100, 100 / rate))]
 
 
@@ -30,4 +30,4 @@ def test_a_slow_start_is_not_the_measure():
 
 def test_nothing_is_concluded_from_no_time():
     """A clock too coarse for a tiny chunk."""
-    assert Pace().note(1, 0.0) is None
+    assert SlowdownMonitor().note(1, 0.0) is None

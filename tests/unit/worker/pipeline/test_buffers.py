@@ -5,7 +5,7 @@ import torch
 
 from worker.images.decode import Geometry
 from worker.pipeline import buffers
-from worker.pipeline.buffers import keep_rows, room_for
+from worker.pipeline.buffers import chunk_buffer, keep_rows
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 3], [0, 2, 3], [3], [0]])
@@ -29,7 +29,7 @@ def test_without_pinned_memory_all_goes_on_and_says_so_once(monkeypatch, caplog)
     monkeypatch.setattr(buffers.torch, "empty", scarce)
     monkeypatch.setattr(buffers, "_told", False)
     for _ in range(2):
-        assert room_for(2, Geometry(4, 6), torch.device("cuda", 0)).shape == (2, 3, 4, 6)
+        assert chunk_buffer(2, Geometry(4, 6), torch.device("cuda", 0)).shape == (2, 3, 4, 6)
     assert caplog.text.count("no pinned memory") == 1
 
 
@@ -37,11 +37,11 @@ def test_room_is_writable_separate_and_goes_back():
     """Each chunk has memory of its own; a hundred of 10 MB, one after the other, take no more than one."""
     resource = pytest.importorskip("resource")
     cpu, geometry = torch.device("cpu"), Geometry(224, 224)
-    first, second = room_for(2, geometry, cpu).fill_(1), room_for(2, geometry, cpu).fill_(2)
+    first, second = chunk_buffer(2, geometry, cpu).fill_(1), chunk_buffer(2, geometry, cpu).fill_(2)
     assert (first == 1).all()
     assert (second == 2).all()
-    assert room_for(0, geometry, cpu).shape == (0, 3, 224, 224)
+    assert chunk_buffer(0, geometry, cpu).shape == (0, 3, 224, 224)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(100):
-        room_for(64, geometry, cpu).fill_(3)
+        chunk_buffer(64, geometry, cpu).fill_(3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB

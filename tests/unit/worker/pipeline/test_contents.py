@@ -6,7 +6,7 @@ import pytest
 
 from producer.queue.messages import Poster
 from producer.vectors.memory import MemoryStore
-from tests.support.fake_embedder import SPACE, ColourEmbedder, batch, expected, make, root, write  # noqa: F401 - two are fixtures
+from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, make, root, write  # noqa: F401 - two are fixtures
 from worker.images.decode import decode
 
 
@@ -19,7 +19,7 @@ def vectors_of(store, names):
 def test_copies_in_one_batch_cost_one_forward_pass(root, make, chunk):  # noqa: F811
     """In one chunk or in several, decoded in whatever order: each content once, every poster its own row."""
     posters = [write(root, number % 4, f"{number:02}.png") for number in range(20)]
-    embedder, store, seen = ColourEmbedder(chunk), MemoryStore(), []
+    embedder, store, seen = ColorEmbedder(chunk), MemoryStore(), []
     outcome = make(embedder, store, threads=4).run(batch(posters), seen.append)
     assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (4, 16, 0, ())
     assert sum(embedder.sizes) == 4
@@ -35,7 +35,7 @@ def test_copies_of_a_bad_file_fail_each_by_name(root, make):  # noqa: F811
     (root / "a.png").write_bytes(b"no picture")
     (root / "b.png").write_bytes(b"no picture")
     posters = [Poster("a.png", "a.png"), Poster("b.png", "b.png"), *(write(root, 5, f"{n}.png") for n in range(3))]
-    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder, store = ColorEmbedder(), MemoryStore()
     embedder.refuse = {35}  # the red of colour 5
     outcome = make(embedder, store).run(batch(posters))
     assert sorted((failure.id, failure.word) for failure in outcome.failures) == [
@@ -56,7 +56,7 @@ def test_a_reply_carries_the_copies_too(root, make):  # noqa: F811
 
 def test_force_embeds_copies_one_by_one(root, make):  # noqa: F811
     """Nothing is reused: that is what it is for."""
-    embedder = ColourEmbedder()
+    embedder = ColorEmbedder()
     outcome = make(embedder).run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], force=True))
     assert (outcome.embedded, sum(embedder.sizes)) == (2, 2)
 
@@ -73,7 +73,7 @@ def disguised(root, number: int) -> Poster:  # noqa: F811
 def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa: F811
     """Another picture with the size and the date of the old one: only verify sees it; equal contents cost no pixel."""
     posters = [disguised(root, 0), *(write(root, number) for number in range(1, 6))]
-    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
     pipeline.run(batch(posters))
     assert disguised(root, 99) == posters[0]

@@ -16,9 +16,9 @@ from producer.queue.messages import EmbedBatch, Poster
 from producer.vectors.memory import MemoryStore
 from tests.support.fake_embedder import (
     SPACE,
-    ColourEmbedder,
+    ColorEmbedder,
     batch,
-    colour_of,
+    color_of,
     expected,
     write,
 )
@@ -28,7 +28,7 @@ from worker.pipeline.loader import next_size
 def test_each_poster_gets_its_own_vector(root, make):
     """More posters than chunks and threads: every row is that of its picture."""
     posters = [write(root, number) for number in range(61)]
-    embedder, store = ColourEmbedder(chunk=8), MemoryStore()
+    embedder, store = ColorEmbedder(chunk=8), MemoryStore()
     outcome = make(embedder, store, threads=4).run(batch(posters))
     assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (61, 0, 0, ())
     found = store.get(SPACE.id, [poster.id for poster in posters])
@@ -48,8 +48,8 @@ def test_bad_posters_fail_by_name_and_spoil_no_neighbour(root, make):
     mixed = list(good)
     for index, name in enumerate(names):
         mixed.insert(3 * index + 1, Poster(name, name))
-    embedder, store = ColourEmbedder(), MemoryStore()
-    embedder.refuse = {colour_of(5)[0]}
+    embedder, store = ColorEmbedder(), MemoryStore()
+    embedder.refuse = {color_of(5)[0]}
     outcome = make(embedder, store).run(batch(mixed))
     words = {failure.id: failure.word for failure in outcome.failures}
     assert words == {
@@ -70,7 +70,7 @@ def test_bad_posters_fail_by_name_and_spoil_no_neighbour(root, make):
 def test_a_second_run_finds_everything_unchanged(root, make):
     """Size and time of the file as stored: no work at all, not even a read."""
     posters = [write(root, number) for number in range(10)]
-    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
     pipeline.run(batch(posters))
     embedder.sizes.clear()
@@ -86,7 +86,7 @@ def test_a_second_run_finds_everything_unchanged(root, make):
 def test_a_touched_file_is_reused_and_a_changed_one_embedded(root, make):
     """The content decides: a new date costs a read, a new picture an embedding."""
     posters = [write(root, number) for number in range(6)]
-    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
     pipeline.run(batch(posters))
     os.utime(root / "000.png", ns=(1, 1))
@@ -112,7 +112,7 @@ def test_a_copy_under_another_name_is_reused(root, make):
 def test_force_embeds_all_the_same(root, make):
     """Nothing is trusted: not the row, not the content."""
     posters = [write(root, number) for number in range(5)]
-    embedder, store = ColourEmbedder(), MemoryStore()
+    embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
     pipeline.run(batch(posters))
     outcome = pipeline.run(batch(posters, force=True))
@@ -166,7 +166,7 @@ class BrokenStore(MemoryStore):
 def test_a_store_that_fails_ends_the_batch_and_keeps_what_it_took(root, make):
     """No count is reported for what was not stored; running it again does only the rest."""
     posters = [write(root, number) for number in range(30)]
-    store, embedder = BrokenStore(2), ColourEmbedder()
+    store, embedder = BrokenStore(2), ColorEmbedder()
     pipeline = make(embedder, store)
     with pytest.raises(StoreUnavailable, match="disk is full"):
         pipeline.run(batch(posters))
@@ -181,7 +181,7 @@ def test_a_store_that_fails_ends_the_batch_and_keeps_what_it_took(root, make):
 
 def test_a_lost_device_ends_the_batch(root, make):
     """The worker leaves; nothing is swallowed."""
-    embedder = ColourEmbedder()
+    embedder = ColorEmbedder()
     embedder.error = DeviceLost("gone")
     with pytest.raises(DeviceLost):
         make(embedder).run(batch([write(root, 1)]))
@@ -264,7 +264,7 @@ def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
     reading, most = [0], [0]
     lock = threading.Lock()
 
-    class Slow(ColourEmbedder):
+    class Slow(ColorEmbedder):
         def submit(self, pixels):
             time.sleep(0.02)
             with lock:
@@ -289,7 +289,7 @@ def test_device_and_decoders_work_at_the_same_time(root, make, monkeypatch):
     """Where each takes a while, together they take little more than the slower one."""
     posters = [write(root, number) for number in range(48)]
 
-    class Slow(ColourEmbedder):
+    class Slow(ColorEmbedder):
         def submit(self, pixels):
             time.sleep(0.01 * len(pixels))
             chunk = super().submit(pixels)
