@@ -1,1 +1,1 @@
-"""The commands of ``python -m producer``, a file for each kind; `group` holds what they share."""
+"""The command line: one module per group of commands."""

@@ -1,0 +1,1 @@
+"""The collection: posters found on disk, and what the catalogue says of them."""

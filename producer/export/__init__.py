@@ -1,0 +1,1 @@
+"""Exports: NumPy shards, Parquet, FAISS; written whole or not at all."""

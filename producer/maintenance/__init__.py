@@ -1,0 +1,1 @@
+"""Maintenance of the store: prune vectors of deleted posters, manage spaces."""

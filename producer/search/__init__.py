@@ -1,0 +1,1 @@
+"""Search: nearest neighbors, identification, duplicates, and an index held in memory."""

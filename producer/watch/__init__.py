@@ -1,0 +1,1 @@
+"""Watch mode: follow file system events and index what changed."""

@@ -519,7 +519,7 @@ def test_a_redis_that_is_away_does_not_end_a_worker(installation, monkeypatch):
 def test_a_query_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
     """Nobody else would: there is no parent process with a time limit."""
     ended = threading.Event()
-    monkeypatch.setattr(worker.heartbeat, "_exit", ended.set)
+    monkeypatch.setattr(worker.runtime.heartbeat, "_exit", ended.set)
     settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=0.2, claim_s=3)
     heartbeat = Heartbeat(settings, "solo@tests", JobStore(redis_url, claim_s=3), solo=True)
     heartbeat.start()

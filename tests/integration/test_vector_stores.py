@@ -337,7 +337,8 @@ def test_an_unknown_store_is_a_configuration_error(url):
 WRITER = """
 import sys, numpy as np
 from producer.embedding import Space
-from producer.vectors import Row, open_store
+from producer.vectors import open_store
+from producer.vectors.base import Row
 url, seed = sys.argv[1], int(sys.argv[2])
 store = open_store(url)
 space = Space("ViT-B-32", "w1", "gelu", "224", 16)

@@ -1,0 +1,1 @@
+"""Extensions of kombu and Celery, each with the version it was written against."""

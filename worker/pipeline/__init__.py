@@ -1,0 +1,1 @@
+"""The pipeline: paths to chunks to device to store."""

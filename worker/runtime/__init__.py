@@ -1,0 +1,1 @@
+"""The worker process: startup, batches, requests, heartbeat, supervision."""

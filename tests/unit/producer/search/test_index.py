@@ -210,7 +210,7 @@ def test_a_store_that_is_away_leaves_the_index_as_it_is(store, opened, monkeypat
         raise StoreUnavailable("the store is away")
 
     with caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(index_module, "look", away)
+        monkeypatch.setattr(index_module, "load_if_changed", away)
         time.sleep(0.3)
     assert index.search(vectors[0], space=SPACE.id)[0].id == "a"
     assert caplog.text.count("the store is away") == 1

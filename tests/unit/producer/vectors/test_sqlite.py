@@ -47,7 +47,7 @@ def store(path):
 WRITER = """
 import sys, numpy as np
 from producer.embedding import Space
-from producer.vectors import Row
+from producer.vectors.base import Row
 from producer.vectors.sqlite import SQLiteStore
 store = SQLiteStore(sys.argv[1])
 space = Space("tiny", "0" * 32, "gelu", "8x8", 4)
