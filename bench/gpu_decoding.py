@@ -137,7 +137,7 @@ class _Ways:
         return torch.stack([self._resized(image) for image in decoded])
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
-        """Shortest side to the model's, then the centre, as worker.images.resize does it."""
+        """Shortest side to the model's, then the center, as worker.images.resize does it."""
         height, width = image.shape[1:]
         scale = scale_to(width, height, self._geometry)
         size = max(self._geometry.height, int(height * scale)), max(self._geometry.width, int(width * scale))

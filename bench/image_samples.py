@@ -53,7 +53,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def translucent(seed: int = 1) -> Image.Image:
-    """RGBA whose transparent part hides loud colours."""
+    """RGBA whose transparent part hides loud colors."""
     image = picture(seed=seed).convert("RGBA")
     alpha = np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))
     alpha[:100] = 0
@@ -62,7 +62,7 @@ def translucent(seed: int = 1) -> Image.Image:
 
 
 def sixteen_bits(seed: int = 2) -> tuple[Image.Image, Image.Image]:
-    """A 16-bit grey image, and the 8-bit one that it means."""
+    """A 16-bit gray image, and the 8-bit one that it means."""
     gray = np.asarray(picture(seed=seed).convert("L")).astype(np.uint16)
     return Image.fromarray(gray * 257), Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 
@@ -117,7 +117,7 @@ def samples() -> list[Sample]:
     add("jpeg 4:4:4", encoded(rgb, "JPEG", quality=95, subsampling=0))
     add("jpeg large", encoded(picture(1000, 1500), "JPEG", quality=90))
     add("jpeg huge", encoded(picture(2400, 3600), "JPEG", quality=90))
-    add("jpeg grey", encoded(gray.convert("L"), "JPEG", quality=90))
+    add("jpeg gray", encoded(gray.convert("L"), "JPEG", quality=90))
     add("jpeg cmyk", encoded(rgb.convert("CMYK"), "JPEG", quality=95))
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -127,7 +127,7 @@ def samples() -> list[Sample]:
     add("jpeg arithmetic", ARITHMETIC_JPEG)
     add("png", encoded(rgb, "PNG"), rgb)
     add("png interlaced", interlaced_png(rgb), rgb)
-    add("png grey", encoded(gray.convert("L"), "PNG"), gray)
+    add("png gray", encoded(gray.convert("L"), "PNG"), gray)
     add("png palette", encoded(rgb.quantize(64), "PNG"), rgb.quantize(64).convert("RGB"))
     add("png rgba", encoded(translucent(), "PNG"), on_white(translucent()))
     la = translucent().convert("LA")
@@ -136,7 +136,7 @@ def samples() -> list[Sample]:
     clear = encoded(palette, "PNG", transparency=5)
     add("png palette transparent", clear, on_white(Image.open(io.BytesIO(clear))))
     key = encoded(Image.new("RGB", (60, 90), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
-    add("png colour key", key, Image.new("RGB", (60, 90), "white"))
+    add("png color key", key, Image.new("RGB", (60, 90), "white"))
     add("png 1 bit", encoded(rgb.convert("1"), "PNG"), rgb.convert("1").convert("L").convert("RGB"))
     deep, meant = sixteen_bits()
     add("png 16 bit", encoded(deep, "PNG"), meant)

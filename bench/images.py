@@ -1,7 +1,7 @@
 """Reading images: is what we decode right, and how fast? ``python -m bench.images``.
 
 Right: each sample against open_clip's own transform on the fully decoded picture, as pictures (cosine around
-mid-grey) and as vectors of a seeded ViT-B/32 (cosine, and cosine after the mean of all vectors is taken
+mid-gray) and as vectors of a seeded ViT-B/32 (cosine, and cosine after the mean of all vectors is taken
 away: vectors of an untrained model all point nearly the same way, what tells images apart is the rest).
 
 Fast: one core, from the file's bytes to the model's size as uint8; beside open_clip's transform, and beside
@@ -64,11 +64,11 @@ def _show_fidelity() -> None:
     pictures = torch.cosine_similarity(ours.flatten(1).double() - 0.5, theirs.flatten(1).double() - 0.5)
     a, b = tower((ours - mean) / std), tower((theirs - mean) / std)
     vectors = torch.cosine_similarity(a, b)
-    centred = torch.cosine_similarity(a - b.mean(dim=0), b - b.mean(dim=0))
-    click.echo(f"{'file':24} {'picture':>9} {'vector':>9} {'centred':>9}    cosine to the reference")
-    for one, *values in zip(known, pictures, vectors, centred, strict=True):
+    centerd = torch.cosine_similarity(a - b.mean(dim=0), b - b.mean(dim=0))
+    click.echo(f"{'file':24} {'picture':>9} {'vector':>9} {'centerd':>9}    cosine to the reference")
+    for one, *values in zip(known, pictures, vectors, centerd, strict=True):
         click.echo(f"{one.name:24} " + " ".join(f"{float(value):9.6f}" for value in values))
-    for label, column in (("picture", pictures), ("vector", vectors), ("centred", centred)):
+    for label, column in (("picture", pictures), ("vector", vectors), ("centerd", centerd)):
         worst = int(column.argmin())
         click.echo(f"lowest {label}: {float(column[worst]):.6f} ({known[worst].name})")
     click.echo("")

@@ -1,7 +1,7 @@
 """Draw the sample posters: ``python examples/draw_posters.py`` rewrites posters/ and data/posters.json.
 
 Original art, drawn with Pillow and NumPy, the same on every machine. ``--sheet FILE`` also writes a
-contact sheet. Two of the samples are made from others, for the nearest-neighbour search to find: a
+contact sheet. Two of the samples are made from others, for the nearest-neighbor search to find: a
 re-encoded copy, and a crop.
 """
 
@@ -22,65 +22,65 @@ WIDTH, HEIGHT = 400, 600
 FINE = 2  # everything is drawn this much larger and then reduced: smooth edges
 W, H = WIDTH * FINE, HEIGHT * FINE
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Canvas = Image.Image
 
 
 @dataclass
 class Sheet:
-    """One poster to draw: file, title, motif, the colours from top to bottom, and what to say about it."""
+    """One poster to draw: file, title, motif, the colors from top to bottom, and what to say about it."""
 
     file: str
     title: str
-    motif: Callable[[Canvas, np.random.Generator, list[Colour]], Canvas]
-    colours: list[str]
+    motif: Callable[[Canvas, np.random.Generator, list[Color]], Canvas]
+    colors: list[str]
     about: dict[str, Any] = field(default_factory=dict)
 
 
-def rgb(text: str) -> Colour:
+def rgb(text: str) -> Color:
     """``#rrggbb`` as numbers."""
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
-def gradient(top: Colour, bottom: Colour, power: float = 1.0) -> Canvas:
-    """A vertical blend of two colours."""
+def gradient(top: Color, bottom: Color, power: float = 1.0) -> Canvas:
+    """A vertical blend of two colors."""
     share = (np.linspace(0, 1, H) ** power)[:, None, None]
     rows = np.array(top) * (1 - share) + np.array(bottom) * share
     return Image.fromarray(np.broadcast_to(rows, (H, W, 3)).astype(np.uint8).copy())
 
 
-def glow(canvas: Canvas, x: float, y: float, radius: float, colour: Colour, strength: float = 0.9) -> Canvas:
+def glow(canvas: Canvas, x: float, y: float, radius: float, color: Color, strength: float = 0.9) -> Canvas:
     """Light around a point, falling off smoothly."""
     down, across = np.mgrid[0:H, 0:W]
     distance = np.hypot(across - x * W, down - y * H) / (radius * W)
     share = (strength * np.exp(-(distance**2) * 2.5))[..., None]
-    return Image.fromarray((np.asarray(canvas) * (1 - share) + np.array(colour) * share).astype(np.uint8))
+    return Image.fromarray((np.asarray(canvas) * (1 - share) + np.array(color) * share).astype(np.uint8))
 
 
-def disc(canvas: Canvas, x: float, y: float, radius: float, colour: Colour) -> None:
+def disc(canvas: Canvas, x: float, y: float, radius: float, color: Color) -> None:
     """A filled circle; radius as a share of the width."""
     r = radius * W
-    ImageDraw.Draw(canvas).ellipse((x * W - r, y * H - r, x * W + r, y * H + r), fill=colour)
+    ImageDraw.Draw(canvas).ellipse((x * W - r, y * H - r, x * W + r, y * H + r), fill=color)
 
 
-def shape(canvas: Canvas, points: list[tuple[float, float]], colour: Colour) -> None:
+def shape(canvas: Canvas, points: list[tuple[float, float]], color: Color) -> None:
     """A filled polygon; points as shares of width and height."""
-    ImageDraw.Draw(canvas).polygon([(x * W, y * H) for x, y in points], fill=colour)
+    ImageDraw.Draw(canvas).polygon([(x * W, y * H) for x, y in points], fill=color)
 
 
-def line(canvas: Canvas, points: list[tuple[float, float]], colour: Colour, width: float) -> None:
+def line(canvas: Canvas, points: list[tuple[float, float]], color: Color, width: float) -> None:
     """A line with round joints; width as a share of the poster's width."""
-    ImageDraw.Draw(canvas).line([(x * W, y * H) for x, y in points], fill=colour, width=int(width * W), joint="curve")
+    ImageDraw.Draw(canvas).line([(x * W, y * H) for x, y in points], fill=color, width=int(width * W), joint="curve")
 
 
 def ridge(
-    canvas: Canvas, random: np.random.Generator, level: float, height: float, colour: Colour, rough: float = 1
+    canvas: Canvas, random: np.random.Generator, level: float, height: float, color: Color, rough: float = 1
 ) -> None:
     """A mountain line across the poster, filled to the bottom."""
     across = np.linspace(0, 1, 120)
     up = sum(np.sin(across * (2.3 * n * rough) * math.pi + random.uniform(0, 7)) / n for n in range(1, 7))
     top = level - height * (np.asarray(up) + 1) / 3
-    shape(canvas, [(0, 1), *zip(across.tolist(), top.tolist(), strict=True), (1, 1)], colour)
+    shape(canvas, [(0, 1), *zip(across.tolist(), top.tolist(), strict=True), (1, 1)], color)
 
 
 def stars(canvas: Canvas, random: np.random.Generator, count: int, below: float = 0.6) -> None:
@@ -90,25 +90,25 @@ def stars(canvas: Canvas, random: np.random.Generator, count: int, below: float 
         disc(canvas, random.random(), random.random() * below, random.uniform(0.001, 0.004), (light, light, light))
 
 
-def gear(canvas: Canvas, x: float, y: float, radius: float, teeth: int, colour: Colour, hole: Colour) -> None:
+def gear(canvas: Canvas, x: float, y: float, radius: float, teeth: int, color: Color, hole: Color) -> None:
     """A cog wheel with a hub and spokes."""
     points = []
     for n in range(teeth * 4):
         angle = 2 * math.pi * n / (teeth * 4)
         r = radius * (1.0 if n % 4 < 2 else 0.86)
         points.append((x + r * math.cos(angle), y + r * math.sin(angle) * W / H))
-    shape(canvas, points, colour)
+    shape(canvas, points, color)
     disc(canvas, x, y, radius * 0.66, hole)
     for n in range(6):
         angle = math.pi * n / 6
         ends = [
             (x + s * radius * 0.7 * math.cos(angle), y + s * radius * 0.7 * math.sin(angle) * W / H) for s in (-1, 1)
         ]
-        line(canvas, ends, colour, radius * 0.09)
-    disc(canvas, x, y, radius * 0.2, colour)
+        line(canvas, ends, color, radius * 0.09)
+    disc(canvas, x, y, radius * 0.2, color)
 
 
-def clockwork(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def clockwork(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """Cog wheels, a clock face, and a figure in a lab coat before them."""
     canvas = glow(canvas, 0.5, 0.42, 0.7, c[2])
     for x, y, r, teeth in ((0.2, 0.2, 0.26, 22), (0.86, 0.33, 0.2, 18), (0.12, 0.66, 0.17, 14), (0.84, 0.7, 0.25, 20)):
@@ -127,7 +127,7 @@ def clockwork(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> C
     return canvas
 
 
-def shrine(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def shrine(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A gate before the moon, over water."""
     stars(canvas, random, 90)
     canvas = glow(canvas, 0.5, 0.36, 0.55, c[2])
@@ -144,15 +144,15 @@ def shrine(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canv
     return canvas
 
 
-def city(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def city(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """Towers with lit windows in three depths."""
     canvas = glow(canvas, 0.7, 0.55, 0.8, c[2], 0.7)
     draw = ImageDraw.Draw(canvas)
-    for depth, colour in ((0.42, c[3]), (0.55, c[4]), (0.7, c[5])):
+    for depth, color in ((0.42, c[3]), (0.55, c[4]), (0.7, c[5])):
         x = -0.05
         while x < 1:
             wide, top = random.uniform(0.07, 0.16), depth + random.uniform(-0.14, 0.12)
-            shape(canvas, [(x, 1), (x, top), (x + wide, top), (x + wide, 1)], colour)
+            shape(canvas, [(x, 1), (x, top), (x + wide, top), (x + wide, 1)], color)
             for row in np.arange(top + 0.012, 0.98, 0.017):
                 for column in np.arange(x + 0.012, x + wide - 0.012, 0.02):
                     if random.random() < 0.32 and depth > 0.5:
@@ -162,18 +162,18 @@ def city(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas
     return canvas
 
 
-def wave(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def wave(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A sun over rolling water, and a small boat."""
     disc(canvas, 0.32, 0.3, 0.2, c[2])
     for n in range(9):
         across, level = np.linspace(0, 1, 90), 0.5 + n * 0.06
         top = level + 0.028 * np.sin(across * (5 + n) + n * 1.7) + 0.012 * np.sin(across * 17 + n)
         share = n / 8
-        colour = tuple(int(a * (1 - share) + b * share) for a, b in zip(c[3], c[5], strict=True))
+        color = tuple(int(a * (1 - share) + b * share) for a, b in zip(c[3], c[5], strict=True))
         shape(
             canvas,
             [(0, 1), *zip(across.tolist(), top.tolist(), strict=True), (1, 1)],
-            (colour[0], colour[1], colour[2]),
+            (color[0], color[1], color[2]),
         )
         if n == 3:
             shape(canvas, [(0.55, 0.665), (0.83, 0.655), (0.78, 0.705), (0.6, 0.71)], c[4])
@@ -181,7 +181,7 @@ def wave(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas
     return canvas
 
 
-def blossom(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def blossom(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A bending tree in flower, petals in the wind."""
     canvas = glow(canvas, 0.65, 0.3, 0.6, c[2])
     ridge(canvas, random, 0.9, 0.06, c[5])
@@ -196,7 +196,7 @@ def blossom(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Can
     return canvas
 
 
-def train(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def train(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A train on a bridge before far hills."""
     disc(canvas, 0.76, 0.24, 0.13, c[2])
     ridge(canvas, random, 0.56, 0.13, c[3])
@@ -214,7 +214,7 @@ def train(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canva
     return canvas
 
 
-def cat(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def cat(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A cat on a roof against a large disc."""
     disc(canvas, 0.5, 0.4, 0.36, c[2])
     shape(canvas, [(0, 0.8), (0.5, 0.72), (1, 0.8), (1, 1), (0, 1)], c[5])
@@ -231,7 +231,7 @@ def cat(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
     return canvas
 
 
-def peak(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def peak(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """One great mountain with snow, forests below."""
     canvas = glow(canvas, 0.5, 0.5, 0.7, c[2], 0.6)
     shape(canvas, [(-0.1, 0.85), (0.46, 0.2), (0.53, 0.2), (1.1, 0.85)], c[3])
@@ -247,15 +247,15 @@ def peak(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas
         (0.32, 0.37),
     ]
     shape(canvas, snow, (245, 248, 252))
-    for level, colour in ((0.8, c[4]), (0.9, c[5])):
+    for level, color in ((0.8, c[4]), (0.9, c[5])):
         for x in np.arange(-0.02, 1.04, 0.035):
             tall = random.uniform(0.06, 0.13)
-            shape(canvas, [(x - 0.03, level + 0.02), (x, level - tall), (x + 0.03, level + 0.02)], colour)
-        shape(canvas, [(0, level), (1, level), (1, 1), (0, 1)], colour)
+            shape(canvas, [(x - 0.03, level + 0.02), (x, level - tall), (x + 0.03, level + 0.02)], color)
+        shape(canvas, [(0, level), (1, level), (1, 1), (0, 1)], color)
     return canvas
 
 
-def islands(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def islands(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """Rocks that float, each with its meadow and tree."""
     for _ in range(14):
         x, y, r = random.random(), random.uniform(0.1, 0.95), random.uniform(0.05, 0.12)
@@ -289,7 +289,7 @@ def islands(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Can
     return canvas
 
 
-def orbit(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def orbit(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A ringed planet and a ship's trail."""
     stars(canvas, random, 260, below=1)
     canvas = glow(canvas, 0.6, 0.42, 0.55, c[2], 0.6)
@@ -307,7 +307,7 @@ def orbit(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canva
     return canvas
 
 
-def lanterns(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def lanterns(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """Paper lanterns rising in the night."""
     for n in range(26):
         x, y = random.random(), 0.12 + 0.78 * (n / 25)
@@ -328,7 +328,7 @@ def lanterns(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Ca
     return canvas
 
 
-def blade(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def blade(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A sword down the middle, brush strokes behind it."""
     for _ in range(16):
         x, y = random.uniform(0, 1), random.uniform(0.1, 0.9)
@@ -341,7 +341,7 @@ def blade(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canva
     return canvas
 
 
-def guitar(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def guitar(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A guitar across beams of stage light."""
     for n in range(7):
         x = n / 6
@@ -356,7 +356,7 @@ def guitar(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canv
     return canvas
 
 
-def mecha(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def mecha(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A machine in armour, eyes lit, the sun behind."""
     canvas = glow(canvas, 0.5, 0.35, 0.75, c[2])
     for n in range(24):
@@ -382,7 +382,7 @@ def mecha(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canva
     return canvas
 
 
-def rain(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def rain(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """An umbrella in the rain, seen from behind."""
     for _ in range(240):
         x, y = random.uniform(-0.1, 1), random.uniform(0, 1)
@@ -396,11 +396,11 @@ def rain(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas
     return canvas
 
 
-def dunes(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def dunes(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """Sand in long curves and a line of travellers."""
     disc(canvas, 0.7, 0.22, 0.1, c[2])
-    for level, colour in ((0.55, c[3]), (0.7, c[4]), (0.86, c[5])):
-        ridge(canvas, random, level, 0.07, colour, rough=0.4)
+    for level, color in ((0.55, c[3]), (0.7, c[4]), (0.86, c[5])):
+        ridge(canvas, random, level, 0.07, color, rough=0.4)
     for n in range(5):
         x, y = 0.18 + n * 0.09, 0.735 + 0.006 * n
         shape(canvas, [(x - 0.018, y), (x - 0.012, y - 0.04), (x + 0.012, y - 0.04), (x + 0.018, y)], (40, 24, 30))
@@ -408,7 +408,7 @@ def dunes(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canva
     return canvas
 
 
-def lighthouse(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> Canvas:
+def lighthouse(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
     """A tower on a cliff, its beam across the sky."""
     stars(canvas, random, 120, below=0.7)
     shape(canvas, [(0.3, 0.31), (1.1, 0.1), (1.1, 0.34)], c[2])
@@ -416,17 +416,15 @@ def lighthouse(canvas: Canvas, random: np.random.Generator, c: list[Colour]) -> 
     shape(canvas, [(0.5, 0.88), (1, 0.88), (1, 1), (0.5, 1)], c[3])
     for n in range(5):
         y = 0.36 + n * 0.072
-        colour = (238, 232, 224) if n % 2 else c[4]
+        color = (238, 232, 224) if n % 2 else c[4]
         grow = n * 0.008
-        shape(
-            canvas, [(0.24 - grow, y), (0.36 + grow, y), (0.368 + grow, y + 0.072), (0.232 - grow, y + 0.072)], colour
-        )
+        shape(canvas, [(0.24 - grow, y), (0.36 + grow, y), (0.368 + grow, y + 0.072), (0.232 - grow, y + 0.072)], color)
     shape(canvas, [(0.25, 0.36), (0.35, 0.36), (0.34, 0.28), (0.26, 0.28)], (255, 240, 170))
     shape(canvas, [(0.23, 0.285), (0.3, 0.235), (0.37, 0.285)], c[4])
     return canvas
 
 
-def titled(canvas: Canvas, title: str, colour: Colour, high: bool) -> Canvas:
+def titled(canvas: Canvas, title: str, color: Color, high: bool) -> Canvas:
     """Set the title, as large as fits, with a soft shadow."""
     size = 92
     while (font := ImageFont.load_default(size)).getlength(title) > W * 0.86 and size > 20:
@@ -435,15 +433,15 @@ def titled(canvas: Canvas, title: str, colour: Colour, high: bool) -> Canvas:
     shadow = Image.new("L", (W, H))
     ImageDraw.Draw(shadow).text(at, title, font=font, fill=230, anchor="mm")
     canvas.paste((0, 0, 0), mask=shadow.filter(ImageFilter.GaussianBlur(10)))
-    ImageDraw.Draw(canvas).text(at, title, font=font, fill=colour, anchor="mm")
+    ImageDraw.Draw(canvas).text(at, title, font=font, fill=color, anchor="mm")
     return canvas
 
 
 def draw(sheet: Sheet, number: int) -> Canvas:
     """Draw one poster: RGB, WIDTH × HEIGHT."""
     random = np.random.default_rng(1000 + number)
-    colours = [rgb(text) for text in sheet.colours]
-    canvas = sheet.motif(gradient(colours[0], colours[1], 1.2), random, colours)
+    colors = [rgb(text) for text in sheet.colors]
+    canvas = sheet.motif(gradient(colors[0], colors[1], 1.2), random, colors)
     canvas = titled(canvas, sheet.title, (250, 246, 236), high=number % 3 != 0)
     grain = 0 if sheet.file.endswith(".png") else random.normal(0, 2.0, (HEIGHT, WIDTH, 1))
     small = np.asarray(canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
@@ -479,7 +477,7 @@ QUALITY = {".jpg": 80, ".jfif": 80, ".webp": 78}
 
 
 def save(image: Canvas, path: Path) -> None:
-    """Write in the format that the file's name says; PNG with 64 colours, to stay small."""
+    """Write in the format that the file's name says; PNG with 64 colors, to stay small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix
     if suffix == ".png":

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parent.parent
 MODULES_MOST = 12  # in a folder: what a reader takes in at a glance
 FUNCTION_MOST_LINES = 60
 # From the ground up, a floor a line. A module imports from its own folder and from the floors below it, never from
-# above, and never from a neighbour on its own floor. A folder stands here with its name, and so does a top-level module.
+# above, and never from a neighbor on its own floor. Folders and top-level modules stand here by name.
 FLOORS = [
     ("producer.errors",),
     ("producer.settings", "producer.files", "producer.embedding"),

@@ -211,10 +211,10 @@ class CLIPEmbedder:
         return EmbeddedPaths(matrix, tuple(indices), dict(sorted(failures.items())))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """The model's input for an image of any mode: float32 (3, height, width), normalised.
+        """The model's input for an image of any mode: float32 (3, height, width), normalized.
 
         Raises:
-            UnreadablePoster: its pixels cannot be loaded, or have no meaning as colour.
+            UnreadablePoster: its pixels cannot be loaded, or have no meaning as color.
         """
         mean, std = self._mean.view(3, 1, 1), self._std.view(3, 1, 1)
         return fit(image, self.geometry).to(torch.float32).sub_(mean).div_(std)

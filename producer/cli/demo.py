@@ -1,4 +1,4 @@
-"""`demo`: a Redis, a worker and a folder of posters, from nothing to neighbours, leaving nothing behind."""
+"""`demo`: a Redis, a worker and a folder of posters, from nothing to neighbors, leaving nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHOWN: Final = 3
 
 
 def run_demo() -> Progress:
-    """Start Redis and a worker on a free port, index posters/, show neighbours, stop both.
+    """Start Redis and a worker on a free port, index posters/, show neighbors, stop both.
 
     Raises:
         ConfigurationError: redis-server is not installed.
@@ -55,7 +55,7 @@ def run_demo() -> Progress:
             producer = Producer(settings)
             try:
                 _job, progress = index(producer, [], force=False, detach=False, quiet=False)
-                _show_neighbours(producer, name)
+                _show_neighbors(producer, name)
             finally:
                 producer.close()
     notify(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
@@ -189,7 +189,7 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None
             os.killpg(process.pid, signal.SIGKILL)  # it led a session: whatever is left in it goes, too
 
 
-def _show_neighbours(producer: Producer, worker: str) -> None:
+def _show_neighbors(producer: Producer, worker: str) -> None:
     """For some posters, copies first, print the poster that looks most like it."""
     heard = producer.registry.find(worker)
     store = producer.store()

@@ -21,7 +21,7 @@ from producer.settings import Settings
 ASKED_AT_ONCE: Final = 500  # values per statement, below the limit of every SQLite built since 2008 (999)
 TAKEN_AT_ONCE: Final = 1000  # entries written, or read back, in one go
 LAST: Final = "\U0010ffff"  # no file's name sorts behind it
-# `key` is how a file is recognised, whatever form its name has on disk; `file` is NULL where it is the same.
+# `key` is how a file is recognized, whatever form its name has on disk; `file` is NULL where it is the same.
 # The indexes hold all that a scan asks for, and are made when everything is in: sorting is faster than inserting.
 _TABLES: Final = """
 CREATE TABLE entries (number INTEGER PRIMARY KEY, key TEXT, file BLOB, id TEXT, about TEXT);

@@ -71,7 +71,7 @@ def _made(faiss: Any, kind: str, source: Source, dimension: int, count: int) -> 
     if cells < 1:
         raise ConfigurationError(f"{count} vectors are too few for the cells of IVF: use --index flat")
     index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
-    faiss.extract_index_ivf(index).cp.spherical = True  # the centres, too, have unit length
+    faiss.extract_index_ivf(index).cp.spherical = True  # the centers, too, have unit length
     index.train(_sample(source, count, TRAINED_ON * cells))
     index.nprobe = min(cells, max(PROBED_LEAST, cells // PROBED_SHARE))
     return index

@@ -10,7 +10,7 @@ from producer.queue.jobs import JobStore
 from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST, ONCE_S
 from producer.redis_client import answers
 
-SHOWN_CHARACTERS: Final = 10_000  # enough to recognise a message by; the rest would only fill Redis
+SHOWN_CHARACTERS: Final = 10_000  # enough to recognize a message by; the rest would only fill Redis
 
 
 class DeadLetters:

@@ -53,8 +53,8 @@ def find_duplicates(
     """Group the posters of one space.
 
     A group is a poster and all that are nearer to it than the threshold: of the posters that are in no group
-    yet, the one with the most such neighbours comes first, and takes them along. What is then left over and has
-    a neighbour in a group joins that group. So everything that has a near neighbour is in exactly one group, and
+    yet, the one with the most such neighbors comes first, and takes them along. What is then left over and has
+    a neighbor in a group joins that group. So everything that has a near neighbor is in exactly one group, and
     no chain of small steps leads farther than two.
 
     Args:
@@ -69,7 +69,7 @@ def find_duplicates(
     place[sorted(range(len(contents)), key=lambda at: contents[at].ids[0])] = np.arange(len(contents))
     stars: list[Star] = []
     if threshold is not None:
-        stars = _clusters(_Neighbours(*similar_pairs(vectors, threshold, on_pairs)), vectors, place)
+        stars = _clusters(_Neighbors(*similar_pairs(vectors, threshold, on_pairs)), vectors, place)
     near = {at for star in stars for at, _, _ in star}
     stars += [[(at, 1.0, at)] for at, content in enumerate(contents) if len(content.ids) > 1 and at not in near]
     groups = [list(_members(star, contents)) for star in stars]
@@ -103,7 +103,7 @@ def _distinct(store: VectorStore, info: SpaceInfo, *, with_vectors: bool) -> tup
     return contents, vectors[: len(contents)]
 
 
-class _Neighbours:
+class _Neighbors:
     """The near pairs, by each of their ends."""
 
     def __init__(self, i: Positions, j: Positions, cosines: Vectors) -> None:
@@ -115,30 +115,30 @@ class _Neighbours:
         self._at = {end: at for at, end in enumerate(self.ends.tolist())}
 
     def of(self, end: int) -> list[tuple[int, float]]:
-        """The neighbours of one, with their cosines."""
+        """The neighbors of one, with their cosines."""
         start = self._starts[self._at[end]]
         stop = start + self.counts[self._at[end]]
         return list(zip(self._others[start:stop].tolist(), self._cosines[start:stop].tolist(), strict=True))
 
 
-def _clusters(neighbours: _Neighbours, vectors: Vectors, place: npt.NDArray[np.int64]) -> list[Star]:
+def _clusters(neighbors: _Neighbors, vectors: Vectors, place: npt.NDArray[np.int64]) -> list[Star]:
     """See find_duplicates."""
     stars: list[Star] = []
     star_of: dict[int, int] = {}
     left_over = []
-    most_first = np.lexsort((place[neighbours.ends], -neighbours.counts))
-    for end in neighbours.ends[most_first].tolist():
+    most_first = np.lexsort((place[neighbors.ends], -neighbors.counts))
+    for end in neighbors.ends[most_first].tolist():
         if end in star_of:
             continue
-        taken = [(other, cosine, end) for other, cosine in neighbours.of(end) if other not in star_of]
+        taken = [(other, cosine, end) for other, cosine in neighbors.of(end) if other not in star_of]
         if not taken:
             left_over.append(end)
             continue
         taken.sort(key=lambda member: (-member[1], place[member[0]]))
         stars.append([(end, 1.0, end), *taken])
         star_of.update((member, len(stars) - 1) for member, _, _ in stars[-1])
-    for end in left_over:  # all neighbours of each are taken, and it is no neighbour of another one left over
-        nearest, _ = max(neighbours.of(end), key=lambda found: (found[1], -place[found[0]]))
+    for end in left_over:  # all neighbors of each are taken, and it is no neighbor of another one left over
+        nearest, _ = max(neighbors.of(end), key=lambda found: (found[1], -place[found[0]]))
         star = stars[star_of[nearest]]
         star.append((end, float(vectors[end] @ vectors[star[0][0]]), nearest))
     return stars

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: which posters look like these vectors? In one pass over the store, nothing held."""
+"""Exact nearest neighbors: which posters look like these vectors? In one pass over the store, nothing held."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from producer.errors import SpaceMismatch, StoreError
 from producer.vectors.base import Row
 
 DTYPE: Final = np.dtype("<f4")  # little-endian float32 on every machine
-LENGTH_TOLERANCE: Final = 1e-3  # rounding of 512 float32 squares is below 1e-6; a forgotten normalisation is not
+LENGTH_TOLERANCE: Final = 1e-3  # rounding of 512 float32 squares is below 1e-6; a forgotten normalization is not
 
 
 def first_version() -> int:

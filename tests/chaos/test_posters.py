@@ -12,7 +12,7 @@ from tests.support.scenario_table import scenario
 @pytest.mark.parametrize(("count", "attempts"), [(4, 1), pytest.param(64, 2, marks=pytest.mark.chaos)])
 @scenario(
     "one of {count} posters makes the decoder abort (`POSTERS_ATTEMPTS={attempts}`)",
-    "found by halving: it alone fails, as `crashed-worker`; its neighbours are stored",
+    "found by halving: it alone fails, as `crashed-worker`; its neighbors are stored",
 )
 def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, attempts):
     """What a broken codec library does: abort() in the process that holds the model."""

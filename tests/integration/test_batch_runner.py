@@ -208,7 +208,7 @@ def test_the_one_poster_that_is_left_is_buried(installation, redis_server):
 
 
 def test_a_poisonous_poster_is_found_in_log2_deaths(installation, redis_server):
-    """Of 256: two deaths of the whole, one for each cut of seven, two of the poster alone. Its neighbours are kept."""
+    """Of 256: two deaths of the whole, one for each cut of seven, two of the poster alone. Its neighbors are kept."""
     deaths, waiting = 0, [installation.batch(256)]
     while waiting:
         batch = waiting.pop()

@@ -72,7 +72,7 @@ def test_posters_become_vectors_of_the_reference_model(installation):
 
 
 def test_bad_posters_fail_by_name_and_good_ones_are_stored(installation):
-    """Truncated, text, empty, missing: exit status 1, four failures, every neighbour embedded."""
+    """Truncated, text, empty, missing: exit status 1, four failures, every neighbor embedded."""
     inside = folder(installation, "mixed")
     good = installation.draw(9, inside)
     (installation.root / inside / "cut.jpg").write_bytes(encoded(picture(400, 600), "JPEG")[:4000])

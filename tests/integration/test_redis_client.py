@@ -55,7 +55,7 @@ def test_a_workers_transport_has_a_name_of_its_own():
     assert broker("redis://h/0", "posters-redis").url == "posters-redis://h:6379/0"
 
 
-@pytest.mark.parametrize("url", ["redis://h/0?colour=blue", "redis://h/0?db=many"])
+@pytest.mark.parametrize("url", ["redis://h/0?color=blue", "redis://h/0?db=many"])
 def test_a_url_that_cannot_be_used_is_an_error_at_once(url):
     """Not a TypeError at the first command."""
     with pytest.raises(ConfigurationError, match=r"redis://h/0"):

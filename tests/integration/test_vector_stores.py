@@ -234,7 +234,7 @@ def test_content_is_found_as_long_as_one_poster_has_it(store):
     ],
 )
 def test_a_wrong_vector_is_refused_and_the_chunk_with_it(store, bad, error):
-    """NaN, zero, unnormalised, misaligned or of another width: an error, and nothing is stored."""
+    """NaN, zero, unnormalized, misaligned or of another width: an error, and nothing is stored."""
     store.put(SPACE, rows("old"), vectors(1))
     with pytest.raises(error):
         store.put(SPACE, rows("a", "b"), bad)
@@ -242,7 +242,7 @@ def test_a_wrong_vector_is_refused_and_the_chunk_with_it(store, bad, error):
 
 
 def test_one_bad_vector_keeps_its_whole_chunk_out(store):
-    """All or nothing: the good neighbours are not half-written."""
+    """All or nothing: the good neighbors are not half-written."""
     mixed = vectors(3)
     mixed[1] = np.nan
     with pytest.raises(StoreError, match="'b'"):

@@ -30,7 +30,7 @@ class Chunk:
 
 
 class ColorEmbedder:
-    """Its vector tells the mean colour of the picture: a shifted row shows."""
+    """Its vector tells the mean color of the picture: a shifted row shows."""
 
     space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
 

@@ -1,4 +1,4 @@
-"""Every mode that an image can have, turned into RGB or grey of 8 bits; colour profiles into sRGB."""
+"""Every mode that an image can have, turned into RGB or gray of 8 bits; color profiles into sRGB."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LARGEST_PROFILE_BYTES: Final = 4_000_000  # real ones have 500 bytes to 2 MB (CM
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB, or L where the image is grey.
+    """Turn any mode into RGB, or L where the image is gray.
 
     Transparency is composited on GROUND; 16 bits are scaled, not clipped; CMYK as Pillow converts it.
 
     Raises:
-        UnreadablePoster: 32-bit whole numbers beyond 16 bits, or floating point: no colour by themselves.
+        UnreadablePoster: 32-bit whole numbers beyond 16 bits, or floating point: no color by themselves.
     """
     mode = image.mode
     if mode in ("RGB", "L"):

@@ -127,7 +127,7 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
     """The same for an image in memory, of any mode: uint8 (3, height, width).
 
     Raises:
-        UnreadablePoster: a mode that has no meaning as colour, or pixels that cannot be loaded.
+        UnreadablePoster: a mode that has no meaning as color, or pixels that cannot be loaded.
     """
     name = str(getattr(image, "filename", "") or "the image")
     with _explained(name, b""):

@@ -112,7 +112,7 @@ def _resized(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    """Resize, then cut or pad around the centre: uint8 (1 or 3, height, width)."""
+    """Resize, then cut or pad around the center: uint8 (1 or 3, height, width)."""
     width, height = _resized(image.width, image.height, geometry)
     if width * height > LARGEST_DETOUR * geometry.width * geometry.height:
         return _resize_center(image, width, height, geometry)
@@ -130,7 +130,7 @@ def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
 
 
 def _resize_center(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
-    """Resize only the part that the cut keeps; Pillow reads the neighbours of the part for its filter."""
+    """Resize only the part that the cut keeps; Pillow reads the neighbors of the part for its filter."""
     left, top = round((width - geometry.width) / 2.0), round((height - geometry.height) / 2.0)
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + geometry.width) * across, (top + geometry.height) * down)

@@ -1,7 +1,7 @@
 """The image tower as it runs: from uint8 pixels to unit vectors, with open_clip's numbers in fewer steps.
 
 PlainTower runs any tower as open_clip does. LeanTower runs the usual vision transformer, and leaves out what
-does not change the result: it normalises inside the first matrix (the pixels go in as they are), asks for
+does not change the result: it normalizes inside the first matrix (the pixels go in as they are), asks for
 queries, and goes through the last block, only for the one token that becomes the vector, and takes
 attention and activation in one step each. That it still is the same embedding is proven when it is loaded.
 """
@@ -147,7 +147,7 @@ class FastViT:
 
 
 class _Norm:
-    """Layer normalisation, or nothing where the model has none."""
+    """Layer normalization, or nothing where the model has none."""
 
     def __init__(self, norm: Any, place: Any) -> None:
         self._usual = isinstance(norm, torch.nn.LayerNorm)

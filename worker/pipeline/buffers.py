@@ -15,7 +15,7 @@ _told = False
 
 
 def chunk_buffer(count: int, geometry: Geometry, device: torch.device) -> torch.Tensor:
-    """Uninitialised uint8 (count, 3, height, width) on the CPU; for CUDA pinned, where it can be had.
+    """Uninitialized uint8 (count, 3, height, width) on the CPU; for CUDA pinned, where it can be had.
 
     Only from pinned memory does a copy run beside computation. The system bounds it; without it all
     goes on, slower.

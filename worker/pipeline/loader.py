@@ -191,7 +191,7 @@ def look_ahead(
     """Yield ``(item, future)`` in the order of `items`, every future done.
 
     At most `depth` items are submitted and not yet yielded. The future carries an item's
-    exception, so that one bad item never ends its neighbours: call ``future.result()``.
+    exception, so that one bad item never ends its neighbors: call ``future.result()``.
     When the consumer stops early, what has not begun is cancelled.
     """
     if depth < 1:

@@ -125,7 +125,7 @@ def test_a_bad_image_names_file_and_reason(embedder, bad):
 
 
 def test_preprocess_is_the_models_input(embedder):
-    """float32, normalised, for any mode; transparency as in files."""
+    """float32, normalized, for any mode; transparency as in files."""
     for image in (picture(90, 130), picture().convert("L"), translucent(), picture().convert("CMYK")):
         tensor = embedder.preprocess(image)
         assert tensor.shape == (3, SIDE, SIDE)
@@ -151,7 +151,7 @@ def test_no_pixels_are_no_vectors(embedder):
 
 
 def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monkeypatch, paths):
-    """When fp32 fails, too, the poster fails by name and its neighbours do not."""
+    """When fp32 fails, too, the poster fails by name and its neighbors do not."""
     forward = embedder._engine.forward
     run = forward._tower
     monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))

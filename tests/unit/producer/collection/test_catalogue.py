@@ -94,7 +94,7 @@ def test_an_entry_whose_file_is_gone_is_sent_so_that_it_fails(root):
 
 
 def test_bad_entries_are_numbered_failures(root):
-    """No file, the same file, the same id: each is counted, and its neighbours are sent."""
+    """No file, the same file, the same id: each is counted, and its neighbors are sent."""
     entries = [{"title": "x"}, {"file": "a.png"}, {"file": "a.png", "id": "again"}, 7]
     entries += [{"file": "b.jpg", "id": "a.png"}, {"file": "b.jpg", "id": ["list"]}]
     items = found(root, entries=entries)
@@ -138,7 +138,7 @@ def test_names_that_are_no_unicode_get_an_id_that_is(root):
     assert (poster.id, poster.path) == ("caf%E9.jpg", "caf\udce9.jpg")
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalized on this system")
 def test_two_spellings_of_one_name_are_not_one_poster(root):
     """NFC and NFD side by side: one is sent, the other is a failure that says why."""
     (root / "\u00e9.jpg").write_bytes(b"x")

@@ -66,7 +66,7 @@ def test_with_an_id_of_its_own_it_is_welcome(root, resolver):
     assert refused(root, names) == set()
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalized on this system")
 @pytest.mark.parametrize("entries", [(), ({"file": "é.jpg", "id": "eh"},)], ids=["in no entry", "in an entry"])
 def test_of_two_spellings_the_plain_one_has_the_id(root, resolver, entries):
     """With an entry or without; the odd one is refused."""

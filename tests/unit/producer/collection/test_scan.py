@@ -78,7 +78,7 @@ def test_an_entry_that_cannot_be_looked_at_is_the_workers_to_judge(root, monkeyp
     assert found.counts[ScanNote.NOT_THERE] == 0
 
 
-def test_a_start_is_no_prefix_of_its_neighbour(root):
+def test_a_start_is_no_prefix_of_its_neighbor(root):
     """`deep` is not `deep.jpg`, nor `deep-sea/`."""
     for name in ("deep.jpg", "deep-sea/x.jpg", "deeper/y.jpg"):
         (root / name).parent.mkdir(exist_ok=True)
@@ -128,7 +128,7 @@ def test_a_folder_below_the_longest_path_is_told(root):
     subprocess.run(["rm", "-rf", str(root / ("x" * 200))], check=True)
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalized on this system")
 def test_an_entry_finds_its_file_in_either_spelling(root):
     """The catalogue says é as one letter, the disk as two: the same file, read by the name that it has."""
     (root / "e\u0301.jpg").write_bytes(b"x")
@@ -137,7 +137,7 @@ def test_an_entry_finds_its_file_in_either_spelling(root):
     assert (ScanNote.NOT_THERE, "\u00e9.jpg") not in notes
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalized on this system")
 def test_no_two_spellings_share_an_id(root):
     """Two odd forms of one name, and no plain one: the first is sent, the second fails; with an entry or without."""
     names = ["a\u0323\u0302.jpg", "\u00e2\u0323.jpg"]  # both are ậ
@@ -171,7 +171,7 @@ def test_counting_by_name_agrees_with_finding(root):
     assert list(found.files()) == ["a.png", "deep/d.JPEG", "deep/er/c.webp", "nowhere.jpg"]
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalised on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are normalized on this system")
 def test_what_never_was_sent_is_known_as_such(root, monkeypatch):
     """A retry sends posters again, and lets entries, folders and doubles fail as they did."""
     (root / "e\u0301.jpg").write_bytes(b"x")

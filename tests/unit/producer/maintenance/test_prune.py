@@ -85,7 +85,7 @@ def test_deleted_posters_go_from_every_space(store, root):
 
 
 def test_only_what_lies_below_the_given_paths_goes(store, root):
-    """A folder, a single file, and a neighbour whose name begins alike."""
+    """A folder, a single file, and a neighbor whose name begins alike."""
     fill(store, OLD, ["deep.jpg", "deep-sea/x.jpg", "deeper/y.jpg"])
     for name in ("a.jpg", "b.png", "deep/c.jpg", "other/f.jpg"):
         (root / name).unlink()
@@ -257,7 +257,7 @@ def test_an_id_that_a_broken_entry_claims_stays(store, root):
     assert prune_of(store, root, entries=entries).survey().hidden == 1
 
 
-@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode, and normalised, on this system")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode, and normalized, on this system")
 def test_names_are_found_however_the_disk_spells_them(store, root):
     """NFD and bytes that are no UTF-8, in folders and files; and their like that are gone."""
     names = ["e\u0301.jpg", "fo\u0308lder/\u304b\u3099.png", os.fsdecode(b"caf\xe9/\xff.jpg"), "50%25.jpg"]

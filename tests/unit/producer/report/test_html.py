@@ -98,7 +98,7 @@ def test_a_page_needs_nothing_from_outside_and_runs_nothing(info, settings):
 
 
 def test_a_page_suits_phones_and_the_dark(info):
-    """A viewport, both colour schemes, a narrow layout, a language, a text for every picture."""
+    """A viewport, both color schemes, a narrow layout, a language, a text for every picture."""
     html = page("Title", info, [], [Block("b", "l", [Card("name", "f", "data:image/webp;base64,AA==")])]).decode()
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html

@@ -10,7 +10,7 @@ from tests.support.filled_store import OTHER, SPACE, fill, unit
 
 
 def at_degrees(*angles):
-    """Unit vectors in a plane: neighbours of so many degrees."""
+    """Unit vectors in a plane: neighbors of so many degrees."""
     vectors = np.zeros((len(angles), SPACE.dimension), np.float32)
     vectors[:, 0], vectors[:, 1] = np.cos(np.radians(angles)), np.sin(np.radians(angles))
     return vectors
@@ -45,7 +45,7 @@ def test_the_same_content_is_a_group_whatever_the_threshold():
         assert all(member.score == pytest.approx(1, abs=1e-6) and member.bytes == 1000 for member in group)
 
 
-def test_near_posters_are_grouped_around_the_one_with_most_neighbours():
+def test_near_posters_are_grouped_around_the_one_with_most_neighbors():
     """b has two, a and c have one each: b comes first, then the nearer one."""
     store = MemoryStore()
     fill(store, ["a", "b", "c", "far"], at_degrees(0, 10, 18, 90))

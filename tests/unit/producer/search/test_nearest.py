@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact, best first, ties by id, in one pass, and never across spaces."""
+"""Nearest neighbors: exact, best first, ties by id, in one pass, and never across spaces."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Images: every format means what a careful person sees, bad files are named, and neighbours never notice."""
+"""Images: every format means what a careful person sees, bad files are named, and neighbors never notice."""
 
 import io
 import re
@@ -36,7 +36,7 @@ def reference(image: Image.Image, **changes: object) -> torch.Tensor:
 
 
 def closeness(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Cosine of the two pictures around mid-grey, so that it does not flatter bright ones."""
+    """Cosine of the two pictures around mid-gray, so that it does not flatter bright ones."""
     a, b = (pixels.double().flatten() - 127.5 for pixels in (ours, theirs))
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
@@ -71,8 +71,8 @@ def test_the_models_vectors_agree_with_the_reference(vit):
     plain = torch.nn.functional.cosine_similarity(a, b)
     assert float(plain.min()) >= 0.9995, SAMPLES[int(plain.argmin())].name
     # All vectors of an untrained model point the same way; what tells images apart is the rest.
-    centre = b.mean(dim=0)
-    rest = torch.nn.functional.cosine_similarity(a - centre, b - centre)
+    center = b.mean(dim=0)
+    rest = torch.nn.functional.cosine_similarity(a - center, b - center)
     assert float(rest.min()) >= 0.99, SAMPLES[int(rest.argmin())].name
 
 
@@ -112,7 +112,7 @@ def test_transparent_pixels_show_white_and_not_what_they_hide():
 
 
 def test_a_see_through_value_of_16_bits_shows_the_ground():
-    """A PNG may name one grey value as transparent; what lies below it was never to be seen."""
+    """A PNG may name one gray value as transparent; what lies below it was never to be seen."""
     values = np.full((40, 40), 40000, np.uint16)
     values[:20] = 0
     buffer = io.BytesIO()
@@ -185,7 +185,7 @@ def failure(data: bytes, limits: Limits | None = None) -> UnreadablePoster:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_file_is_a_failure_and_never_half_grey(format, share):
+def test_a_truncated_file_is_a_failure_and_never_half_gray(format, share):
     """Cut anywhere, no format yields a picture whose rest is invented."""
     data = encoded(picture(), format)
     assert failure(data[: int(len(data) * share)]).word in ("truncated", "unreadable")
@@ -341,7 +341,7 @@ def test_content_decides_not_the_name():
 
 
 def test_floating_point_pixels_are_unsupported():
-    """Numbers without a scale have no colour."""
+    """Numbers without a scale have no color."""
     assert failure(encoded(Image.new("F", (20, 20), 0.5), "TIFF")).word == "unsupported"
 
 

@@ -91,7 +91,7 @@ def test_precision_follows_the_hardware(monkeypatch):
         MemoryError(),
     ],
 )
-def test_exhaustion_is_recognised(error):
+def test_exhaustion_is_recognized(error):
     """Whoever ran out of memory, the answer is to halve; the device is not lost."""
     assert device.is_exhaustion(error)
     assert not device.is_lost(error)
@@ -109,7 +109,7 @@ def test_exhaustion_is_recognised(error):
         "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
     ],
 )
-def test_a_broken_context_is_recognised(text):
+def test_a_broken_context_is_recognized(text):
     """These errors stay until the process ends; halving would try for ever."""
     error = RuntimeError(text)
     assert device.is_lost(error)

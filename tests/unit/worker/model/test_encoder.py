@@ -16,7 +16,7 @@ from worker.model.encoder import FastViT, Linear, OpenClipEncoder, is_supported
 from worker.model.parity import PARITY_COSINE, lowest_cosine, probe
 
 CPU = torch.device("cpu")
-COLOURS = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+COLORS = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
 # of vectors that have their mean taken away: those of an untrained model all lie close together, and what
 # tells images apart is the rest
 CENTRED = {"fp32": 0.99999, "bf16": 0.99}
@@ -24,10 +24,10 @@ CENTRED = {"fp32": 0.99999, "bf16": 0.99}
 
 def vectors(kind, tower, precision, images, device=CPU):
     with torch.inference_mode():
-        return kind(copy.deepcopy(tower), *COLOURS, device, PRECISIONS[precision])(images.to(device)).cpu().numpy()
+        return kind(copy.deepcopy(tower), *COLORS, device, PRECISIONS[precision])(images.to(device)).cpu().numpy()
 
 
-def centred(found: np.ndarray, expected: np.ndarray) -> float:
+def centerd(found: np.ndarray, expected: np.ndarray) -> float:
     a, b = found - expected.mean(axis=0), expected - expected.mean(axis=0)
     return float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
@@ -48,9 +48,9 @@ def test_the_lean_tower_is_the_same_embedding(quick, scale, precision):
         expected = vectors(OpenClipEncoder, tower, "fp32", images)
         found = vectors(FastViT, tower, precision, images)
         assert lowest_cosine(found, expected) >= PARITY_COSINE
-        # noise is so alike in a tiny model that its centred vectors are nearly all rounding: open_clip's are the bar
-        theirs = centred(vectors(OpenClipEncoder, tower, precision, images), expected)
-        assert 1 - centred(found, expected) <= 2 * (1 - theirs) + 1e-5
+        # noise is so alike in a tiny model that its centerd vectors are nearly all rounding: open_clip's are the bar
+        theirs = centerd(vectors(OpenClipEncoder, tower, precision, images), expected)
+        assert 1 - centerd(found, expected) <= 2 * (1 - theirs) + 1e-5
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
@@ -64,7 +64,7 @@ def test_the_usual_model_in_each_precision(name):
     for precision in ("fp32", "bf16"):
         found = vectors(FastViT, tower, precision, images)
         assert lowest_cosine(found, expected) >= PARITY_COSINE
-        assert centred(found, expected) >= CENTRED[precision]
+        assert centerd(found, expected) >= CENTRED[precision]
 
 
 def test_a_picture_that_the_patches_do_not_cover_loses_the_same_edge():
@@ -72,7 +72,7 @@ def test_a_picture_that_the_patches_do_not_cover_loses_the_same_edge():
     vision = CONFIG["vision_cfg"] | {"image_size": 70, "patch_size": 16}
     tower = make_model(vision_cfg=vision).visual.eval()
     images = noise(3, side=70)
-    assert centred(vectors(FastViT, tower, "fp32", images), vectors(OpenClipEncoder, tower, "fp32", images)) > 0.99999
+    assert centerd(vectors(FastViT, tower, "fp32", images), vectors(OpenClipEncoder, tower, "fp32", images)) > 0.99999
 
 
 @pytest.mark.parametrize(

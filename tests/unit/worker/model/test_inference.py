@@ -151,7 +151,7 @@ def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(caplog):
     ],
 )
 def test_if_the_cpu_fails_too_that_image_fails_and_no_other(trouble, said):
-    """Its neighbours keep their vectors."""
+    """Its neighbors keep their vectors."""
 
     def make():
         def embed(pixels):
@@ -200,7 +200,7 @@ def test_a_defect_is_neither(caplog):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 2.0])
 def test_a_row_that_is_no_unit_vector_is_computed_again(value):
-    """fp16 overflow in one image must not become a NaN in the store, nor touch its neighbours."""
+    """fp16 overflow in one image must not become a NaN in the store, nor touch its neighbors."""
     device = Device()
 
     def spoil(vectors):

@@ -61,7 +61,7 @@ def test_the_size_that_fits_is_remembered():
 
 
 def test_one_item_that_does_not_fit_is_handed_back():
-    """At one item there is nothing to halve: the slice comes without result, its neighbours with theirs."""
+    """At one item there is nothing to halve: the slice comes without result, its neighbors with theirs."""
 
     def step(start, stop):
         if start <= 5 < stop:

@@ -36,7 +36,7 @@ def test_copies_of_a_bad_file_fail_each_by_name(root, make):  # noqa: F811
     (root / "b.png").write_bytes(b"no picture")
     posters = [Poster("a.png", "a.png"), Poster("b.png", "b.png"), *(write(root, 5, f"{n}.png") for n in range(3))]
     embedder, store = ColorEmbedder(), MemoryStore()
-    embedder.refuse = {35}  # the red of colour 5
+    embedder.refuse = {35}  # the red of color 5
     outcome = make(embedder, store).run(batch(posters))
     assert sorted((failure.id, failure.word) for failure in outcome.failures) == [
         ("0.png", "internal"),

@@ -1,4 +1,4 @@
-"""Looking ahead: in order, bounded, and one bad item never ends its neighbours."""
+"""Looking ahead: in order, bounded, and one bad item never ends its neighbors."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

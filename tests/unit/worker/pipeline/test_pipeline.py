@@ -38,7 +38,7 @@ def test_each_poster_gets_its_own_vector(root, make):
     assert max(embedder.sizes) <= 8
 
 
-def test_bad_posters_fail_by_name_and_spoil_no_neighbour(root, make):
+def test_bad_posters_fail_by_name_and_spoil_no_neighbor(root, make):
     """Truncated, text, empty, missing, outside, refused by the model: each with its word, the rest embedded."""
     good = [write(root, number) for number in range(20)]
     (root / "cut.jpg").write_bytes(encoded(picture(400, 300), "JPEG")[:3000])
@@ -199,7 +199,7 @@ def test_trouble_that_is_not_the_posters_is_not_blamed_on_it(root, make, monkeyp
 
 
 def test_a_file_that_its_disk_never_gives_fails_by_name_in_the_end(root, make, monkeypatch):
-    """Not at once, for disks come back; but its neighbours and its job must not wait for ever."""
+    """Not at once, for disks come back; but its neighbors and its job must not wait for ever."""
     now = [0.0]
     posters = [write(root, 1), write(root, 2)]
 
