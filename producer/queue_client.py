@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from producer.embedding import Space
 from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
@@ -19,15 +19,14 @@ from producer.queue.progress import Failure
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send, send_query
 from producer.queue.workers import Announcement, WorkerRegistry, common_space
+from producer.redis_client import retry_until_available
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import open_store
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
 
-RETRY_S: Final = 1.0  # between two tries to reach a Redis that is away
 SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
-Item = TypeVar("Item")
 OnWait = Callable[[RedisUnreachable], object]
 
 
@@ -91,6 +90,7 @@ class QueueClient:
             SpaceMismatch: the workers' models are not one, or were changed meanwhile; nothing more is sent.
         """
         source, looked = iter(posters), time.monotonic()
+        wait = partial(retry_until_available, on_wait=on_wait)
         seen, is_wanted = 0, True
         while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
             seen += len(block)
@@ -99,20 +99,20 @@ class QueueClient:
             current = is_current(candidates) if candidates and not force else set()
             todo = [poster for poster in candidates if poster.id not in current]
             if space is None or time.monotonic() - looked > SPACE_LOOK_S:
-                space, looked = self._persist(partial(self._agreed, space), on_wait), time.monotonic()
+                space, looked = wait(partial(self._agreed, space)), time.monotonic()
             settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
                 batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
                 write = partial(self.job_store.step, job.id, job.steps + 1, batch=batch, **settled)
-                is_wanted = self._persist(write, on_wait)
+                is_wanted = wait(write)
                 if not is_wanted:
                     break  # the job was cancelled
                 job.steps, settled = job.steps + 1, {}
                 if batch is not None:
-                    self._persist(partial(self.send, batch), on_wait)
+                    wait(partial(self.send, batch))
             yield seen
-        self._persist(partial(self.job_store.sent, job.id, job.steps), on_wait)
+        wait(partial(self.job_store.sent, job.id, job.steps))
 
     def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
         """Who is alive; NoWorker if that is nobody and `at_least_one` is asked for."""
@@ -164,13 +164,3 @@ class QueueClient:
             f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
             f"the job was begun for {space}. Run the same command again"
         )
-
-    def _persist(self, call: Callable[[], Item], on_wait: OnWait | None) -> Item:
-        while True:
-            try:
-                return call()
-            except RedisUnreachable as error:
-                if on_wait is None:
-                    raise
-                on_wait(error)
-                time.sleep(RETRY_S)

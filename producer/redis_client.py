@@ -1,50 +1,173 @@
-"""How this project talks to Redis: always with timeouts, always with errors fit for a person."""
+"""Connections to Redis: bounded waiting, and errors that say what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 
 import redis
-from redis.backoff import ConstantBackoff
+from redis.backoff import ConstantBackoff, EqualJitterBackoff
+from redis.client import Pipeline
 from redis.connection import parse_url
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, WatchError
 from redis.retry import Retry
 
-from producer.errors import ConfigurationError, RedisUnreachable
+from producer.errors import ConfigurationError, PosterError, RedisUnreachable
 from producer.settings import without_password
 
-# A call that meets a Redis that hangs waits once for its answer, and once more, on a second connection, for
+# A command that meets a Redis that hangs waits once for the answer, and once more, on a second connection, for
 # the greeting: twice the longer of these, below the 5 s of a backend's call. There is no health check before
-# a command: it would double that, and the second try mends a connection that a firewall dropped as well.
+# a command: it would double that, and the second try also replaces a connection that a firewall dropped.
 CONNECT_TIMEOUT_S: Final = 1.5
 ANSWER_TIMEOUT_S: Final = 2.0  # our commands take milliseconds; a Redis that writes its AOF may pause
+RETRY_S: Final = 1.25  # at most, between two tries to reach Redis; half of it at least, so that clients spread
+REDIS_ERRORS: Final = (redis.RedisError, OSError)  # what redis-py and kombu raise
+Result = TypeVar("Result")
 
 
-def connect(url: str, **options: Any) -> redis.Redis:
+def unreachable(url: str, error: BaseException) -> RedisUnreachable:
+    """Translate an error of redis-py into one that says what to do."""
+    shown = without_password(url)
+    if isinstance(error, redis.AuthenticationError):
+        return RedisUnreachable(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
+    if isinstance(error, NoPermissionError):
+        return RedisUnreachable(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
+    if isinstance(error, OutOfMemoryError):
+        return RedisUnreachable(f"Redis at {shown} is full (maxmemory): {error}")
+    text = f"Redis at {shown} does not answer ({error}). Start it, or set POSTERS_REDIS_URL to the one that runs."
+    return ScriptMissing(text) if isinstance(error, NoScriptError) else RedisUnreachable(text)
+
+
+class ScriptMissing(RedisUnreachable, NoScriptError):
+    """Redis does not know a script (yet): redis-py catches this as its own error, and loads the script."""
+
+
+def retry_until_available(
+    call: Callable[[], Result],
+    on_wait: Callable[[RedisUnreachable], object] | None,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Call until Redis answers.
+
+    Args:
+        call: may be repeated when its answer was lost.
+        on_wait: called with the error of every try that failed; None: the first error is raised.
+        stop: ends the waiting when it is set.
+
+    Raises:
+        RedisUnreachable: `on_wait` is None, or `stop` was set while Redis did not answer.
+    """
+    backoff, stop = EqualJitterBackoff(cap=RETRY_S, base=RETRY_S), stop or threading.Event()
+    while True:
+        try:
+            return call()
+        except ScriptMissing:
+            raise
+        except RedisUnreachable as error:
+            if on_wait is None:
+                raise
+            on_wait(error)
+            if stop.wait(backoff.compute(1)):
+                raise
+
+
+class RedisClient(redis.Redis):
+    """redis-py's client, whose commands, scripts and pipelines raise RedisUnreachable.
+
+    Attributes:
+        url: as it was given to `connect`.
+    """
+
+    url = ""
+    _on_outage: Callable[[RedisUnreachable], object] | None = None
+    _stop: threading.Event | None = None
+    _is_away = False
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As redis-py's; waits where `waiting` made this client."""
+        call = partial(self.translated, super().execute_command, *args, **options)
+        if self._stop is None:
+            return call()
+        answer = retry_until_available(call, self._report, self._stop)
+        self._is_away = False
+        return answer
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """As redis-py's. It never waits: what failed has emptied it."""
+        pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipeline.owner = self
+        return pipeline
+
+    def waiting(self, on_outage: Callable[[RedisUnreachable], object], stop: threading.Event) -> RedisClient:
+        """A client on the same connections whose commands wait until Redis answers, or until `stop` is set.
+
+        Args:
+            on_outage: called with the first error of an outage.
+            stop: RedisUnreachable is raised when it is set while Redis does not answer.
+        """
+        client = type(self)(connection_pool=self.connection_pool)
+        client.url, client._on_outage, client._stop = self.url, on_outage, stop
+        return client
+
+    def translated(self, call: Callable[..., Result], *args: Any, **options: Any) -> Result:
+        """Call redis-py and translate what it raises."""
+        try:
+            return call(*args, **options)
+        except WatchError:  # no failure: the transaction is to be repeated
+            raise
+        except REDIS_ERRORS as error:
+            raise self.translate(unreachable(self.url, error)) from error
+
+    def translate(self, error: RedisUnreachable) -> PosterError:
+        """For subclasses: what is raised instead of an error."""
+        return error
+
+    def _report(self, error: RedisUnreachable) -> None:
+        if not self._is_away and self._on_outage is not None:
+            self._on_outage(error)
+        self._is_away = True
+
+
+class _Pipeline(Pipeline):
+    owner: RedisClient
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        return self.owner.translated(super().execute, raise_on_error)
+
+    def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        return self.owner.translated(super().immediate_execute_command, *args, **options)
+
+
+def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> RedisClient:
     """A client with text answers, bounded waiting and one retry; connects on first use.
+
+    Args:
+        url: as settings.redis_url.
+        kind: the class of the client.
+        options: of redis-py; they override ours.
 
     Raises:
         ConfigurationError: redis-py does not understand the URL, or an option in it.
     """
     try:
-        client: redis.Redis = redis.Redis.from_url(
-            url,
-            **{
-                "decode_responses": True,
-                "encoding_errors": "surrogateescape",
-                "socket_timeout": ANSWER_TIMEOUT_S,
-                "socket_connect_timeout": CONNECT_TIMEOUT_S,
-                **({} if url.startswith("unix:") else {"socket_keepalive": True}),
-                "retry": Retry(ConstantBackoff(0.1), 1),
-                **options,
-            },
-        )
+        chosen: dict[str, Any] = {
+            "decode_responses": True,
+            "encoding_errors": "surrogateescape",
+            "socket_timeout": ANSWER_TIMEOUT_S,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+            "retry": Retry(ConstantBackoff(0.1), 1),
+            **options,
+        }
+        client = cast(RedisClient, kind.from_url(url, **chosen))
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # an option that it does not know shows here, not at first use
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"redis_url {without_password(url)!r} cannot be used: {error}") from error
+    client.url = url
     return client
 
 
@@ -79,25 +202,3 @@ def broker(url: str, transport: str = "redis") -> Broker:
     if url.startswith("rediss:"):
         ssl = {"ssl_cert_reqs": "required"} | {name: parts[name] for name in parts if name.startswith("ssl_")}
     return Broker(f"{transport}://{who}{address}:{parts.get('port', 6379)}/{database}", ssl)
-
-
-@contextmanager
-def answers(url: str) -> Iterator[None]:
-    """Turn what redis-py raises inside the block into RedisUnreachable that says what to do."""
-    try:
-        yield
-    except redis.AuthenticationError as error:
-        raise RedisUnreachable(
-            f"Redis at {without_password(url)} refuses the user or password ({error}); see POSTERS_REDIS_URL"
-        ) from error
-    except redis.exceptions.NoPermissionError as error:
-        raise RedisUnreachable(
-            f"Redis at {without_password(url)} forbids a command: {error}. docs/redis.acl lists what is needed."
-        ) from error
-    except redis.exceptions.OutOfMemoryError as error:
-        raise RedisUnreachable(f"Redis at {without_password(url)} is full (maxmemory): {error}") from error
-    except (redis.RedisError, OSError) as error:
-        raise RedisUnreachable(
-            f"Redis at {without_password(url)} does not answer ({error}). "
-            "Start it, or set POSTERS_REDIS_URL to the one that runs."
-        ) from error

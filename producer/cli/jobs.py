@@ -15,10 +15,11 @@ from producer.client import Producer
 from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
 from producer.indexing.dispatch import follow, progress_bar
-from producer.indexing.waiting import WaitStatus, wait_for_redis
+from producer.indexing.waiting import WaitStatus
 from producer.output import ledger_entry, ledger_line, notify, notify_failures
 from producer.queue.messages import Poster
 from producer.queue.progress import NOTHING, Failure, Progress
+from producer.redis_client import retry_until_available
 
 
 @example("python -m producer status last")
@@ -101,7 +102,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    ask = partial(wait_for_redis, wait_status=WaitStatus(producer))
+    ask = partial(retry_until_available, on_wait=WaitStatus(producer).tell)
     found = (failure for failure in producer.job_store.failures(entry.id, ask) if only in (None, failure.word))
     first = next(found, None)  # the rest is read while it is sent: a job may have a million
     progress = NOTHING

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from producer.client import Producer
 from producer.errors import JobUnknown, PosterError, RedisUnreachable
-from producer.indexing.waiting import WaitStatus, wait_for_redis
+from producer.indexing.waiting import WaitStatus
 from producer.job import Job
 from producer.output import notify
 from producer.queue.progress import Progress
 from producer.queue_client import OnWait
+from producer.redis_client import retry_until_available
 
 LOOK_S: Final = 0.2
 SAME_COMMAND: Final = "run the same command again"
@@ -55,11 +56,11 @@ def follow(
     try:
         while True:
             wait_status.look()
-            progress = wait_for_redis(job.progress, wait_status)
+            progress = retry_until_available(job.progress, wait_status.tell)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            wait_for_redis(producer.redeliver_if_due, wait_status)
+            retry_until_available(producer.redeliver_if_due, wait_status.tell)
             room = producer.settings.window - progress.open_batches
             if not sent and room > 0:
                 sent = sum(1 for _ in islice(batches, room)) < room

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
 from producer.output import notify
 from producer.queue.workers import FAILED, READY, STORE, WAITING
-from producer.queue_client import RETRY_S
 
 ASK_FOR_WORKERS_S: Final = 2.0
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -59,13 +56,3 @@ class WaitStatus:
         if text and (about or text) != self.said:
             notify(text)
         self.said = about or text
-
-
-def wait_for_redis(call: Callable[[], Item], wait_status: WaitStatus) -> Item:
-    """Call until Redis answers, saying once that it does not."""
-    while True:
-        try:
-            return call()
-        except RedisUnreachable as error:
-            wait_status.tell(error)
-            time.sleep(RETRY_S)

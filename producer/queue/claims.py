@@ -14,7 +14,7 @@ from producer.queue.jobs import JobStore
 from producer.queue.keys import ACTIVE, REPLY_S, RETURNED, claim_key, job_keys
 from producer.queue.messages import LANES, QUEUES, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
-from producer.redis_client import answers
+from producer.redis_client import RedisClient
 
 PAGE: Final = 64  # messages that Redis looks at in one go: a few milliseconds in which it answers nobody else
 ASKED_AT_ONCE: Final = 500
@@ -31,9 +31,14 @@ class Claims:
     Every method raises RedisUnreachable as the ledger's do, and may be asked again.
     """
 
-    def __init__(self, job_store: JobStore) -> None:
-        """`ledger` is shared, and stays its owner's to close."""
-        self._job_store, self._redis, self._url = job_store, job_store.redis, job_store.url
+    def __init__(self, job_store: JobStore, client: RedisClient | None = None) -> None:
+        """The job store, and with it the connections, are the caller's to close.
+
+        Args:
+            job_store: where the jobs are.
+            client: for example one that waits for Redis (RedisClient.waiting); None: the job store's.
+        """
+        self._job_store, self._redis = job_store, client or job_store.redis
         self._claim_ms = int(job_store.claim_s * 1000)
         script = self._redis.register_script
         self._claim, self._renew = script(scripts.CLAIM), script(scripts.RENEW)
@@ -51,15 +56,13 @@ class Claims:
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
         arguments: list[Any] = [batch.batch, holder, holder.rpartition("#")[0], self._claim_ms]
-        with answers(self._url):
-            verdict, attempt, deliveries = cast(list[Any], self._claim(keys, arguments))
+        verdict, attempt, deliveries = cast(list[Any], self._claim(keys, arguments))
         return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
 
     def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
         """Renew the claim and say how far it is; False when the batch is not the holder's any more."""
         keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
-        with answers(self._url):
-            return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
+        return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
         """Return a batch, to be sent again after `after_s`; `count`: the attempt stays counted.
@@ -69,8 +72,7 @@ class Claims:
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
         arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count)]
-        with answers(self._url):
-            return bool(self._release(keys, arguments))
+        return bool(self._release(keys, arguments))
 
     def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
         """Let go of a batch whose worker died with it, for its parent process; False when it was not `owner`'s.
@@ -78,8 +80,7 @@ class Claims:
         Without it, whoever gets the batch next would respect the dead child's claim until that expires.
         """
         keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
-        with answers(self._url):
-            return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
+        return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
         """Count a batch as finished, once; False when it was finished before."""
@@ -101,8 +102,7 @@ class Claims:
         halves = batch.halves()
         parts = [part for half in halves for part in (half.batch, json.dumps(half.encode()), len(half.posters))]
         keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
-        with answers(self._url):
-            return halves if self._split(keys, [batch.batch, counted, *parts]) else None
+        return halves if self._split(keys, [batch.batch, counted, *parts]) else None
 
     # the side of those who look after batches
 
@@ -115,11 +115,10 @@ class Claims:
         if not self._job_store.call_off(job):
             return 0
         withdrawn = 0
-        with answers(self._url):
-            for batch_id, text in self._redis.hscan_iter(job_keys(job, "open")[0]):
-                posters = len(json.loads(text).get("posters", ()))  # also of a version newer than this program
-                if self._settle(job, batch_id, Outcome(), cancelled=posters):
-                    withdrawn += posters
+        for batch_id, text in self._redis.hscan_iter(job_keys(job, "open")[0]):
+            posters = len(json.loads(text).get("posters", ()))  # also of a version newer than this program
+            if self._settle(job, batch_id, Outcome(), cancelled=posters):
+                withdrawn += posters
         return withdrawn
 
     def fail_unreadable(self, job: str, batch_id: str, reason: str) -> int:
@@ -130,8 +129,7 @@ class Claims:
 
     def opened(self, job: str) -> set[str]:
         """Ids of the job's open batches."""
-        with answers(self._url):
-            return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
+        return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
 
     def load(self, job: str, batch_id: str) -> EmbedBatch | None:
         """An open batch as it was written down; None when it is not open any more.
@@ -149,8 +147,7 @@ class Claims:
         names = sorted(batches)
         for start in range(0, len(names), ASKED_AT_ONCE):
             part = names[start : start + ASKED_AT_ONCE]
-            with answers(self._url):
-                held = cast(list[str | None], self._redis.mget([claim_key(name) for name in part]))
+            held = cast(list[str | None], self._redis.mget([claim_key(name) for name in part]))
             found.update(name for name, holder in zip(part, held, strict=True) if holder)
         return found
 
@@ -160,8 +157,7 @@ class Claims:
         for lane in LANES:
             start = 0
             while len(found) < len(wanted):
-                with answers(self._url):
-                    page = cast(list[str], self._ids([QUEUES[lane]], [start, start + PAGE - 1]))
+                page = cast(list[str], self._ids([QUEUES[lane]], [start, start + PAGE - 1]))
                 if not page:
                     break
                 found.update(name for name in map(_task_id, page) if name in wanted)
@@ -170,21 +166,17 @@ class Claims:
 
     def returned(self) -> list[tuple[str, str]]:
         """Batches that were given back and whose pause is over, as (job, batch); each is told to one caller."""
-        with answers(self._url):
-            resting = cast(dict[str, str], self._redis.hgetall(RETURNED))
+        resting = cast(dict[str, str], self._redis.hgetall(RETURNED))
         ready = set(resting) - self.claimed(resting) if resting else set()
-        with answers(self._url):
-            return [(resting[name], name) for name in sorted(ready) if self._redis.hdel(RETURNED, name)]
+        return [(resting[name], name) for name in sorted(ready) if self._redis.hdel(RETURNED, name)]
 
     def defer(self, batch_id: str, after_s: float) -> None:
         """Let an open batch that nobody here can read rest, unless somebody holds it."""
-        with answers(self._url):
-            self._redis.set(claim_key(batch_id), scripts.PAUSED, px=round(after_s * 1000), nx=True)
+        self._redis.set(claim_key(batch_id), scripts.PAUSED, px=round(after_s * 1000), nx=True)
 
     def _written_down(self, job: str, batch_id: str) -> dict[str, Any] | None:
         """An open batch as the ledger has it, of whatever version; None when it is not open."""
-        with answers(self._url):
-            text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
+        text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
         return json.loads(text) if text else None
 
     def _settle(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
@@ -196,8 +188,7 @@ class Claims:
         now, keep_s = repr(time.time()), self._job_store.keep_s
         head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), *counts, len(outcome.failures)]
         arguments: list[Any] = [*head, *failures, *vectors]
-        with answers(self._url):
-            return bool(self._finish(keys, arguments))
+        return bool(self._finish(keys, arguments))
 
 
 def _task_id(text: str) -> str:

@@ -8,7 +8,6 @@ from typing import Final, cast
 
 from producer.queue.jobs import JobStore
 from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST, ONCE_S
-from producer.redis_client import answers
 
 SHOWN_CHARACTERS: Final = 10_000  # enough to recognize a message by; the rest would only fill Redis
 
@@ -18,7 +17,7 @@ class DeadLetters:
 
     def __init__(self, job_store: JobStore) -> None:
         """`ledger` is shared, and stays its owner's to close."""
-        self._redis, self._url = job_store.redis, job_store.url
+        self._redis = job_store.redis
 
     def put(self, message: str, reason: str, *, once: str = "") -> None:
         """Put a message aside.
@@ -30,21 +29,18 @@ class DeadLetters:
         """
         shown = message[:SHOWN_CHARACTERS]
         entry = json.dumps({"at": time.time(), "reason": reason, "characters": len(message), "message": shown})
-        with answers(self._url):
-            if once and not self._redis.set(f"posters:put-aside:{once}", "1", nx=True, ex=ONCE_S):
-                return
-            pipe = self._redis.pipeline()
-            pipe.lpush(DEAD_LETTERS, entry)
-            pipe.ltrim(DEAD_LETTERS, 0, DEAD_LETTERS_MOST - 1)
-            pipe.execute()
+        if once and not self._redis.set(f"posters:put-aside:{once}", "1", nx=True, ex=ONCE_S):
+            return
+        pipe = self._redis.pipeline()
+        pipe.lpush(DEAD_LETTERS, entry)
+        pipe.ltrim(DEAD_LETTERS, 0, DEAD_LETTERS_MOST - 1)
+        pipe.execute()
 
     def count(self) -> int:
         """How many messages were put aside; at most QUARANTINED_MOST are kept."""
-        with answers(self._url):
-            return int(self._redis.llen(DEAD_LETTERS))
+        return int(self._redis.llen(DEAD_LETTERS))
 
     def newest_reason(self) -> str:
         """Why the newest was put aside; empty when there is none."""
-        with answers(self._url):
-            entries = cast(list[str], self._redis.lrange(DEAD_LETTERS, 0, 0))
+        entries = cast(list[str], self._redis.lrange(DEAD_LETTERS, 0, 0))
         return str(json.loads(entries[0])["reason"]) if entries else ""

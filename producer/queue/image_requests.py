@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from producer.errors import BadMessage, UnreadablePoster
-from producer.redis_client import answers, connect
+from producer.redis_client import connect
 
 VERSION: Final = 1
 MOST_BYTES: Final = 32_000_000  # a screenshot of 8K as PNG; Redis holds it for the blink in which it waits
@@ -55,18 +55,16 @@ class ImageRequests:
             reason = f"it has {len(data):,} bytes, the limit of a query is {MOST_BYTES:,}"
             raise UnreadablePoster(name, "too-large", reason)
         token = secrets.token_hex(16)
-        with answers(self.url):
-            self._redis.set(f"posters:query:{token}", data, px=max(1, math.ceil(keep_s * 1000)))
+        self._redis.set(f"posters:query:{token}", data, px=max(1, math.ceil(keep_s * 1000)))
         return token
 
     def take(self, token: str) -> bytes | None:
         """The image, for the first who asks; None when it was taken, withdrawn, or nobody waits any more."""
         key = f"posters:query:{token}"
-        with answers(self.url):
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.getrange(key, 0, MOST_BYTES - 1)  # somebody else's key may be larger than any of ours
-            pipe.delete(key)
-            data, was_there = pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.getrange(key, 0, MOST_BYTES - 1)  # somebody else's key may be larger than any of ours
+        pipe.delete(key)
+        data, was_there = pipe.execute()
         return cast(bytes, data) if was_there else None
 
     def answer(self, token: str, answer: Answer | Mapping[str, str]) -> None:
@@ -77,11 +75,10 @@ class ImageRequests:
             else answer
         )
         key = f"posters:answer:{token}"
-        with answers(self.url):
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.rpush(key, json.dumps(fields))
-            pipe.expire(key, ANSWER_S)
-            pipe.execute()
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.rpush(key, json.dumps(fields))
+        pipe.expire(key, ANSWER_S)
+        pipe.execute()
 
     def wait(self, token: str, timeout: float, name: str = "the image") -> Answer | None:
         """The answer; None when none came within `timeout` seconds, and the image is withdrawn.
@@ -91,17 +88,15 @@ class ImageRequests:
         """
         ends = time.monotonic() + timeout
         while (left := ends - time.monotonic()) > 0:
-            with answers(self.url):
-                found = cast(
-                    Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, SHORTEST_S), LOOK_S))
-                )
+            found = cast(
+                Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, SHORTEST_S), LOOK_S))
+            )
             if found:
                 fields = json.loads(found[1])
                 if "word" in fields:
                     raise UnreadablePoster(name, fields["word"], fields["reason"])
                 return Answer(fields["space"], base64.b64decode(fields["vector"]))
-        with answers(self.url):
-            self._redis.delete(f"posters:query:{token}")
+        self._redis.delete(f"posters:query:{token}")
         return None
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from producer.queue import scripts
 from producer.queue.keys import ACTIVE, JOBS, JOBS_MOST, SENDER_S, job_keys, sender_key
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Failure, Progress
-from producer.redis_client import answers, connect
+from producer.redis_client import connect
 
 COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
 FAILURES_PAGE: Final = 500  # that one question to Redis looks at
@@ -54,8 +54,7 @@ class JobStore:
         entry |= {"state": "sending", "created": repr(time.time()), "keep_s": str(keep_s or self.keep_s)}
         keys = [*job_keys(job, ""), ACTIVE, sender_key(job), JOBS]
         fields = [text for field in entry.items() for text in field]
-        with answers(self.url):
-            self._create(keys, [job, SENDER_S, int(keep_s is None), JOBS_MOST, *fields])
+        self._create(keys, [job, SENDER_S, int(keep_s is None), JOBS_MOST, *fields])
 
     def step(
         self,
@@ -82,15 +81,13 @@ class JobStore:
         told = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
         sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
         arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *told, *sent]
-        with answers(self.url):
-            taken = self._step(keys, arguments)
+        taken = self._step(keys, arguments)
         _check(job, taken)
         return taken != -2
 
     def still_sending(self, job: str) -> None:
         """Say that the producer lives while it waits for room in its window."""
-        with answers(self.url):
-            self.redis.set(sender_key(job), "alive", ex=SENDER_S)
+        self.redis.set(sender_key(job), "alive", ex=SENDER_S)
 
     def sent(self, job: str, steps: int = 0) -> None:
         """No more batches will come.
@@ -99,8 +96,7 @@ class JobStore:
             LedgerSetBack: not all of the `steps` that were written are there: Redis came back without them.
         """
         keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
-        with answers(self.url):
-            taken = self._sent(keys, [job, repr(time.time()), self.keep_s, steps])
+        taken = self._sent(keys, [job, repr(time.time()), self.keep_s, steps])
         _check(job, taken)
 
     def call_off(self, job: str) -> bool:
@@ -109,8 +105,7 @@ class JobStore:
         Raises:
             JobUnknown: there is no such job.
         """
-        with answers(self.url):
-            taken = self._cancel(job_keys(job, "", "open"))
+        taken = self._cancel(job_keys(job, "", "open"))
         if taken == -1:
             raise _unknown(job)
         return bool(taken)
@@ -119,8 +114,7 @@ class JobStore:
 
     def progress(self, job: str) -> Progress:
         """The job's counts at this moment; JobUnknown if there is no such job."""
-        with answers(self.url):
-            found = cast(list[Any], self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)]))
+        found = cast(list[Any], self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)]))
         fields, open_batches, done, sender = found
         entry: dict[str, str] = dict(zip(fields[::2], fields[1::2], strict=True))
         if "state" not in entry:
@@ -142,15 +136,13 @@ class JobStore:
 
     def about(self, job: str) -> dict[str, str]:
         """Everything that `create` was told of the job."""
-        with answers(self.url):
-            entry = cast(dict[str, str], self.redis.hgetall(job_keys(job, "")[0]))
+        entry = cast(dict[str, str], self.redis.hgetall(job_keys(job, "")[0]))
         return {name: value for name, value in entry.items() if name not in COUNTS}
 
     def jobs(self, most: int = 20) -> list[str]:
         """Ids of the newest jobs, newest first, whatever the clocks of those who began them say."""
-        with answers(self.url):
-            names = cast(list[str], self.redis.zrevrange(JOBS, 0, most - 1))
-            return [name for name in names if self.redis.exists(*job_keys(name, ""))]
+        names = cast(list[str], self.redis.zrevrange(JOBS, 0, most - 1))
+        return [name for name in names if self.redis.exists(*job_keys(name, ""))]
 
     def failures(self, job: str, ask: Callable[[Callable[[], Page]], Page] = lambda page: page()) -> Iterator[Failure]:
         """The job's failures, in no order, lazily; `ask` may ask for a page again when Redis did not answer."""
@@ -162,29 +154,25 @@ class JobStore:
 
     def _failures(self, job: str, cursor: int) -> Page:
         """Some hundred of the job's failures, and the cursor for the next ones; 0: these were the last."""
-        with answers(self.url):
-            cursor, found = cast(
-                tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
-            )
+        cursor, found = cast(
+            tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
+        )
         return cursor, [Failure(poster, *json.loads(text)) for poster, text in found.items()]
 
     def vectors(self, job: str, ids: Sequence[str]) -> dict[str, bytes]:
         """Little-endian float32 bytes of those ids that a replying batch has left."""
-        with answers(self.url):
-            found = cast(list[Any], self.redis.hmget(job_keys(job, "vectors")[0], list(ids)))
+        found = cast(list[Any], self.redis.hmget(job_keys(job, "vectors")[0], list(ids)))
         return {name: base64.b64decode(text) for name, text in zip(ids, found, strict=True) if text}
 
     def active(self) -> list[str]:
         """Jobs that may hold open batches; those at rest are struck off the list, and get their lifetime."""
-        with answers(self.url):
-            names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
-            now = repr(time.time())
-            return [name for name in names if not self._retire(_retiring(name), [name, now, self.keep_s])]
+        names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
+        now = repr(time.time())
+        return [name for name in names if not self._retire(_retiring(name), [name, now, self.keep_s])]
 
     def keeping(self) -> tuple[str, bool]:
         """How Redis keeps what it holds: its policy when memory runs out, and whether it survives a restart."""
-        with answers(self.url):
-            told = self.redis.info()
+        told = self.redis.info()
         return str(told.get("maxmemory_policy", "")), bool(told.get("aof_enabled"))
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ from producer.queue import scripts
 from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.workers import RENEWAL_S
-from producer.redis_client import answers
 
 
 class Lease:
@@ -23,7 +22,7 @@ class Lease:
 
     def __init__(self, job_store: JobStore, key: str, holder: str, lasts_s: float) -> None:
         """`ledger` lends its connection; `lasts_s`: renew it well before."""
-        self._url, self._key, self.holder, self._lasts_ms = job_store.url, key, holder, round(lasts_s * 1000)
+        self._key, self.holder, self._lasts_ms = key, holder, round(lasts_s * 1000)
         self._redis = job_store.redis
         self._take = job_store.redis.register_script(scripts.ACQUIRE)
         self._let_go = job_store.redis.register_script(scripts.RELEASE_LEASE)
@@ -31,20 +30,17 @@ class Lease:
     def take(self, lasts_s: float | None = None) -> str | None:
         """Take or renew it, for `lasts_s` from now; None when it is ours now, else who holds it."""
         lasts_ms = self._lasts_ms if lasts_s is None else round(lasts_s * 1000)
-        with answers(self._url):
-            holder = str(self._take([self._key], [self.holder, lasts_ms]))
+        holder = str(self._take([self._key], [self.holder, lasts_ms]))
         return None if holder == self.holder else holder
 
     def held_by(self) -> str | None:
         """Who holds it now; None when nobody does."""
-        with answers(self._url):
-            holder = self._redis.get(self._key)
+        holder = self._redis.get(self._key)
         return None if holder is None else str(holder)
 
     def let_go(self) -> None:
         """Free it at once, if it is ours."""
-        with answers(self._url):
-            self._let_go([self._key], [self.holder])
+        self._let_go([self._key], [self.holder])
 
 
 LEASE_S: Final = 15.0  # as long as an announcement: a worker that is silent for so long counts as dead

@@ -13,7 +13,7 @@ from kombu.exceptions import KombuError
 
 from producer.queue.image_requests import encode_query
 from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, EmbedBatch
-from producer.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, answers, broker
+from producer.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, REDIS_ERRORS, broker, unreachable
 from producer.settings import Settings
 
 
@@ -73,16 +73,16 @@ def send_query(app: Celery, token: str) -> None:
 
 
 def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str, shown: str) -> None:
-    with answers(app.conf.broker_url):
-        try:
-            app.send_task(
-                task,
-                args=[message],
-                task_id=task_id,
-                queue=QUEUES[lane],
-                retry=False,
-                ignore_result=True,
-                argsrepr=shown,
-            )
-        except KombuError as error:  # it wraps what redis-py raised while it connected
-            raise (error.__cause__ or ConnectionError(str(error))) from None
+    try:
+        app.send_task(
+            task,
+            args=[message],
+            task_id=task_id,
+            queue=QUEUES[lane],
+            retry=False,
+            ignore_result=True,
+            argsrepr=shown,
+        )
+    except (KombuError, *REDIS_ERRORS) as error:
+        cause = error.__cause__ if isinstance(error, KombuError) else None  # what redis-py raised while it connected
+        raise unreachable(app.conf.broker_url, cause or error) from error

@@ -16,7 +16,7 @@ from typing import Final, cast
 from producer.embedding import Space
 from producer.errors import SpaceMismatch
 from producer.queue.scripts import PUBLISH
-from producer.redis_client import answers, connect
+from producer.redis_client import RedisClient, connect
 
 PREFIX: Final = "posters:worker:"
 OWNERS: Final = "posters:workers"
@@ -52,23 +52,20 @@ class Announcement:
 class WorkerRegistry:
     """Write and read announcements; RedisUnreachable when Redis does not answer."""
 
-    def __init__(self, url: str) -> None:
-        """`url` as settings.redis_url."""
-        self.url = url
-        self._redis = connect(url)
+    def __init__(self, url: str, client: RedisClient | None = None) -> None:
+        """`url` as settings.redis_url; `client`: connections to use instead of its own, the caller's to close."""
+        self._redis = client or connect(url)
         self._notify = self._redis.register_script(PUBLISH)
 
     def publish(self, owner: str, state: str, fields: Mapping[str, object]) -> None:
         """Announce, replacing what this owner said before."""
         entry = {"state": state, "at": repr(time.time())} | {field: str(value) for field, value in fields.items()}
         arguments = [text for field in entry.items() for text in field]
-        with answers(self.url):
-            self._notify([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
+        self._notify([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
 
     def of(self, owner: str) -> Announcement | None:
         """What one worker says; None when it is silent."""
-        with answers(self.url):
-            entry = cast(dict[str, str], self._redis.hgetall(PREFIX + owner))
+        entry = cast(dict[str, str], self._redis.hgetall(PREFIX + owner))
         return Announcement(owner, entry.pop("state"), entry) if entry else None
 
     def find(self, name: str) -> Announcement | None:
@@ -84,22 +81,19 @@ class WorkerRegistry:
 
     def withdraw(self, owner: str) -> None:
         """Say goodbye."""
-        with answers(self.url):
-            self._redis.delete(PREFIX + owner)
-            self._redis.srem(OWNERS, owner)
+        self._redis.delete(PREFIX + owner)
+        self._redis.srem(OWNERS, owner)
 
     def close(self) -> None:
         """Let go of the connections."""
         self._redis.close()
 
     def _heard(self) -> list[Announcement]:
-        with answers(self.url):
-            owners = sorted(cast(set[str], self._redis.smembers(OWNERS)))
+        owners = sorted(cast(set[str], self._redis.smembers(OWNERS)))
         heard = {owner: self.of(owner) for owner in owners}
         silent = [owner for owner in owners if heard[owner] is None]
         if silent:
-            with answers(self.url):
-                self._redis.srem(OWNERS, *silent)  # one that only paused adds itself again
+            self._redis.srem(OWNERS, *silent)  # one that only paused adds itself again
         return [worker for worker in heard.values() if worker is not None]
 
 

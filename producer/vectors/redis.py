@@ -13,14 +13,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, cast
-
-import redis
 
 from producer.embedding import Space, Vectors
 from producer.errors import RedisUnreachable, StoreError, StoreUnavailable
-from producer.redis_client import answers, connect
+from producer.redis_client import RedisClient, connect
 from producer.settings import without_password
 from producer.vectors.base import Row, SpaceInfo
 from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
@@ -32,48 +29,51 @@ CANDIDATES: Final = 4  # rows of a content that are looked at: two writers of on
 ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that writes its AOF
 
 
+class _StoreClient(RedisClient):
+    def translate(self, error: RedisUnreachable) -> StoreUnavailable:
+        return StoreUnavailable(f"the store cannot be used for now: {error}")
+
+
 class RedisStore:
     """Keeps the contract of VectorStore in Redis. Safe to share between threads and machines."""
 
     def __init__(self, url: str) -> None:
         """Connects on first use."""
         self._url = url
-        raw: dict[str, Any] = {"decode_responses": False, "socket_timeout": ANSWER_TIMEOUT_S}
-        self._redis: redis.Redis = connect(url, **raw)
+        self._redis = connect(url, _StoreClient, decode_responses=False, socket_timeout=ANSWER_TIMEOUT_S)
 
     def put(
         self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
     ) -> None:
         rows, vectors = checked(space, rows, vectors)
         now = repr(time.time())
-        with self._told():
-            before = self._digests(space.id, [row.id for row in rows])
-            pipe = self._redis.pipeline(transaction=True)
-            entry: dict[Any, Any] = {"space": space.to_json()}
-            if provenance is not None:
-                entry["provenance"] = json.dumps(dict(provenance), sort_keys=True)
-            pipe.hset(_space_key(space.id), mapping=entry)
-            pipe.hsetnx(_space_key(space.id), "created", now)
-            pipe.hsetnx(_space_key(space.id), "version", str(first_version()))
-            pipe.zadd(SPACES, {space.id: now}, nx=True)
-            pipe.setnx(CURRENT, space.id)
-            for row, raw in zip(rows, pack(vectors), strict=True):
-                fields: dict[Any, Any] = {
-                    "vector": raw,
-                    "digest": row.digest,
-                    "size": row.size,
-                    "mtime_ns": row.mtime_ns,
-                    "stored": now,
-                }
-                pipe.hset(_key(space.id, row.id), mapping=fields)
-                old = before.get(row.id)
-                if old is not None and old != row.digest:
-                    pipe.zrem(_contents_key(space.id), _content(old, row.id))
-            if rows:
-                pipe.zadd(_contents_key(space.id), {_content(row.digest, row.id): 0 for row in rows})
-                pipe.zadd(_ids_key(space.id), {row.id: 0 for row in rows})
-                self._touch(pipe, space.id, now)
-            pipe.execute()
+        before = self._digests(space.id, [row.id for row in rows])
+        pipe = self._redis.pipeline(transaction=True)
+        entry: dict[Any, Any] = {"space": space.to_json()}
+        if provenance is not None:
+            entry["provenance"] = json.dumps(dict(provenance), sort_keys=True)
+        pipe.hset(_space_key(space.id), mapping=entry)
+        pipe.hsetnx(_space_key(space.id), "created", now)
+        pipe.hsetnx(_space_key(space.id), "version", str(first_version()))
+        pipe.zadd(SPACES, {space.id: now}, nx=True)
+        pipe.setnx(CURRENT, space.id)
+        for row, raw in zip(rows, pack(vectors), strict=True):
+            fields: dict[Any, Any] = {
+                "vector": raw,
+                "digest": row.digest,
+                "size": row.size,
+                "mtime_ns": row.mtime_ns,
+                "stored": now,
+            }
+            pipe.hset(_key(space.id, row.id), mapping=fields)
+            old = before.get(row.id)
+            if old is not None and old != row.digest:
+                pipe.zrem(_contents_key(space.id), _content(old, row.id))
+        if rows:
+            pipe.zadd(_contents_key(space.id), {_content(row.digest, row.id): 0 for row in rows})
+            pipe.zadd(_ids_key(space.id), {row.id: 0 for row in rows})
+            self._touch(pipe, space.id, now)
+        pipe.execute()
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         dimension = self._dimension(space_id)
@@ -101,12 +101,11 @@ class RedisStore:
         dimension = self._dimension(space_id)
         if dimension is None or not digests:
             return {}
-        with self._told():
-            pipe = self._redis.pipeline(transaction=False)
-            for digest in digests:
-                # ; follows : in ASCII
-                pipe.zrangebylex(_contents_key(space_id), f"[{digest}:", f"({digest};", start=0, num=CANDIDATES)
-            named = cast(list[list[bytes]], pipe.execute())
+        pipe = self._redis.pipeline(transaction=False)
+        for digest in digests:
+            # ; follows : in ASCII
+            pipe.zrangebylex(_contents_key(space_id), f"[{digest}:", f"({digest};", start=0, num=CANDIDATES)
+        named = cast(list[list[bytes]], pipe.execute())
         ids = [
             (digest, name.decode().removeprefix(f"{digest}:"))
             for digest, names in zip(digests, named, strict=True)
@@ -144,8 +143,7 @@ class RedisStore:
     def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
         start = f"[{prefix}".encode() if prefix else b"-"
         while True:
-            with self._told():
-                page = cast(list[bytes], self._redis.zrangebylex(_ids_key(space_id), start, "+", start=0, num=chunk))
+            page = cast(list[bytes], self._redis.zrangebylex(_ids_key(space_id), start, "+", start=0, num=chunk))
             names = [name.decode() for name in page]
             within = [name for name in names if name.startswith(prefix)]
             if within:
@@ -155,35 +153,31 @@ class RedisStore:
             start = b"(" + page[-1]
 
     def count(self, space_id: str) -> int:
-        with self._told():
-            return int(self._redis.zcard(_ids_key(space_id)))
+        return int(self._redis.zcard(_ids_key(space_id)))
 
     def version(self, space_id: str) -> str:
-        with self._told():
-            stamp = cast(bytes | None, self._redis.hget(_space_key(space_id), "version"))
+        stamp = cast(bytes | None, self._redis.hget(_space_key(space_id), "version"))
         return stamp.decode() if stamp else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
         for start in range(0, len(ids), ASKED_AT_ONCE):
             part = list(dict.fromkeys(ids[start : start + ASKED_AT_ONCE]))
-            with self._told():
-                digests = self._digests(space_id, part)
-                pipe = self._redis.pipeline(transaction=True)
-                for name in part:
-                    pipe.delete(_key(space_id, name))
-                for name, digest in digests.items():
-                    pipe.zrem(_contents_key(space_id), _content(digest, name))
-                if digests:
-                    self._touch(pipe, space_id, repr(time.time()))
-                pipe.zrem(_ids_key(space_id), *part)
-                gone += int(pipe.execute()[-1])
+            digests = self._digests(space_id, part)
+            pipe = self._redis.pipeline(transaction=True)
+            for name in part:
+                pipe.delete(_key(space_id, name))
+            for name, digest in digests.items():
+                pipe.zrem(_contents_key(space_id), _content(digest, name))
+            if digests:
+                self._touch(pipe, space_id, repr(time.time()))
+            pipe.zrem(_ids_key(space_id), *part)
+            gone += int(pipe.execute()[-1])
         return gone
 
     def spaces(self) -> list[SpaceInfo]:
-        with self._told():
-            names = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
-            entries = [cast(dict[bytes, bytes], self._redis.hgetall(_space_key(name))) for name in names]
+        names = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
+        entries = [cast(dict[bytes, bytes], self._redis.hgetall(_space_key(name))) for name in names]
         infos = []
         for name, entry in zip(names, entries, strict=True):
             space = Space.from_json(entry[b"space"].decode())
@@ -195,37 +189,33 @@ class RedisStore:
         return infos
 
     def current(self) -> str | None:
-        with self._told():
-            name = cast(bytes | None, self._redis.get(CURRENT))
+        name = cast(bytes | None, self._redis.get(CURRENT))
         return name.decode() if name else None
 
     def use(self, space_id: str) -> None:
-        with self._told():
-            known = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
-            if space_id not in known:
-                raise StoreError(
-                    f"{without_password(self._url)} has no space {space_id!r}; it has: {', '.join(known) or 'none'}"
-                )
-            self._redis.set(CURRENT, space_id)
+        known = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
+        if space_id not in known:
+            raise StoreError(
+                f"{without_password(self._url)} has no space {space_id!r}; it has: {', '.join(known) or 'none'}"
+            )
+        self._redis.set(CURRENT, space_id)
 
     def drop(self, space_id: str) -> int:
         gone = 0
-        with self._told():
-            while page := cast(list[bytes], self._redis.zrange(_ids_key(space_id), 0, ASKED_AT_ONCE - 1)):
-                gone += self.delete(space_id, [name.decode() for name in page])
-            self._redis.delete(_space_key(space_id), _contents_key(space_id))
-            self._redis.zrem(SPACES, space_id)
-            if self.current() == space_id:
-                left = cast(list[bytes], self._redis.zrange(SPACES, 0, 0))
-                if left:
-                    self._redis.set(CURRENT, left[0])
-                else:
-                    self._redis.delete(CURRENT)
+        while page := cast(list[bytes], self._redis.zrange(_ids_key(space_id), 0, ASKED_AT_ONCE - 1)):
+            gone += self.delete(space_id, [name.decode() for name in page])
+        self._redis.delete(_space_key(space_id), _contents_key(space_id))
+        self._redis.zrem(SPACES, space_id)
+        if self.current() == space_id:
+            left = cast(list[bytes], self._redis.zrange(SPACES, 0, 0))
+            if left:
+                self._redis.set(CURRENT, left[0])
+            else:
+                self._redis.delete(CURRENT)
         return gone
 
     def check(self) -> None:
-        with self._told():
-            self._redis.set("posters:probe", "1", ex=1)
+        self._redis.set("posters:probe", "1", ex=1)
 
     def close(self) -> None:
         self._redis.close()
@@ -239,11 +229,10 @@ class RedisStore:
         found: dict[str, list[Any]] = {}
         for start in range(0, len(ids), ASKED_AT_ONCE):
             part = ids[start : start + ASKED_AT_ONCE]
-            with self._told():
-                pipe = self._redis.pipeline(transaction=False)
-                for name in part:
-                    pipe.hmget(_key(space_id, name), names)
-                found.update(zip(part, pipe.execute(), strict=True))
+            pipe = self._redis.pipeline(transaction=False)
+            for name in part:
+                pipe.hmget(_key(space_id, name), names)
+            found.update(zip(part, pipe.execute(), strict=True))
         return found
 
     def _digests(self, space_id: str, ids: Sequence[str]) -> dict[str, str]:
@@ -251,17 +240,8 @@ class RedisStore:
         return {name: digest.decode() for name, (digest,) in found.items() if digest is not None}
 
     def _dimension(self, space_id: str) -> int | None:
-        with self._told():
-            text = cast(bytes | None, self._redis.hget(_space_key(space_id), "space"))
+        text = cast(bytes | None, self._redis.hget(_space_key(space_id), "space"))
         return Space.from_json(text.decode()).dimension if text else None
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            with answers(self._url):
-                yield
-        except RedisUnreachable as error:
-            raise StoreUnavailable(f"the store cannot be used for now: {error}") from error
 
 
 def _key(space_id: str, name: str) -> str:

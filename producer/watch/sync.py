@@ -22,11 +22,12 @@ from producer.errors import PosterError
 from producer.files import modified_ns
 from producer.indexing.dispatch import follow
 from producer.indexing.freshness import UpToDateFilter
-from producer.indexing.waiting import WaitStatus, wait_for_redis
+from producer.indexing.waiting import WaitStatus
 from producer.maintenance.prune import Prune
 from producer.output import notify, notify_failures
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure, Progress
+from producer.redis_client import retry_until_available
 
 REMEMBERED: Final = 100_000  # posters that failed as they are, so that a search does not send them each time
 
@@ -117,11 +118,12 @@ class Sync:
         self, posters: Iterator[Poster | Failure], is_current: Callable[[Sequence[Poster]], set[str]]
     ) -> Progress:
         producer, began = self._producer, time.time()
-        job = wait_for_redis(producer.begin, self._wait_status)
+        wait = partial(retry_until_available, on_wait=self._wait_status.tell)
+        job = wait(producer.begin)
         feed = partial(producer.feed, job, posters, is_current=is_current)
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
         progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
-        failures = wait_for_redis(lambda: nsmallest(REMEMBERED, producer.job_store.failures(job.id)), self._wait_status)
+        failures = wait(lambda: nsmallest(REMEMBERED, producer.job_store.failures(job.id)))
         notify_failures(producer, progress, failures)
         self._remember(failures, began)
         return progress

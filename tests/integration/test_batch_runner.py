@@ -129,7 +129,7 @@ def test_a_pace_that_cannot_be_announced_costs_no_batch(installation, monkeypatc
     def fail(*arguments, **fields):
         raise ValueError("a defect")
 
-    monkeypatch.setattr(installation.heartbeat, "say", fail)
+    monkeypatch.setattr(installation.heartbeat, "publish", fail)
     assert installation.runner.work(installation.batch(3))
     assert installation.job_store.progress("J").embedded == 3
     assert "its pace could not be announced" in caplog.text
@@ -266,31 +266,35 @@ def test_a_batch_of_a_cancelled_job_is_withdrawn(installation, redis_server):
     assert (progress.submitted, progress.cancelled, progress.at_rest) == (0, 2, True)
 
 
-def test_a_redis_that_goes_away_in_the_middle_is_waited_for(installation, monkeypatch):
-    """What was embedded is counted when Redis is back, and is not embedded again."""
-    monkeypatch.setattr("worker.runtime.batch_runner.ASK_AGAIN_S", 0.01)
-    batch, answers = installation.batch(2), [False, False, True]
-    finish = installation.runner._claims.finish
+def go_away(installation, monkeypatch, times):
+    """Let Redis not answer so many commands of the runner that come after the batch was embedded."""
+    client, left = installation.runner._claims._redis, [times]
+    execute = client.translated
 
-    def away(*arguments):
-        if not answers.pop(0):
+    def away(call, *arguments, **options):
+        if installation.pipeline.runs and left[0]:
+            left[0] -= 1
             raise RedisUnreachable("gone")
-        return finish(*arguments)
+        return execute(call, *arguments, **options)
 
-    monkeypatch.setattr(installation.runner._claims, "finish", away)
+    monkeypatch.setattr(client, "translated", away)
+
+
+def test_a_redis_that_goes_away_in_the_middle_is_waited_for(installation, monkeypatch, caplog):
+    """What was embedded is counted when Redis is back, and is not embedded again; one line tells of the outage."""
+    monkeypatch.setattr("producer.redis_client.RETRY_S", 0.01)
+    batch = installation.batch(2)
+    go_away(installation, monkeypatch, times=2)
     assert installation.runner.work(batch)
     assert installation.pipeline.runs == 1
     assert (installation.job_store.progress("J").open_batches, installation.job_store.progress("J").embedded) == (0, 2)
+    assert caplog.text.count("waits for it") == 1
 
 
 def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
     """The batch goes back to its lane; nothing was counted."""
     batch = installation.batch(2)
-
-    def away(*arguments):
-        raise RedisUnreachable("gone")
-
-    monkeypatch.setattr(installation.runner._claims, "finish", away)
+    go_away(installation, monkeypatch, times=1000)
     threading.Timer(0.3, installation.runner.leave).start()
     assert not installation.runner.work(batch)
     assert installation.job_store.progress("J").open_batches == 1
@@ -347,7 +351,7 @@ def test_a_batch_that_was_taken_over_is_left(installation, redis_server):
 def test_a_batch_for_another_workers_space_is_left_to_it(installation, redis_url, state, space):
     """Also while that worker loads its model, as after a crash."""
     other = WorkerRegistry(redis_url)
-    other.say("other@tests", state, {"space": space})
+    other.publish("other@tests", state, {"space": space})
     batch = installation.batch(2, space="theirs")
     assert installation.runner.work(batch)
     assert installation.pipeline.runs == 0
@@ -360,7 +364,7 @@ def test_a_batch_for_another_workers_space_is_left_to_it(installation, redis_url
 def test_a_stand_in_for_the_card_makes_nothing(installation, redis_url):
     """It waits for as long as this worker lives: a batch that was left to it would run in circles for ever."""
     other = WorkerRegistry(redis_url)
-    other.say("other@tests", WAITING, {"reason": "w@tests works on the card"})
+    other.publish("other@tests", WAITING, {"reason": "w@tests works on the card"})
     assert installation.runner.work(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
     other.close()
@@ -369,7 +373,7 @@ def test_a_stand_in_for_the_card_makes_nothing(installation, redis_url):
 def test_batches_for_a_worker_that_loads_hold_up_nothing(installation, redis_url):
     """It takes no messages, so the lane need not be left to it; each of its batches rests, so nobody spins."""
     other = WorkerRegistry(redis_url)
-    other.say("other@tests", LOADING, {})
+    other.publish("other@tests", LOADING, {})
     began = time.monotonic()
     for number in range(1, 5):
         assert installation.runner.work(installation.batch(1, number, space="theirs"))
@@ -384,7 +388,7 @@ def test_batches_for_a_worker_that_loads_hold_up_nothing(installation, redis_url
 def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(installation, redis_url):
     """The first it passes on at once; when the next is the other's as well, it steps back for a second."""
     other = WorkerRegistry(redis_url)
-    other.say("other@tests", READY, {"space": "theirs"})
+    other.publish("other@tests", READY, {"space": "theirs"})
     took = []
     for number, space in enumerate(["theirs", "mine", "theirs", "theirs"], 1):
         batch, began = installation.batch(1, number, space=space), time.monotonic()

@@ -1,9 +1,13 @@
 """How Redis is reached: with user, password and TLS, with bounded waiting, and with errors that hide secrets."""
 
-import pytest
+import threading
+import time
 
-from producer.errors import ConfigurationError
-from producer.redis_client import broker, connect
+import pytest
+from redis.exceptions import WatchError
+
+from producer.errors import ConfigurationError, RedisUnreachable
+from producer.redis_client import broker, connect, retry_until_available
 from producer.settings import without_password
 
 
@@ -60,3 +64,74 @@ def test_a_url_that_cannot_be_used_is_an_error_at_once(url):
     """Not a TypeError at the first command."""
     with pytest.raises(ConfigurationError, match=r"redis://h/0"):
         connect(url)
+
+
+@pytest.fixture
+def nobody():
+    """A client of a port on which no Redis listens."""
+    with connect("redis://:secret@127.0.0.1:1/0") as client:
+        yield client
+
+
+def test_every_way_to_redis_raises_our_error(nobody):
+    """Commands, scripts and pipelines; the text names the Redis, without its password."""
+    pipeline = nobody.pipeline()
+    pipeline.set("k", "v")
+    for call in (nobody.ping, nobody.register_script("return 1"), pipeline.execute):
+        with pytest.raises(RedisUnreachable, match=r"redis://:\*\*\*@127.0.0.1:1/0 does not answer"):
+            call()
+
+
+def test_what_redis_refuses_says_what_to_do(redis_server, redis_url):
+    """A wrong password, and a command that the account may not use."""
+    wrong = f"redis://posters:wrong@127.0.0.1:{redis_server.port}/0"
+    with connect(wrong) as client, pytest.raises(RedisUnreachable, match="refuses the user or password"):
+        client.ping()
+    with connect(redis_url) as client, pytest.raises(RedisUnreachable, match=r"forbids a command.*redis\.acl"):
+        client.config_get("*")
+
+
+def test_scripts_and_transactions_work(redis_server, redis_url):
+    """A script that Redis forgot is loaded again, also by a client that waits; a lost WATCH stays a WatchError."""
+    stop = threading.Event()
+    with connect(redis_url) as client, redis_server.client as other:
+        for each in (client, client.waiting(lambda error: pytest.fail(str(error)), stop)):
+            script = each.register_script("return redis.call('EXISTS', KEYS[1]) + 1")
+            assert script(["posters:jobs"])
+            other.script_flush()
+            assert script(["posters:jobs"])
+        with connect(f"redis://127.0.0.1:{redis_server.port}/0").pipeline() as pipeline:
+            pipeline.watch("posters:jobs")
+            other.set("posters:jobs", "1")
+            pipeline.multi()
+            pipeline.get("posters:jobs")
+            with pytest.raises(WatchError):
+                pipeline.execute()
+
+
+def test_a_waiting_client_waits_until_it_is_stopped(nobody):
+    """It reports an outage once, and raises what was wrong as soon as `stop` is set."""
+    errors, stop = [], threading.Event()
+    threading.Timer(1.5, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(RedisUnreachable):
+        nobody.waiting(errors.append, stop).ping()
+    assert 1.5 <= time.monotonic() - began < 4
+    assert len(errors) == 1
+
+
+def test_a_call_is_repeated_until_redis_answers(monkeypatch):
+    """And every failed try is reported; without somebody to report to, the first one is raised."""
+    monkeypatch.setattr("producer.redis_client.RETRY_S", 0.01)
+    answers, errors = [RedisUnreachable("one"), RedisUnreachable("two"), None], []
+
+    def call():
+        if error := answers.pop(0):
+            raise error
+        return "answer"
+
+    assert retry_until_available(call, errors.append) == "answer"
+    assert [str(error) for error in errors] == ["one", "two"]
+    answers.append(RedisUnreachable("three"))
+    with pytest.raises(RedisUnreachable, match="three"):
+        retry_until_available(call, None)

@@ -6,9 +6,8 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from producer.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable, UnreadablePoster
 from producer.queue.claims import Claims, sign
@@ -17,7 +16,7 @@ from producer.queue.image_requests import CRASHED, Answer, ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
-from producer.queue.workers import LOADING, READY
+from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.settings import Settings
 from worker.pipeline.timings import Timings
 from worker.runtime.heartbeat import Heartbeat, Stopped
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from worker.pipeline.pipeline import Pipeline
 
 
-ASK_AGAIN_S: Final = 1.0  # between two tries to reach a Redis that is away
+ASK_AGAIN_S: Final = 1.0  # for which an idle worker leaves the lane to another
 FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
 FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
@@ -35,7 +34,6 @@ SHORTEST_S: Final = 1e-6  # no batch takes less; a clock may say so
 LOGGED_CHARACTERS: Final = 200  # of a message that could not be put aside
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 logger = logging.getLogger(__name__)
-Told = TypeVar("Told")
 
 
 class BatchRunner:
@@ -53,7 +51,11 @@ class BatchRunner:
         """`owner` signs claims; `pulse` beats already; all of them are the station's to close."""
         self._settings, self._owner = settings, owner
         self._pipeline, self._store, self._job_store, self._heartbeat = pipeline, store, job_store, heartbeat
-        self._claims, self._dead_letters = Claims(job_store), DeadLetters(job_store)
+        # Without Redis there is nothing else to do, and what was done must be counted: these wait for it. They raise
+        # RedisUnreachable once this worker was asked to stop.
+        waiting = job_store.redis.waiting(_log_outage, heartbeat.leaving)
+        self._claims, self._registry = Claims(job_store, waiting), WorkerRegistry(settings.redis_url, waiting)
+        self._claims_once, self._dead_letters = Claims(job_store), DeadLetters(job_store)  # these try once
         self._queries = ImageRequests(settings.redis_url)
         self._backoff = Backoff()
         self._lately = Timings()
@@ -75,7 +77,7 @@ class BatchRunner:
             # Somebody ends this process while it works (a signal became SystemExit). That is no fault of the
             # batch, unless it took longer than it may: then the very ending is the batch's.
             with suppress(RedisUnreachable):
-                self._claims.release(batch, holder, count=self._heartbeat.overdue())
+                self._claims_once.release(batch, holder, count=self._heartbeat.overdue())
             raise
 
     def answer(self, token: str) -> None:
@@ -103,7 +105,7 @@ class BatchRunner:
         newer = isinstance(reason, NewerMessage)
         try:
             if newer:
-                self._claims.defer(batch_id, NEWER_PAUSE_S)
+                self._claims_once.defer(batch_id, NEWER_PAUSE_S)
             self._dead_letters.put(repr(message), str(reason), once=batch_id if newer else "")
         except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
             logger.error("it could not be kept (%s); it began with %r", error, repr(message)[:LOGGED_CHARACTERS])
@@ -116,9 +118,9 @@ class BatchRunner:
         self._job_store.close()
 
     def _work(self, batch: EmbedBatch, holder: str) -> bool:
-        verdict, attempt, begun_before = self._insist(lambda: self._claims.claim(batch, holder))
+        verdict, attempt, begun_before = self._claims.claim(batch, holder)
         if verdict is Claim.CANCELLED:
-            self._insist(lambda: self._claims.withdraw(batch))
+            self._claims.withdraw(batch)
         if verdict is not Claim.WORK:
             logger.info("batch %s: nothing to do, it is %s", batch.batch, verdict.value)
             return True
@@ -146,13 +148,13 @@ class BatchRunner:
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
             logger.warning("batch %s waits %.0f s and is tried again: %s", batch.batch, pause, error)
-            self._insist(lambda: self._claims.release(batch, holder, pause))
+            self._claims.release(batch, holder, pause)
             return True
         except Exception:
             # A defect of ours, or no memory left: let the attempt count, so that the batch is cut down to the
             # poster that provokes it. Celery must not see it: a MemoryError would end the parent process.
             logger.exception("batch %s could not be done, and is tried again", batch.batch)
-            self._insist(lambda: self._claims.release(batch, holder, FIRST_PAUSE_S, count=True))
+            self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return True
         self._backoff.is_over()
         seconds = time.perf_counter() - began
@@ -160,26 +162,9 @@ class BatchRunner:
             self._announce(batch, outcome, seconds)
         except Exception:  # what was embedded must be counted, whatever can be said of its pace
             logger.exception("batch %s: its pace could not be announced", batch.batch)
-        counted = self._insist(lambda: self._claims.finish(batch, outcome))
+        counted = self._claims.finish(batch, outcome)
         self._report(batch, outcome, seconds, counted)
         return True
-
-    def _insist(self, ask: Callable[[], Told]) -> Told:
-        """Ask until Redis answers: without it there is nothing else to do, and what was done must be counted.
-
-        Raises:
-            RedisUnreachable: it does not answer, and this worker was asked to stop.
-        """
-        told = False
-        while True:
-            try:
-                return ask()
-            except RedisUnreachable as error:
-                if not told:
-                    logger.warning("%s This worker waits for it.", error)
-                told = True
-                if self._heartbeat.leaving.wait(ASK_AGAIN_S * random.uniform(0.75, 1.25)):
-                    raise
 
     def _others_that_make(self, batch: EmbedBatch) -> set[str]:
         """States of the others that may make the batch's space; empty when it is this worker's, or nobody's.
@@ -191,7 +176,7 @@ class BatchRunner:
         mine = self._heartbeat.fields.get("space")
         if batch.space is None or mine is None or batch.space == mine:
             return set()
-        everyone = self._insist(self._heartbeat.registry.alive)
+        everyone = self._registry.alive()
         others = [other for other in everyone if other.owner != self._heartbeat.owner]
         ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
         return ready | {other.state for other in others if other.state == LOADING}
@@ -217,11 +202,11 @@ class BatchRunner:
             poster = batch.posters[0]
             reason = f"the worker ended {crashes} times while it worked on this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
-            self._insist(lambda: self._claims.finish(batch, outcome))
+            self._claims.finish(batch, outcome)
             logger.error("%s: crashed-worker: %s", poster.path, reason)
             return
         # A half that ends its worker, too, is suspected enough to be cut at once: log2(n) deaths find the poster.
-        halves = self._insist(lambda: self._claims.split(batch, self._settings.attempts - 1))
+        halves = self._claims.split(batch, self._settings.attempts - 1)
         if halves:
             logger.warning("batch %s ended its worker %d times and is cut in two", batch.batch, crashes)
             self._resend(halves)
@@ -252,6 +237,10 @@ class BatchRunner:
         spent = self._pipeline.timings.summary()
         again = "" if counted else "; it had been counted before"
         logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, spent, again)
+
+
+def _log_outage(error: RedisUnreachable) -> None:
+    logger.warning("%s This worker waits for it.", error)
 
 
 FIRST_PAUSE_S: Final = 2.0  # doubles
