@@ -7,13 +7,14 @@ import json
 import secrets
 import time
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Final, cast
 
-from producer.queue import scripts
 from producer.queue.jobs import JobStore
-from producer.queue.keys import ACTIVE, REPLY_S, RETURNED, claim_key, job_keys
+from producer.queue.keys import ACTIVE, NOBODY, REPLY_S, RETURNED, claim_key, job_keys
 from producer.queue.messages import LANES, QUEUES, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
+from producer.queue.scripts import load_script
 from producer.redis_client import RedisClient
 
 PAGE: Final = 64  # messages that Redis looks at in one go: a few milliseconds in which it answers nobody else
@@ -40,11 +41,11 @@ class Claims:
         """
         self._job_store, self._redis = job_store, client or job_store.redis
         self._claim_ms = int(job_store.claim_s * 1000)
-        script = self._redis.register_script
-        self._claim, self._renew = script(scripts.CLAIM), script(scripts.RENEW)
-        self._release, self._finish = script(scripts.RELEASE), script(scripts.FINISH)
-        self._split, self._ids = script(scripts.SPLIT), script(scripts.IDS)
-        self._release_dead = script(scripts.RELEASE_DEAD)
+        script = partial(load_script, self._redis)
+        self._claim, self._renew = script("claim_batch"), script("renew_claim")
+        self._release, self._release_dead = script("release_claim"), script("release_dead_claim")
+        self._finish, self._split = script("finish_batch"), script("split_batch")
+        self._queued_ids = script("queued_ids")
 
     # the worker's side
 
@@ -71,7 +72,7 @@ class Claims:
             False when it was not the holder's any more; nothing changed then.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
-        arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count)]
+        arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count), NOBODY]
         return bool(self._release(keys, arguments))
 
     def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
@@ -157,7 +158,7 @@ class Claims:
         for lane in LANES:
             start = 0
             while len(found) < len(wanted):
-                page = cast(list[str], self._ids([QUEUES[lane]], [start, start + PAGE - 1]))
+                page = cast(list[str], self._queued_ids([QUEUES[lane]], [start, start + PAGE - 1]))
                 if not page:
                     break
                 found.update(name for name in map(_task_id, page) if name in wanted)
@@ -172,7 +173,7 @@ class Claims:
 
     def defer(self, batch_id: str, after_s: float) -> None:
         """Let an open batch that nobody here can read rest, unless somebody holds it."""
-        self._redis.set(claim_key(batch_id), scripts.PAUSED, px=round(after_s * 1000), nx=True)
+        self._redis.set(claim_key(batch_id), NOBODY, px=round(after_s * 1000), nx=True)
 
     def _written_down(self, job: str, batch_id: str) -> dict[str, Any] | None:
         """An open batch as the ledger has it, of whatever version; None when it is not open."""
@@ -186,7 +187,7 @@ class Claims:
         vectors = [text for name, raw in outcome.vectors.items() for text in (name, base64.b64encode(raw))]
         counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
         now, keep_s = repr(time.time()), self._job_store.keep_s
-        head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), *counts, len(outcome.failures)]
+        head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), NOBODY, *counts, len(outcome.failures)]
         arguments: list[Any] = [*head, *failures, *vectors]
         return bool(self._finish(keys, arguments))
 

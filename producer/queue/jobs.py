@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, Final, cast
 
 from producer.errors import JobUnknown, LedgerSetBack
-from producer.queue import scripts
 from producer.queue.keys import ACTIVE, JOBS, JOBS_MOST, SENDER_S, job_keys, sender_key
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Failure, Progress
+from producer.queue.scripts import load_script
 from producer.redis_client import connect
 
 COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
@@ -38,10 +38,10 @@ class JobStore:
         """`url` as settings.redis_url; `claim_s` as settings.claim_s; `keep_s`: lifetime of ended jobs."""
         self.url, self.claim_s, self.keep_s = url, claim_s, keep_s
         self.redis = connect(url)
-        script = self.redis.register_script
-        self._create, self._step = script(scripts.CREATE), script(scripts.STEP)
-        self._sent, self._cancel = script(scripts.SENT), script(scripts.CANCEL)
-        self._retire, self._progress = script(scripts.RETIRE), script(scripts.PROGRESS)
+        script = partial(load_script, self.redis)
+        self._create, self._record_step = script("create_job"), script("record_step")
+        self._mark_sent, self._mark_cancelled = script("mark_sent"), script("mark_cancelled")
+        self._retire, self._progress = script("retire_job"), script("job_progress")
 
     # the producer's side
 
@@ -81,7 +81,7 @@ class JobStore:
         told = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
         sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
         arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *told, *sent]
-        taken = self._step(keys, arguments)
+        taken = self._record_step(keys, arguments)
         _check(job, taken)
         return taken != -2
 
@@ -96,7 +96,7 @@ class JobStore:
             LedgerSetBack: not all of the `steps` that were written are there: Redis came back without them.
         """
         keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
-        taken = self._sent(keys, [job, repr(time.time()), self.keep_s, steps])
+        taken = self._mark_sent(keys, [job, repr(time.time()), self.keep_s, steps])
         _check(job, taken)
 
     def call_off(self, job: str) -> bool:
@@ -105,7 +105,7 @@ class JobStore:
         Raises:
             JobUnknown: there is no such job.
         """
-        taken = self._cancel(job_keys(job, "", "open"))
+        taken = self._mark_cancelled(job_keys(job, "", "open"))
         if taken == -1:
             raise _unknown(job)
         return bool(taken)

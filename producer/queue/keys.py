@@ -31,6 +31,7 @@ RETURNED: Final = "posters:returned"
 DEAD_LETTERS: Final = "posters:quarantine"
 DEAD_LETTERS_MOST: Final = 1000  # enough to see what a wrong sender does, too few to fill Redis
 ONCE_S: Final = 86400  # a batch of a newer version is sent again and again; a line a day is enough
+NOBODY: Final = "nobody, on purpose"  # holds the claim of a batch that rests; others are OWNER#NONCE
 REDELIVERY_LEASE: Final = "posters:repairer"
 REPLY_S: Final = 300  # longer than any backend waits for one vector
 SENDER_S: Final = 30  # a producer renews it with every batch; silence means that it died

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 from producer.errors import RedisUnreachable
-from producer.queue import scripts
 from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
+from producer.queue.scripts import load_script
 from producer.queue.workers import RENEWAL_S
 
 
@@ -24,8 +24,8 @@ class Lease:
         """`ledger` lends its connection; `lasts_s`: renew it well before."""
         self._key, self.holder, self._lasts_ms = key, holder, round(lasts_s * 1000)
         self._redis = job_store.redis
-        self._take = job_store.redis.register_script(scripts.ACQUIRE)
-        self._let_go = job_store.redis.register_script(scripts.RELEASE_LEASE)
+        self._take = load_script(self._redis, "acquire_lock")
+        self._let_go = load_script(self._redis, "release_lock")
 
     def take(self, lasts_s: float | None = None) -> str | None:
         """Take or renew it, for `lasts_s` from now; None when it is ours now, else who holds it."""

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 from producer.embedding import Space
 from producer.errors import SpaceMismatch
-from producer.queue.scripts import PUBLISH
+from producer.queue.scripts import load_script
 from producer.redis_client import RedisClient, connect
 
 PREFIX: Final = "posters:worker:"
@@ -55,13 +55,13 @@ class WorkerRegistry:
     def __init__(self, url: str, client: RedisClient | None = None) -> None:
         """`url` as settings.redis_url; `client`: connections to use instead of its own, the caller's to close."""
         self._redis = client or connect(url)
-        self._notify = self._redis.register_script(PUBLISH)
+        self._publish = load_script(self._redis, "publish_worker")
 
     def publish(self, owner: str, state: str, fields: Mapping[str, object]) -> None:
         """Announce, replacing what this owner said before."""
         entry = {"state": state, "at": repr(time.time())} | {field: str(value) for field, value in fields.items()}
         arguments = [text for field in entry.items() for text in field]
-        self._notify([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
+        self._publish([PREFIX + owner, OWNERS], [owner, ANNOUNCEMENT_S, *arguments])
 
     def of(self, owner: str) -> Announcement | None:
         """What one worker says; None when it is silent."""

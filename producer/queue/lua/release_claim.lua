@@ -1,0 +1,15 @@
+-- Return a batch, to be sent again after a pause, for which its claim remains under the name of nobody.
+--
+-- KEYS: open batches, attempts, claim, returned batches
+-- ARGV: batch id, holder, job id, pause in ms ('0': it is free at once), '1' to take the attempt back, name of nobody
+-- Returns 1, 0 if the batch is not the holder's
+local open, attempts, claim, returned = unpack(KEYS)
+local batch, holder, job, pause_ms, is_uncounted, nobody = unpack(ARGV)
+
+if redis.call('GET', claim) ~= holder then return 0 end
+redis.call('DEL', claim)
+if redis.call('HEXISTS', open, batch) == 0 then return 0 end
+if is_uncounted == '1' then redis.call('HINCRBY', attempts, batch, -1) end
+if pause_ms ~= '0' then redis.call('SET', claim, nobody, 'PX', pause_ms) end
+redis.call('HSET', returned, batch, job)
+return 1

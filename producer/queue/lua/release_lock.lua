@@ -1,0 +1,5 @@
+-- Release a lock if the holder has it.
+--
+-- KEYS: lock
+-- ARGV: holder
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

@@ -1,0 +1,35 @@
+"""The Lua scripts are files: documented at their head, loaded by name, and part of a wheel."""
+
+import tomllib
+from importlib.resources import files
+
+import pytest
+
+from tests.support.project import PROJECT
+
+SCRIPTS = sorted(path.name for path in (files("producer.queue") / "lua").iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_head_of_a_script_says_what_it_takes(name):
+    """One sentence, then its keys."""
+    lines = (files("producer.queue") / "lua" / name).read_text("utf-8").splitlines()
+    head = [line for line in lines if line.startswith("--")]
+    assert lines[: len(head)] == head
+    assert any(line.startswith("-- KEYS: ") for line in head)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_is_loaded_somewhere(name):
+    """By its name, in one module of the queue."""
+    sources = [path.read_text("utf-8") for path in (PROJECT / "producer" / "queue").glob("*.py")]
+    assert sum(f'"{name.removesuffix(".lua")}"' in text for text in sources) == 1
+
+
+def test_a_wheel_holds_the_scripts():
+    """What setuptools is told to pack beside the modules."""
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["producer.queue"]
+    folder = PROJECT / "producer" / "queue"
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    assert packed == {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
