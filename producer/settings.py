@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     @classmethod
     def _store_scheme(cls, value: str) -> str:
         scheme, _, rest = value.partition(":")
-        if scheme not in ("sqlite", "redis", "rediss", "unix", "memory") or (scheme == "sqlite" and not rest):
+        if scheme not in ("sqlite", "redis", "rediss", "unix") or (scheme == "sqlite" and not rest):
             raise ValueError("must be sqlite:PATH or redis://…")
         return value
 

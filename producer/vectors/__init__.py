@@ -1,4 +1,4 @@
-"""The store: where vectors live. One protocol; sqlite, redis and memory keep it."""
+"""Vector stores: one protocol, kept in SQLite or Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_made(url: str) -> bool:
 
 
 def open_store(url: str) -> VectorStore:
-    """Open ``sqlite:PATH``, ``redis://…`` or ``memory:``; creates what is not there.
+    """Open ``sqlite:PATH`` or ``redis://…``; creates what is not there.
 
     Raises:
         ConfigurationError: the URL is none of these.
@@ -30,8 +30,4 @@ def open_store(url: str) -> VectorStore:
         from producer.vectors.redis import RedisStore
 
         return RedisStore(url)
-    if scheme == "memory":
-        from producer.vectors.memory import MemoryStore
-
-        return MemoryStore()
     raise ConfigurationError(f"POSTERS_STORE must be sqlite:PATH or redis://…, not {url!r}")

@@ -1,4 +1,4 @@
-"""producer.vectors.base"""
+"""The contract of a vector store: rows, spaces, and what each method promises."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class SpaceInfo:
 
 
 class VectorStore(Protocol):
-    """The contract that tests/test_vectors.py holds every store to.
+    """The contract that tests/integration/test_vector_stores.py holds every store to.
 
     Space ids that the store does not know read as empty: no rows, no vectors. Every method may
     raise StoreError; what it was doing then did not happen at all.
@@ -78,9 +78,6 @@ class VectorStore(Protocol):
 
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         """For each content digest that is there, a vector (dimension,) of that content."""
-
-    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
-        """Yield ``(ids, (n, dimension) float32)`` over all rows: ids in code point order, constant memory."""
 
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
         """Yield ``(rows, (n, dimension) float32)`` over all rows, in the order in which they are read fastest.

@@ -119,16 +119,6 @@ class RedisStore:
             if found[name][0] is not None and found[name][1].decode() == digest
         }
 
-    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
-        dimension = self._dimension(space_id)
-        if dimension is None:
-            return
-        for names in self.ids(space_id, chunk):
-            found = self._fields(space_id, names, ["vector"])
-            there = [name for name in names if found[name][0] is not None]  # others went since the ids were read
-            if there:
-                yield there, unpack_many([found[name][0] for name in there], dimension)
-
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
         dimension = self._dimension(space_id)
         if dimension is None:

@@ -79,20 +79,6 @@ class SQLiteStore:
             found[digest] = unpack(raw, _dimension(space))
         return found
 
-    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
-        after = ""
-        query = (
-            "SELECT v.id, v.vector, s.space FROM vectors v JOIN spaces s ON s.key = v.space "
-            "WHERE s.id = ? AND v.id > ? ORDER BY v.id LIMIT ?"
-        )
-        while True:
-            with self._told():
-                found = self._connection.execute(query, (space_id, after, chunk)).fetchall()
-            if not found:
-                return
-            after = found[-1][0]
-            yield [name for name, _, _ in found], unpack_many([raw for _, raw, _ in found], _dimension(found[0][2]))
-
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
         with self._told(), closing(self._connect()) as db:  # of its own: one statement sees one moment, however long
             space = db.execute("SELECT key, space FROM spaces WHERE id = ?", (space_id,)).fetchone()

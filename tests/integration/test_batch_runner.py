@@ -20,7 +20,7 @@ from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
 from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
-from producer.vectors.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 from worker.pipeline.timings import Timings
 from worker.runtime.batch_runner import ASK_AGAIN_S, BatchRunner
 from worker.runtime.heartbeat import Heartbeat

@@ -11,6 +11,7 @@ from producer.embedding import Space
 from producer.errors import ConfigurationError, SpaceMismatch, StoreError
 from producer.vectors import is_made, open_store
 from producer.vectors.base import Row
+from tests.support.memory_store import open_one
 
 SPACE = Space("ViT-B-32", "w1", "gelu", "224", 16)
 OTHER = Space("ViT-B-32", "w2", "gelu", "224", 16)
@@ -18,9 +19,7 @@ OTHER = Space("ViT-B-32", "w2", "gelu", "224", 16)
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def store(request, tmp_path):
-    urls = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'deep' / 'v.db'}"}
-    url = urls.get(request.param) or request.getfixturevalue("redis_url")
-    store = open_store(url)
+    store = open_one(request, tmp_path / "deep" / "v.db")
     yield store
     store.close()
 
@@ -36,12 +35,14 @@ def rows(*ids, digest="d"):
 
 def scanned(store, space=SPACE, chunk=2):
     ids, parts = [], []
-    for names, matrix in store.scan(space.id, chunk):
-        assert len(names) <= chunk
+    for found, matrix in store.read(space.id, chunk):
+        assert len(found) <= chunk
         assert matrix.dtype == np.float32
-        ids += names
+        ids += [row.id for row in found]
         parts.append(matrix)
-    return ids, np.concatenate(parts) if parts else np.zeros((0, space.dimension), np.float32)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    whole = np.concatenate(parts) if parts else np.zeros((0, space.dimension), np.float32)
+    return [ids[index] for index in order], whole[order]
 
 
 def test_what_is_put_is_read_bit_by_bit(store):
@@ -266,7 +267,7 @@ def test_spaces_do_not_mix(store):
     assert store.get("unknown", ["a"]) == {}
     assert store.rows("unknown", ["a"]) == {}
     assert store.by_content("unknown", ["d-a"]) == {}
-    assert list(store.scan("unknown")) == []
+    assert list(store.read("unknown")) == []
     assert store.count("unknown") == 0
     infos = store.spaces()
     assert [(info.space, info.count, info.bytes) for info in infos] == [(SPACE, 1, 64), (OTHER, 1, 64)]
@@ -339,6 +340,7 @@ import sys, numpy as np
 from producer.embedding import Space
 from producer.vectors import open_store
 from producer.vectors.base import Row
+from tests.support.memory_store import open_one
 url, seed = sys.argv[1], int(sys.argv[2])
 store = open_store(url)
 space = Space("ViT-B-32", "w1", "gelu", "224", 16)
@@ -369,10 +371,9 @@ def test_two_processes_write_and_a_reader_sees_whole_chunks(kind, tmp_path, requ
 
 
 def test_a_store_that_opening_would_make_is_known_beforehand(tmp_path):
-    """A file that is not there yet; whoever only looks must not leave an empty one. Redis and memory need no file."""
+    """A file that is not there yet; whoever only looks must not leave an empty one. Redis needs no file."""
     url = f"sqlite:{tmp_path / 'v.db'}"
     assert not is_made(url)
     open_store(url).close()
     assert is_made(url)
     assert is_made("redis://127.0.0.1:1/0")
-    assert is_made("memory:")

@@ -224,7 +224,7 @@ class ChaosInstallation(Installation):
             self.references.check(store, replaced)
             space = self.producer.space()
             current = space.id if space else store.current()
-            return {name for names, _ in store.scan(current) for name in names} if current else set()
+            return {name for names in store.ids(current) for name in names} if current else set()
         finally:
             store.close()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from bench.image_samples import encoded
 from producer.embedding import Space
 from producer.queue.messages import EmbedBatch, Poster
-from producer.vectors.memory import MemoryStore
+from tests.support.memory_store import MemoryStore
 from worker.images.decode import Geometry
 from worker.pipeline.pipeline import Pipeline
 

@@ -162,7 +162,7 @@ class Installation:
         store = self.producer.store()
         try:
             space = store.current()
-            return {name for names, _ in store.scan(space) for name in names} if space else set()
+            return {name for names in store.ids(space) for name in names} if space else set()
         finally:
             store.close()
 

@@ -50,12 +50,11 @@ class ReferenceVectors:
                 very file has had, if `index` will see by size and time that it is not the present one.
         """
         for info in store.spaces():
-            for names, vectors in store.scan(info.space.id):
-                self.remember(name for name in names if (self._root / name).exists())
-                rows = store.rows(info.space.id, names)
-                for name, vector in zip(names, vectors, strict=True):
-                    self._check_row(rows[name], name in replaced)
-                    self._check_vector(info.space.id, rows[name], vector)
+            for rows, vectors in store.read(info.space.id):
+                self.remember(row.id for row in rows if (self._root / row.id).exists())
+                for row, vector in zip(rows, vectors, strict=True):
+                    self._check_row(row, row.id in replaced)
+                    self._check_vector(info.space.id, row, vector)
 
     def _check_row(self, row: Row, replaced: bool) -> None:
         path = self._root / row.id

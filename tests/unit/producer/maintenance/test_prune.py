@@ -15,8 +15,8 @@ from producer.collection.paths import resolved_root, starts_of
 from producer.embedding import Space
 from producer.errors import PruneRefused
 from producer.maintenance.prune import Prune, Survey
-from producer.vectors import open_store
 from producer.vectors.base import Row
+from tests.support.memory_store import open_one
 
 OLD, NEW = (Space("tiny", name, "gelu", "8x8", 4) for name in ("old", "new"))
 FILES = ["a.jpg", "b.png", "deep/c.jpg", "deep/d.jpg", "deep/er/e.jpg", "other/f.jpg", "other/g.jpg", "other/h.jpg"]
@@ -33,8 +33,7 @@ def root(tmp_path):
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
 def store(request, tmp_path):
-    urls = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'v.db'}"}
-    with closing(open_store(urls.get(request.param) or request.getfixturevalue("redis_url"))) as store:
+    with closing(open_one(request, tmp_path / "v.db")) as store:
         fill(store, OLD, FILES)
         fill(store, NEW, FILES[:5])
         yield store

@@ -18,8 +18,8 @@ from producer.search.duplicates import Duplicates, Member, find_duplicates
 from producer.search.identify import Identified
 from producer.search.nearest import Match
 from producer.settings import load_settings
-from producer.vectors.memory import MemoryStore
 from tests.support.filled_store import SPACE, catalogue_of, fill, unit
+from tests.support.memory_store import MemoryStore
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 

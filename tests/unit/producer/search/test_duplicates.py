@@ -5,8 +5,8 @@ import pytest
 
 from producer.maintenance.spaces import find_space
 from producer.search.duplicates import find_duplicates
-from producer.vectors.memory import MemoryStore
 from tests.support.filled_store import OTHER, SPACE, fill, unit
+from tests.support.memory_store import MemoryStore
 
 
 def at_degrees(*angles):

@@ -5,9 +5,9 @@ import pytest
 
 from producer.errors import SpaceMismatch
 from producer.search.nearest import Match, about, described, first, highest, nearest, title_of
-from producer.vectors.memory import MemoryStore
 from producer.vectors.tagged import spaced
 from tests.support.filled_store import OTHER, SPACE, catalogue_of, fill, unit
+from tests.support.memory_store import MemoryStore
 
 
 def brute(ids, vectors, query, k):

@@ -71,7 +71,7 @@ def test_a_kill_in_the_middle_leaves_whole_chunks(path):
         writer.wait()
         writer.stdout.close()
         store = SQLiteStore(str(path))
-        ids = [name for names, _ in store.scan(SPACE.id) for name in names]
+        ids = [name for names in store.ids(SPACE.id) for name in names]
         counts = dict.fromkeys({name[:6] for name in ids}, 0)
         for name in ids:
             counts[name[:6]] += 1
@@ -121,7 +121,7 @@ def test_damage_inside_is_an_error_and_not_a_vector(path):
     with pytest.raises(StoreError, match="1 bytes, its space says 16"):
         store.get(SPACE.id, ["p00001"])
     with pytest.raises(StoreError, match="do not all have the 4 numbers"):
-        list(store.scan(SPACE.id))
+        list(store.read(SPACE.id))
     store.close()
 
 
@@ -154,7 +154,7 @@ def test_a_chunk_that_fails_leaves_nothing(store, monkeypatch):
     with pytest.raises(StoreError):
         store.put(SPACE, broken, unit(5))
     assert store.count(SPACE.id) == 0
-    assert list(store.scan(SPACE.id)) == []
+    assert list(store.read(SPACE.id)) == []
 
 
 VERSION_1 = """
@@ -290,7 +290,7 @@ def test_many_rows_are_written_and_scanned_quickly(store):
         store.put(SPACE, [Row(f"{n:06}", f"{n}", 1, 1) for n in range(start, start + 250)], unit(250))
     store.rows(SPACE.id, [f"{n:06}" for n in range(count)])
     store.by_content(SPACE.id, [f"{n}" for n in range(count)])
-    assert sum(len(ids) for ids, _ in store.scan(SPACE.id, 500)) == count
+    assert sum(len(ids) for ids, _ in store.read(SPACE.id, 500)) == count
     assert time.perf_counter() - began < 20
 
 

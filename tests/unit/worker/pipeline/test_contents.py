@@ -5,8 +5,8 @@ import os
 import pytest
 
 from producer.queue.messages import Poster
-from producer.vectors.memory import MemoryStore
 from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, make, root, write  # noqa: F401 - two are fixtures
+from tests.support.memory_store import MemoryStore
 from worker.images.decode import decode
 
 

@@ -13,7 +13,6 @@ from bench.image_samples import encoded, picture
 from producer.errors import DeviceLost, StoreUnavailable
 from producer.files import modified_ns, read_file
 from producer.queue.messages import EmbedBatch, Poster
-from producer.vectors.memory import MemoryStore
 from tests.support.fake_embedder import (
     SPACE,
     ColorEmbedder,
@@ -22,6 +21,7 @@ from tests.support.fake_embedder import (
     expected,
     write,
 )
+from tests.support.memory_store import MemoryStore
 from worker.pipeline.loader import next_size
 
 

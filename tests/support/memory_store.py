@@ -1,4 +1,4 @@
-"""A store that ends with its process: for tests, and for trying things out."""
+"""A vector store in dictionaries, for tests that need no file and no server."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from producer.embedding import Space, Vectors
 from producer.errors import StoreError
-from producer.vectors.base import Row, SpaceInfo
+from producer.vectors import open_store
+from producer.vectors.base import Row, SpaceInfo, VectorStore
 from producer.vectors.codec import checked, first_version
 
 
@@ -75,14 +78,6 @@ class MemoryStore:
             wanted = set(digests)
             rows = held.rows.values() if held else ()
             return {row.digest: held.vectors[row.id].copy() for row in rows if held and row.digest in wanted}
-
-    def scan(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[str], Vectors]]:
-        with self._lock:
-            held = self._spaces.get(space_id)
-            items = sorted(held.vectors.items()) if held else []
-        for start in range(0, len(items), chunk):
-            part = items[start : start + chunk]
-            yield [name for name, _ in part], np.stack([vector for _, vector in part])
 
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
         with self._lock:
@@ -155,3 +150,10 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def open_one(request: pytest.FixtureRequest, path: Path) -> VectorStore:
+    """The store that a fixture's parameter names: ``memory``, ``sqlite`` (at `path`) or ``redis``."""
+    if request.param == "memory":
+        return MemoryStore()
+    return open_store(f"sqlite:{path}" if request.param == "sqlite" else request.getfixturevalue("redis_url"))
