@@ -95,15 +95,15 @@ class Claims:
         return self._settle(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
 
     def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
-        """Replace an open batch by its halves; None when it was finished in the meantime.
+        """Replace an open batch by its halves, which redelivery sends; None when it was finished in the meantime.
 
         Args:
             counted: attempts that a half of several posters begins with; a single poster begins with none.
         """
         halves = batch.halves()
         parts = [part for half in halves for part in (half.batch, json.dumps(half.encode()), len(half.posters))]
-        keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
-        return halves if self._split(keys, [batch.batch, counted, *parts]) else None
+        keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch), RETURNED]
+        return halves if self._split(keys, [batch.job, batch.batch, counted, *parts]) else None
 
     # the side of those who look after batches
 

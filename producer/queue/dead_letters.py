@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Final, cast
 
+from producer.errors import RedisUnreachable
 from producer.queue.jobs import JobStore
 from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST, ONCE_S
 
 SHOWN_CHARACTERS: Final = 10_000  # enough to recognize a message by; the rest would only fill Redis
+LOGGED_CHARACTERS: Final = 200
+logger = logging.getLogger(__name__)
 
 
 class DeadLetters:
@@ -35,6 +39,17 @@ class DeadLetters:
         pipe.lpush(DEAD_LETTERS, entry)
         pipe.ltrim(DEAD_LETTERS, 0, DEAD_LETTERS_MOST - 1)
         pipe.execute()
+
+    def reject(self, message: str, reason: str, *, once: str = "", lane: str = "") -> None:
+        """As `put`, and in the log; where Redis is unreachable, the log gets the beginning of the message.
+
+        Tried once: a worker that waited for a full Redis would finish nothing, and so free none of its memory.
+        """
+        logger.error("a message%s was rejected: %s", f" on {lane}" if lane else "", reason)
+        try:
+            self.put(message, reason, once=once)
+        except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
+            logger.error("it could not be kept (%s); it began with %r", error, message[:LOGGED_CHARACTERS])
 
     def count(self) -> int:
         """How many messages were put aside; at most QUARANTINED_MOST are kept."""

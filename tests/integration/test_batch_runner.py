@@ -1,6 +1,5 @@
 """The station: what is given back, what is counted, what is cut, and what is buried; on a real ledger."""
 
-import json
 import os
 import threading
 import time
@@ -16,7 +15,7 @@ from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.image_requests import Answer, ImageRequests
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
+from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
 from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
@@ -100,11 +99,6 @@ def release(redis_server, batch):
         client.delete(f"posters:claim:{batch.batch}")
 
 
-def queued(redis_server):
-    with redis_server.client as client:
-        return sorted(json.loads(text)["headers"]["id"] for text in client.lrange(QUEUES[BULK], 0, -1))
-
-
 def test_a_batch_is_embedded_and_counted(installation):
     """The plain way."""
     assert installation.runner.work(installation.batch(3))
@@ -181,7 +175,7 @@ def test_a_batch_that_was_given_back_rests_for_a_while(installation):
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a defect"), MemoryError()])
 def test_a_defect_of_ours_counts_and_is_closed_in_upon(installation, redis_server, error):
-    """After two attempts the batch is cut, and its halves are on the queue. Celery hears nothing of it."""
+    """After two attempts the batch is cut, and its halves are to be sent. Celery hears nothing of it."""
     batch = installation.batch(4)
     installation.pipeline.error = error
     for _ in range(2):
@@ -190,7 +184,7 @@ def test_a_defect_of_ours_counts_and_is_closed_in_upon(installation, redis_serve
     installation.runner.work(batch)
     assert installation.pipeline.runs == 2
     assert installation.open() == ["J.1.0", "J.1.1"]
-    assert queued(redis_server) == ["J.1.0", "J.1.1"]
+    assert installation.claims.returned() == [("J", "J.1.0"), ("J", "J.1.1")]
     assert installation.job_store.progress("J").submitted == 4
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from typing import Any, Final
 
@@ -10,16 +9,13 @@ import redis
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from producer.errors import RedisUnreachable
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.settings import load_settings
 from worker.broker.validation import objection
 
-LOGGED_CHARACTERS: Final = 200
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
-logger = logging.getLogger(__name__)
 
 
 class Client(redis.Redis):
@@ -33,7 +29,8 @@ class Client(redis.Redis):
         reason = objection(answer[1])
         if reason is None:
             return answer
-        reject(answer[0].decode(), answer[1], reason)
+        text = answer[1].decode(errors="backslashreplace")
+        _dead_letters().reject(text, reason, lane=answer[0].decode())
         return None
 
 
@@ -78,16 +75,6 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     """kombu's transport, with that channel."""
 
     Channel = Channel
-
-
-def reject(lane: str, element: bytes, reason: str) -> None:
-    """Keep an element in the quarantine; where Redis is away, at least its beginning in the log."""
-    text = element.decode(errors="backslashreplace")
-    logger.error("a message on %s was put aside: %s", lane, reason)
-    try:
-        _dead_letters().put(text, reason)
-    except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
-        logger.error("it could not be kept (%s); it began with %r", error, text[:LOGGED_CHARACTERS])
 
 
 @cache

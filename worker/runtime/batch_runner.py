@@ -31,7 +31,6 @@ FOREIGN_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sen
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
 FADING: Final = 0.8  # per batch: what is announced tells of the last five or so, and not of the first of the day
 SHORTEST_S: Final = 1e-6  # no batch takes less; a clock may say so
-LOGGED_CHARACTERS: Final = 200  # of a message that could not be put aside
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 logger = logging.getLogger(__name__)
 
@@ -97,18 +96,12 @@ class BatchRunner:
         self._heartbeat.leaving.set()
 
     def dead_letters(self, message: Any, reason: PosterError, batch_id: str) -> None:
-        """Put aside a message that this program cannot have sent; one of a newer version stays open for its like.
-
-        Tried once: a Redis that is full would make a worker that insists stand still, and finish nothing that frees it.
-        """
-        logger.error("a message was put aside: %s", reason)
+        """Reject a message that this program cannot have sent; one of a newer version stays open for a newer worker."""
         newer = isinstance(reason, NewerMessage)
-        try:
-            if newer:
+        if newer:
+            with suppress(RedisUnreachable):
                 self._claims_once.defer(batch_id, NEWER_PAUSE_S)
-            self._dead_letters.put(repr(message), str(reason), once=batch_id if newer else "")
-        except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
-            logger.error("it could not be kept (%s); it began with %r", error, repr(message)[:LOGGED_CHARACTERS])
+        self._dead_letters.reject(repr(message), str(reason), once=batch_id if newer else "")
 
     def close(self) -> None:
         """End the threads, withdraw the announcement, let go of the card."""
@@ -206,20 +199,8 @@ class BatchRunner:
             logger.error("%s: crashed-worker: %s", poster.path, reason)
             return
         # A half that ends its worker, too, is suspected enough to be cut at once: log2(n) deaths find the poster.
-        halves = self._claims.split(batch, self._settings.attempts - 1)
-        if halves:
-            logger.warning("batch %s ended its worker %d times and is cut in two", batch.batch, crashes)
-            self._resend(halves)
-
-    def _resend(self, halves: tuple[EmbedBatch, EmbedBatch]) -> None:
-        from producer.queue.sender import create_sender, send
-
-        with create_sender(self._settings) as app:
-            for half in halves:
-                try:
-                    send(app, half)
-                except RedisUnreachable as error:
-                    logger.error("batch %s could not be sent, repair will: %s", half.batch, error)
+        if self._claims.split(batch, self._settings.attempts - 1):
+            logger.warning("batch %s ended its worker %d times and is split in two", batch.batch, crashes)
 
     def _announce(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
         """Say how fast things go and what holds them up, before whoever waits for the batch hears that it is done."""
