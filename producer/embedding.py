@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,3 +50,11 @@ class Space:
 
 
 Vectors = npt.NDArray[np.float32]
+LENGTH_TOLERANCE: Final = 1e-3  # rounding of 512 float32 squares is below 1e-6; a forgotten normalization is not
+
+
+def is_unit(vectors: Vectors) -> npt.NDArray[np.bool_]:
+    """(N,) of bool: which of (N, dimension) vectors are of length 1. NaN, infinity and zero are not."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        return np.asarray(np.abs(lengths - 1) <= LENGTH_TOLERANCE)

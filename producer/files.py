@@ -59,6 +59,15 @@ def modified_ns(status: os.stat_result) -> int:
     return max(EARLIEST_NS, min(status.st_mtime_ns, -EARLIEST_NS - 1))
 
 
+def file_stamp(path: Path | None) -> tuple[int, int] | None:
+    """Size and modification time of a regular file, to see whether it was changed; None where there is none."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if status and stat.S_ISREG(status.st_mode) else None
+
+
 def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
     """Read a whole file.
 

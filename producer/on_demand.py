@@ -86,10 +86,10 @@ class OnDemand:
         try:
             store = self._visible_store()
             space = (made.id if made else store.current()) if store else None
-            if store is None or space is None or poster.size < 0:
+            if store is None or space is None:
                 return None
             row = store.rows(space, [poster.id]).get(poster.id)
-            if row is None or (row.size, row.mtime_ns) != (poster.size, poster.mtime_ns):
+            if row is None or not row.matches(poster.size, poster.mtime_ns):
                 return None
             vector = store.get(space, [poster.id]).get(poster.id)
         except StoreError:  # the worker's affair; it may see what this program does not

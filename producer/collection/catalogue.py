@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, ValuesView
 from itertools import islice
@@ -15,6 +14,7 @@ from producer.collection.paths import is_below, poster_id
 from producer.collection.readers import format_of, read_entries
 from producer.collection.spill import room_is_told, temporary_database
 from producer.errors import ConfigurationError
+from producer.files import file_stamp
 from producer.queue.progress import Failure
 from producer.settings import Settings
 
@@ -50,7 +50,7 @@ class Catalogue:
     def __init__(self, path: Path | None) -> None:
         """An empty catalogue; `path` is the file that it stands for."""
         self.path = path
-        self.stamp = stamp_of(path)
+        self.stamp = file_stamp(path)
         self.size = 0  # entries that can be used
         self._database = temporary_database()
         self._database.executescript(_TABLES)
@@ -97,7 +97,7 @@ class Catalogue:
 
     def is_outdated(self) -> bool:
         """True when the file is not the one any more that was read."""
-        return stamp_of(self.path) != self.stamp
+        return file_stamp(self.path) != self.stamp
 
     def select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         """Rows of the tables above; for this module's classes."""
@@ -228,15 +228,6 @@ def read_catalogue(path: Path | None) -> Catalogue:
     if path is not None and catalogue.stamp is not None:  # a file that goes in this moment is an error, not empty
         catalogue.fill(read_entries(path), format_of(path).unit)
     return catalogue
-
-
-def stamp_of(path: Path | None) -> tuple[int, int] | None:
-    """Size and modification time of a catalogue's file; None where there is none."""
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns) if status and stat.S_ISREG(status.st_mode) else None
 
 
 def is_missed(settings: Settings, catalogue: Catalogue) -> bool:

@@ -10,7 +10,6 @@ from producer.client import Producer
 from producer.errors import PosterError, StoreError
 from producer.queue.messages import Poster
 from producer.vectors import is_made
-from producer.vectors.base import Row
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
@@ -43,7 +42,7 @@ class UpToDateFilter:
         except StoreError as error:
             self._tell(error)
             return set()
-        return {poster.id for poster in posters if is_current(poster, rows.get(poster.id))}
+        return {p.id for p in posters if (row := rows.get(p.id)) and row.matches(p.size, p.mtime_ns)}
 
     def is_known(self) -> bool:
         """True when the workers' space is known, and the store can be seen or is still to be made."""
@@ -74,8 +73,3 @@ class UpToDateFilter:
         if text != self._told:
             self._notify(text)
         self._told = text
-
-
-def is_current(poster: Poster, row: Row | None) -> bool:
-    """True when the stored row describes the file as it is."""
-    return row is not None and poster.size >= 0 and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)

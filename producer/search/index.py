@@ -11,14 +11,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from producer.embedding import Space, Vectors
+from producer.embedding import Space, Vectors, is_unit
 from producer.errors import PosterError, SpaceMismatch
 from producer.search.nearest import Match, described, first, highest, require_width, sweep
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import is_made, open_store
 from producer.vectors.base import VectorStore
-from producer.vectors.codec import LENGTH_TOLERANCE
 from producer.vectors.tagged import SpacedVectors, space_of, spaced
 
 REFRESH_S: Final = 2.0  # a look takes microseconds (SQLite) or one round trip (Redis)
@@ -179,9 +178,8 @@ def _check(queries: Vectors, told: str | None, known: str | None, space: Space) 
             "take them from Producer.embed, or pass space=…"
         )
     require_width(queries, space.dimension, space.id)
-    lengths = np.linalg.norm(queries, axis=1)
-    if not np.all(np.abs(lengths - 1) <= LENGTH_TOLERANCE):  # NaN is not within anything
-        raise ValueError(f"queries must be of unit length, not {lengths[np.abs(lengths - 1).argmax()]:g}")
+    for index in map(int, np.flatnonzero(~is_unit(queries))):
+        raise ValueError(f"queries must be of unit length, not {np.linalg.norm(queries[index].astype(np.float64)):g}")
 
 
 def _usable_cores() -> int:

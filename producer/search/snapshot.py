@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 
@@ -10,11 +9,10 @@ import numpy as np
 
 from producer.collection.catalogue import Catalogue, read_catalogue
 from producer.embedding import Space, Vectors
+from producer.files import file_stamp
 from producer.maintenance.spaces import find_space
 from producer.settings import Settings
 from producer.vectors.base import VectorStore
-
-Stamp = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Snapshot:
     ids: tuple[str, ...] = ()
     matrix: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(None))
-    catalogue_stamp: Stamp = None
+    catalogue_stamp: tuple[int, int] | None = None
     seconds: float = 0.0
 
 
@@ -48,7 +46,7 @@ def load_if_changed(held: Snapshot, store: VectorStore, settings: Settings, name
     if name is None and store.current() is None:
         return Snapshot() if held.space else held
     space = find_space(store, name).space
-    stamp, catalogue_stamp = store.version(space.id), _file_stamp(settings)
+    stamp, catalogue_stamp = store.version(space.id), file_stamp(settings.catalogue)
     catalogue, began = held.catalogue, time.monotonic()
     if held.space is None or catalogue_stamp != held.catalogue_stamp:
         catalogue = read_catalogue(settings.catalogue)
@@ -75,11 +73,3 @@ def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:
     whole = matrix[: len(ids)]
     whole.flags.writeable = False
     return tuple(ids), whole
-
-
-def _file_stamp(settings: Settings) -> Stamp:
-    try:
-        status = os.stat(settings.catalogue) if settings.catalogue else None
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size) if status else None

@@ -22,6 +22,10 @@ class Row(NamedTuple):
     size: int
     mtime_ns: int
 
+    def matches(self, size: int, mtime_ns: int) -> bool:
+        """True when the row describes a file of this size and time; a size below 0 is unknown, and matches no row."""
+        return size >= 0 and (self.size, self.mtime_ns) == (size, mtime_ns)
+
 
 @dataclass(frozen=True)
 class SpaceInfo:

@@ -8,12 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from producer.embedding import Space, Vectors
+from producer.embedding import Space, Vectors, is_unit
 from producer.errors import SpaceMismatch, StoreError
 from producer.vectors.base import Row
 
 DTYPE: Final = np.dtype("<f4")  # little-endian float32 on every machine
-LENGTH_TOLERANCE: Final = 1e-3  # rounding of 512 float32 squares is below 1e-6; a forgotten normalization is not
 
 
 def first_version() -> int:
@@ -55,10 +54,9 @@ def checked(space: Space, rows: Sequence[Row], vectors: Vectors) -> tuple[list[R
         raise StoreError(f"vectors must be float32, not {vectors.dtype}")
     if len(rows) != len(vectors):
         raise StoreError(f"{len(rows)} rows do not match {len(vectors)} vectors")
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    wrong = ~(np.abs(lengths - 1) <= LENGTH_TOLERANCE)  # NaN fails the comparison, and so is wrong
-    for index in map(int, np.flatnonzero(wrong)):
-        raise StoreError(f"the vector of {rows[index].id!r} has length {lengths[index]:g}, not 1; it was not stored")
+    for index in map(int, np.flatnonzero(~is_unit(vectors))):
+        length = float(np.linalg.norm(vectors[index].astype(np.float64)))
+        raise StoreError(f"the vector of {rows[index].id!r} has length {length:g}, not 1; it was not stored")
     for row in rows:
         try:
             row.id.encode()

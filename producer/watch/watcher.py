@@ -14,10 +14,11 @@ from functools import partial
 from typing import Final
 
 from producer.client import Producer
-from producer.collection.catalogue import read_catalogue, require_catalogue, stamp_of
+from producer.collection.catalogue import read_catalogue, require_catalogue
 from producer.collection.paths import is_below, is_looked_for, outermost, poster_id, resolved_root, starts_of
 from producer.collection.scan import PosterScan
 from producer.errors import PosterError
+from producer.files import file_stamp
 from producer.indexing.index_job import search, summarize
 from producer.output import notify
 from producer.queue.messages import Poster
@@ -136,7 +137,7 @@ class Watching:
 
     def _is_time_to_search(self, first: bool) -> bool:
         now = time.monotonic()
-        stamp = stamp_of(self._catalogue.path)
+        stamp = file_stamp(self._catalogue.path)
         if stamp != self._stamp:
             self._stamp, self._stamp_since = stamp, now
         wanted = stamp != self._catalogue.stamp or self._everything or now >= self._due

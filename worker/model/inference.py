@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from producer.embedding import Vectors
+from producer.embedding import Vectors, is_unit
 from producer.errors import DeviceLost, PosterError
 from worker.model.device import is_exhaustion, is_lost
 from worker.model.executors import Forward, Launched
@@ -214,9 +214,3 @@ class CpuFallback:
         if not is_unit(vector[None])[0]:
             return "the model gives no vector for it, not even in fp32"
         return vector
-
-
-def is_unit(vectors: Vectors) -> np.ndarray:
-    """Which rows are of length 1, as all that is stored must be; NaN, infinity and zero are not."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.isclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)

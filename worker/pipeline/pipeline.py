@@ -115,7 +115,7 @@ class Pipeline:
         todo = list(batch.posters)
         rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
         if not batch.force and not batch.verify:
-            todo = [poster for poster in todo if not _is_current(poster, rows.get(poster.id))]
+            todo = [p for p in todo if not ((row := rows.get(p.id)) and row.matches(p.size, p.mtime_ns))]
         unchanged = len(batch.posters) - len(todo)
         tally = _Tally()
         if batch.reply and unchanged:
@@ -237,11 +237,6 @@ class Pipeline:
             return put.result()
         finally:
             self.timings.waiting_for_store += self._clock() - began
-
-
-def _is_current(poster: Poster, row: Row | None) -> bool:
-    """True when the stored row describes the file as the producer saw it."""
-    return row is not None and poster.size >= 0 and (row.size, row.mtime_ns) == (poster.size, poster.mtime_ns)
 
 
 def _of_another_space(batch: EmbedBatch, mine: str) -> Iterator[Failure]:
