@@ -1,4 +1,4 @@
-"""The producer: enqueue posters, follow jobs, search vectors. What a backend imports; it loads no torch.
+"""The client library: enqueue posters, follow jobs, search vectors. It loads no torch.
 
 from producer import Index, Producer
 producer = Producer()
@@ -13,15 +13,60 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from producer.errors import (
+    ActivationMismatch,
+    BadMessage,
+    ConfigurationError,
+    DeviceLost,
+    DeviceUnavailable,
+    EmbedTimeout,
+    JobUnknown,
+    LedgerSetBack,
+    NewerMessage,
+    NoWorker,
+    PosterError,
+    PruneRefused,
+    RedisUnreachable,
+    SpaceMismatch,
+    StoreError,
+    StoreUnavailable,
+    UnknownModel,
+    UnreadablePoster,
+    WeightsUnavailable,
+)
+
 if TYPE_CHECKING:
     from producer.client import Producer
     from producer.job import Job
     from producer.search.index import Index
     from producer.search.nearest import Match
 
-
-__all__ = ["Index", "Job", "Match", "Producer"]
-_HOMES = {
+__all__ = [
+    "ActivationMismatch",
+    "BadMessage",
+    "ConfigurationError",
+    "DeviceLost",
+    "DeviceUnavailable",
+    "EmbedTimeout",
+    "Index",
+    "Job",
+    "JobUnknown",
+    "LedgerSetBack",
+    "Match",
+    "NewerMessage",
+    "NoWorker",
+    "PosterError",
+    "Producer",
+    "PruneRefused",
+    "RedisUnreachable",
+    "SpaceMismatch",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownModel",
+    "UnreadablePoster",
+    "WeightsUnavailable",
+]
+_MODULES = {
     "Index": "producer.search.index",
     "Job": "producer.job",
     "Match": "producer.search.nearest",
@@ -30,7 +75,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used when it is used: a backend that only might enqueue pays nothing for it."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import a class when it is used: `import producer` stays fast."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ def small_pictures(settings: Settings, files: Sequence[tuple[Path | None, str]])
 
 
 def _run(settings: Settings, request: Mapping[str, Any], *, quiet: bool = False) -> dict[str, Any]:
+    require_engine()
     chosen = settings.model_dump(mode="json", exclude_none=True)
     command = [sys.executable, "-m", MODULE]
     text = json.dumps({**request, "settings": chosen})
@@ -68,3 +70,21 @@ def _run(settings: Settings, request: Mapping[str, Any], *, quiet: bool = False)
         name, reason = answer["error"]
         raise getattr(errors, name, ConfigurationError)(reason)
     return answer
+
+
+def require_engine() -> None:
+    """Check that `import worker` would find this project's package.
+
+    Raises:
+        ConfigurationError: it is not installed, or another program's module of that name comes first.
+    """
+    spec = find_spec("worker")
+    if spec is None:
+        raise ConfigurationError("the engine is not installed here: pip install 'poster-embedding-queue[worker]'")
+    folders = list(spec.submodule_search_locations or ())
+    if not any(Path(folder, "clip_embedder.py").is_file() for folder in folders):
+        found = spec.origin or ", ".join(folders)
+        raise ConfigurationError(
+            f"the engine cannot be started: `worker` is the module of another program here, {found}. Run this command "
+            "in another folder, or rename that module"
+        )

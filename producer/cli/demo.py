@@ -25,6 +25,7 @@ from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.indexing.index_job import index
+from producer.local import require_engine
 from producer.output import ledger_entry, ledger_line, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
@@ -42,9 +43,10 @@ def run_demo() -> Progress:
     """Start Redis and a worker on a free port, index posters/, show neighbors, stop both.
 
     Raises:
-        ConfigurationError: redis-server is not installed.
+        ConfigurationError: redis-server or the engine is not installed.
         NoWorker: no worker could be started; says why.
     """
+    require_engine()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
