@@ -194,8 +194,8 @@ def worker_without_a_model(url: str) -> Iterator[None]:
 
     def work() -> None:
         while not ended.is_set():
-            for job in job_store.active():
-                for name in claims.opened(job):
+            for job in job_store.list_active():
+                for name in claims.open_batches(job):
                     batch = claims.load(job, name)
                     if batch is not None and claims.claim(batch, sign("bench"))[0] is Claim.WORK:
                         claims.finish(batch, Outcome(embedded=len(batch.posters)))

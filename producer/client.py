@@ -1,4 +1,4 @@
-"""Enqueue posters and follow them: what a backend and the command line use."""
+"""Producer: enqueue posters, follow jobs, embed on demand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from producer.vectors.tagged import SpacedVectors
 
 
 class Producer(QueueClient):
-    """The queue's entrance. Needs Redis, the settings, and nothing of the model.
+    """The client of the queue. Needs Redis and the settings, not the model.
 
     Every method that talks to Redis raises RedisUnreachable within 5 s when it does not answer.
     One instance may be kept for the life of a backend and shared between its threads.
@@ -34,7 +34,7 @@ class Producer(QueueClient):
 
         Args:
             paths: relative to the current folder or to the posters root, or absolute below it.
-            lane: BULK, or INTERACTIVE for what somebody waits for.
+            lane: BULK, or INTERACTIVE for posters whose vectors a caller waits for.
             force: embed even what the store already holds.
 
         Paths are read lazily, a batch at a time. Redis has to hold all that is queued, about 80 kB for a batch
@@ -43,7 +43,7 @@ class Producer(QueueClient):
         Raises:
             ConfigurationError: a path lies outside the posters root, its id belongs to another file, or the
                 catalogue, which gives ids, cannot be read; what was queued before is withdrawn.
-            RedisUnreachable: Redis is away, or full; what was queued before that goes on under the job.
+            RedisUnreachable: Redis is unreachable, or full; what was queued before stays in the job.
         """
         if isinstance(paths, str | Path):
             raise ConfigurationError(f"enqueue takes a list of paths, not one path: enqueue([{str(paths)!r}])")
@@ -55,7 +55,7 @@ class Producer(QueueClient):
                 pass
         except ConfigurationError:
             job.cancel()
-            self.job_store.sent(job.id)
+            self.job_store.mark_sent(job.id)
             raise
         return job
 
@@ -68,10 +68,10 @@ class Producer(QueueClient):
         Index.search can refuse one of another model.
 
         Raises:
-            NoWorker: nobody works on the queue.
+            NoWorker: no worker is alive.
             UnreadablePoster: the poster failed; says why. ConfigurationError: as `enqueue`.
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
-            SpaceMismatch: the workers' models are not one, or were changed while this call waited.
+            SpaceMismatch: the workers have different models, or were given another one meanwhile.
         """
         return self._on_demand.embed(self.poster(path), timeout)
 
@@ -79,7 +79,7 @@ class Producer(QueueClient):
         """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
 
         Args:
-            image: the bytes of an image file, at most queries.MOST_BYTES.
+            image: the bytes of an image file, at most queries.MAX_BYTES.
             timeout: seconds.
             name: what the error calls it.
 
@@ -91,18 +91,18 @@ class Producer(QueueClient):
     def job(self, job_id: str) -> Job:
         """A job by its id, or the newest one by ``last``; JobUnknown shows on first use."""
         if job_id == "last":
-            job_id = next(iter(self.job_store.jobs(most=1)), job_id)
+            job_id = next(iter(self.job_store.list_jobs(limit=1)), job_id)
         return Job(self, job_id)
 
     def begin(self, keep_s: int | None = None) -> Job:
-        """Begin a job in the ledger, to be fed."""
+        """Create a job, for `feed`."""
         return Job(self, self.create_job(keep_s))
 
     def poster(self, path: str | Path) -> Poster:
-        """A file as the queue names it; as Naming.poster."""
+        """A file as a Poster; see PosterResolver.poster."""
         return self._resolver.poster(path)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._on_demand.close()
         super().close()

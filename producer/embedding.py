@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Space:
-    """What has to be equal for two vectors to be comparable.
+    """Everything that must be equal for two vectors to be comparable.
 
     Precision and device are left out on purpose: they change the last digits, not the meaning
-    (cosine ≥ 0.999 to fp32 is proven when the model is loaded).
+    (cosine ≥ 0.999 to fp32 is checked when the model is loaded).
 
     Attributes:
         model: open_clip's name of the architecture, for example ``ViT-B-32``.

@@ -3,22 +3,22 @@
 PosterError
 ├── ConfigurationError            settings or arguments that cannot work
 │   ├── UnknownModel              open_clip has no model of that name
-│   ├── WeightsUnavailable        the weights are neither here nor within reach
+│   ├── WeightsUnavailable        the weights cannot be found or downloaded
 │   ├── ActivationMismatch        the weights were trained with the other activation
-│   ├── DeviceUnavailable         the device that was asked for is not there
-│   └── PruneRefused              more would be pruned than anybody is likely to mean
+│   ├── DeviceUnavailable         there is no such device
+│   └── PruneRefused              more would be pruned than is likely meant
 ├── UnreadablePoster              one poster failed: a word, a sentence, a file
 ├── BadMessage                    a queue message that is not an EmbedBatch
-│   └── NewerMessage              it may be one for a newer version of this program
+│   └── NewerMessage              from a newer version of this program
 ├── RedisUnreachable              Redis does not answer, or refuses
-├── NoWorker                      Redis answers, and nobody works on the queue
+├── NoWorker                      Redis answers, but no worker is alive
 ├── JobUnknown                    the ledger has no such job
-│   └── LedgerSetBack             Redis came back without what it had confirmed
+│   └── LedgerSetBack             Redis came back without data that it had confirmed
 ├── StoreError                    the store cannot be read or written
-│   ├── StoreUnavailable          for now: locked, disk full, Redis away; try again
-│   └── SpaceMismatch             vectors of two spaces were about to meet
-├── DeviceLost                    the accelerator's context is broken until the process ends
-└── EmbedTimeout                  no vector within the time that was given
+│   ├── StoreUnavailable          for now: locked, disk full, unreachable; try again
+│   └── SpaceMismatch             vectors of two spaces would be mixed
+├── DeviceLost                    the GPU's context is broken until the process ends
+└── EmbedTimeout                  no vector within the timeout
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAILURE_WORDS: Final = (
 
 
 class PosterError(Exception):
-    """Base of all errors raised on purpose; its text is fit to be shown to a person."""
+    """Base of all errors raised on purpose; its text may be shown to a person."""
 
 
 class ConfigurationError(PosterError):
@@ -50,26 +50,26 @@ class UnknownModel(ConfigurationError):
 
 
 class WeightsUnavailable(ConfigurationError):
-    """The weights are neither on this machine nor within reach; the text lists the ways out."""
+    """The weights are neither on this machine nor can they be downloaded; the text lists the ways out."""
 
 
 class ActivationMismatch(ConfigurationError):
-    """The activation asked for is not the one that the weights were trained with."""
+    """The configured activation is not the one that the weights were trained with."""
 
 
 class DeviceUnavailable(ConfigurationError):
-    """The device that was asked for by name is not there."""
+    """The configured device does not exist."""
 
 
 class PruneRefused(ConfigurationError):
-    """More vectors would be pruned than anybody is likely to mean; the text says how many, and the way out."""
+    """More vectors would be pruned than is likely meant; the text says how many, and the way out."""
 
 
 class UnreadablePoster(PosterError):
     """One poster that cannot become a vector.
 
     Attributes:
-        path: the file, as it was named by the caller.
+        path: the file, as the caller named it.
         word: one of FAILURE_WORDS.
         reason: one sentence for a person.
     """
@@ -91,7 +91,7 @@ class BadMessage(PosterError):
 
 
 class NewerMessage(BadMessage):
-    """A queue message of a newer version: a worker that is up to date can do it."""
+    """A queue message of a newer version: a newer worker can read it."""
 
 
 class RedisUnreachable(PosterError):
@@ -107,7 +107,7 @@ class JobUnknown(PosterError):
 
 
 class LedgerSetBack(JobUnknown):
-    """Redis came back without the job, or without the last of its steps: what was sent must be sent again."""
+    """Redis came back without the job, or without its last steps: send the posters again."""
 
 
 class StoreError(PosterError):
@@ -119,12 +119,12 @@ class StoreUnavailable(StoreError):
 
 
 class SpaceMismatch(StoreError):
-    """Vectors of two spaces were about to meet."""
+    """Vectors of two spaces would be mixed."""
 
 
 class DeviceLost(PosterError):
-    """The accelerator's context is broken for good: only a fresh process can go on."""
+    """The GPU's context is broken for good: only a new process can continue."""
 
 
 class EmbedTimeout(PosterError):
-    """No vector came within the time that the caller gave; the work goes on."""
+    """No vector came within the caller's timeout."""

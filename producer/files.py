@@ -16,10 +16,10 @@ from producer.errors import UnreadablePoster
 
 EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 READ_BYTES: Final = 1 << 20
-READS_MOST: Final = 3  # of a file that is being written; half of an old picture and half of a new one is none
+MAX_READS: Final = 3  # tries to read a file that is being written: half an old and half a new image is none
 WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
-# What a file itself can be guilty of. Every other OSError (EIO, ESTALE, EMFILE, a network path that
-# went away …) says nothing about the poster and reaches the caller, who tries the batch again.
+# Errors of a file itself. Every other OSError (EIO, ESTALE, EMFILE, a lost network path …) says nothing about the
+# poster and reaches the caller, which tries the batch again.
 _REASONS: Final = {
     errno.ENOENT: ("missing", "there is no such file"),
     errno.ENOTDIR: ("missing", "a part of its path is not a folder"),
@@ -31,7 +31,7 @@ _REASONS: Final = {
     errno.ENXIO: ("unsupported", "it is no regular file"),
     errno.EINVAL: ("missing", "its name cannot exist on this system"),
 }
-# What one file's place on a disk can be guilty of, but also a disk or a network that comes back.
+# Errors of one file's blocks on a disk, but also of a disk or a network that comes back.
 DAMAGE: Final = frozenset(
     getattr(errno, name) for name in ("EIO", "EUCLEAN", "EBADMSG", "EREMOTEIO", "ENOKEY") if hasattr(errno, name)
 )
@@ -79,8 +79,8 @@ def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_byt
     Raises:
         UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable
             (also a file that is being written to while it is read).
-        OSError: the trouble is not the poster's (the disk, the network, too many open files, the
-            posters root is gone): try again later.
+        OSError: not the poster is at fault (the disk, the network, too many open files, a missing
+            posters root): try again later.
     """
     name = os.fspath(path)
     if "\0" in name:
@@ -115,7 +115,7 @@ def _check_parts(name: str) -> None:
 
 
 def _open(target: Path, name: str) -> int:
-    """Open a regular file, looking before and after: a FIFO must not block, a device must not be touched."""
+    """Open a regular file, checked before and after: a FIFO must not block, a device must not be opened."""
     _require_regular(os.stat(target), name)
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(target, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
@@ -134,7 +134,7 @@ def _require_regular(status: os.stat_result, name: str) -> None:
 
 
 def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
-    """Check where the opened file really lies; the name may have been changed since it was opened."""
+    """Check that the opened file lies below the root; its name may have changed since it was opened."""
     link = f"/proc/self/fd/{descriptor}"
     if sys.platform == "linux" and os.path.islink(link):
         real = Path(os.readlink(link))
@@ -147,7 +147,7 @@ def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
 
 
 def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
-    for _ in range(READS_MOST):
+    for _ in range(MAX_READS):
         status = os.fstat(descriptor)
         if status.st_size > max_bytes:
             raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
@@ -158,7 +158,7 @@ def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
             digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
             return FileContent(data, digest, len(data), modified_ns(status))
     reason = (
-        f"it changed while it was read, {READS_MOST} times: somebody is writing it; index it again when that is over"
+        f"it changed while it was read, {MAX_READS} times: somebody is writing it; index it again when that is over"
     )
     raise UnreadablePoster(name, "unreadable", reason)
 

@@ -1,4 +1,4 @@
-"""One run of the producer, followed through the ledger."""
+"""A job: its progress, its failures, and waiting for its end."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from producer.queue_client import QueueClient
 
 
-FIRST_LOOK_S: Final = 0.002  # an interactive answer comes within milliseconds
-LATER_LOOK_S: Final = 0.2
+FIRST_POLL_S: Final = 0.002  # an interactive answer comes within milliseconds
+MAX_POLL_S: Final = 0.2
 
 
 class Job:
-    """One run of the producer, as the ledger knows it. Cheap: holds an id, asks the ledger each time."""
+    """A job in the ledger. It holds an id, and reads the ledger at every call."""
 
     def __init__(self, queue: QueueClient, job_id: str) -> None:
         """Jobs come from Producer.enqueue and Producer.job."""
         self.id = job_id
-        self.steps = 0  # that this object has written down; 0 where another process does
+        self.steps = 0  # that this object has recorded; 0 where another process does
         self._queue = queue
 
     def progress(self) -> Progress:
@@ -52,28 +52,28 @@ class Job:
 
         Args:
             timeout: seconds; None waits for as long as it takes.
-            on_progress: called at every look, several times a second.
+            on_progress: called at every poll, several times a second.
 
         Returns:
             The last progress seen; ``at_rest`` is False when the time ran out.
         """
-        ends = None if timeout is None else time.monotonic() + timeout
-        pause = FIRST_LOOK_S
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = FIRST_POLL_S
         while True:
             progress = self.progress()
             if on_progress:
                 on_progress(progress)
-            left = pause if ends is None else min(pause, ends - time.monotonic())
+            left = pause if deadline is None else min(pause, deadline - time.monotonic())
             if progress.at_rest or left <= 0:
                 return progress
             self._queue.redeliver_if_due()
             time.sleep(left)
-            pause = min(1.5 * pause, LATER_LOOK_S)
+            pause = min(1.5 * pause, MAX_POLL_S)
 
     def failures(self) -> list[Failure]:
         """Every failure with its word and sentence, ordered by poster id."""
         return sorted(self._queue.job_store.failures(self.id))
 
     def cancel(self) -> int:
-        """Withdraw what no worker has begun; how many posters. A batch in work is finished and counted."""
+        """Withdraw what no worker has begun; how many posters. A claimed batch is finished and counted."""
         return self._queue.claims.cancel(self.id)

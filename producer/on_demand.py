@@ -1,4 +1,4 @@
-"""Vectors for somebody who waits: from the store where it has them, else ahead of all bulk work."""
+"""Vectors for a caller that waits: from the store, or from a worker ahead of all bulk work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from producer.queue.image_requests import ImageRequests
 from producer.queue.keys import REPLY_S
 from producer.queue.messages import INTERACTIVE, Poster
 from producer.queue.workers import common_space
-from producer.vectors import is_made
+from producer.vectors import store_exists
 from producer.vectors.tagged import SpacedVectors, spaced
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
 
 
-READY_LOOK_S: Final = 0.05  # how soon a caller that waits for a vector notices that the model is loaded
+READY_POLL_S: Final = 0.05  # between two looks whether a worker has loaded its model
 BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
 
 class OnDemand:
-    """What Producer.embed and Producer.embed_image do; safe to share between threads, as Producer is."""
+    """Producer.embed and Producer.embed_image. Threads may share an instance."""
 
     def __init__(self, queue: QueueClient) -> None:
-        """`queue` stays its owner's to close."""
+        """`queue` is the caller's to close."""
         self._queue = queue
         self._queries = ImageRequests(queue.settings.redis_url)
         self._store: VectorStore | None = None
@@ -38,15 +38,15 @@ class OnDemand:
 
     def embed(self, poster: Poster, timeout: float) -> SpacedVectors:
         """As Producer.embed."""
-        ends = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         stored = self._stored(poster)
         if stored is not None:
             return stored
-        queue, space = self._queue, self._ready_space(ends, poster.path)
+        queue, space = self._queue, self._ready_space(deadline, poster.path)
         job = Job(queue, queue.create_job(keep_s=REPLY_S))
         for _ in queue.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
             pass
-        progress = job.wait(max(0.0, ends - time.monotonic()))
+        progress = job.wait(max(0.0, deadline - time.monotonic()))
         raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:
             return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
@@ -62,25 +62,25 @@ class OnDemand:
 
     def embed_image(self, image: bytes, timeout: float, name: str) -> SpacedVectors:
         """As Producer.embed_image."""
-        ends = time.monotonic() + timeout
-        self._ready_space(ends, name)
-        token = self._queries.put(image, max(0.1, ends - time.monotonic()), name)
+        deadline = time.monotonic() + timeout
+        self._ready_space(deadline, name)
+        token = self._queries.put(image, max(0.1, deadline - time.monotonic()), name)
         self._queue.send_query(token)
-        answer = self._queries.wait(token, ends - time.monotonic(), name)
+        answer = self._queries.wait(token, deadline - time.monotonic(), name)
         if answer is None:
             raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
         return spaced(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
 
     def close(self) -> None:
-        """Let go of connections and store."""
+        """Close connections and store."""
         self._queries.close()
         if self._store is not None:
             self._store.close()
 
     def _stored(self, poster: Poster) -> SpacedVectors | None:
-        """The vector of a poster that is as it was; None where the store has none, or cannot be seen from here.
+        """The stored vector of an unchanged poster; None where there is none, or the store is out of reach.
 
-        Of the space that the workers make, or, while none is ready, of the one that readers use.
+        Of the space that the workers make, or, while no worker is ready, of the store's current one.
         """
         made = common_space(self._queue.workers())
         try:
@@ -92,24 +92,24 @@ class OnDemand:
             if row is None or not row.matches(poster.size, poster.mtime_ns):
                 return None
             vector = store.get(space, [poster.id]).get(poster.id)
-        except StoreError:  # the worker's affair; it may see what this program does not
+        except StoreError:  # the worker may be able to read it
             return None
         return None if vector is None else spaced(vector, space)
 
     def _visible_store(self) -> VectorStore | None:
-        """The store, opened once; None where it is a file that is not here (yet): opening would make it."""
-        if not is_made(self._queue.settings.store):
+        """The store, opened once; None where it is a file that does not exist (yet): opening would create it."""
+        if not store_exists(self._queue.settings.store):
             return None
         with self._opening:
             self._store = self._store or self._queue.store()
             return self._store
 
-    def _ready_space(self, ends: float, name: str) -> str:
-        """Wait for a worker that is ready, until `ends` on the monotonic clock; the id of the space it makes."""
+    def _ready_space(self, deadline: float, name: str) -> str:
+        """Wait for a worker that is ready, until `deadline` on the monotonic clock; the id of the space it makes."""
         while True:
             space = common_space(self._queue.workers(at_least_one=True))
             if space is not None:
                 return space.id
-            if time.monotonic() >= ends:
+            if time.monotonic() >= deadline:
                 raise EmbedTimeout(f"no vector for {name}: {BUSY}")
-            time.sleep(READY_LOOK_S)
+            time.sleep(READY_POLL_S)

@@ -1,4 +1,4 @@
-"""What is said to a person, and the ledger as a line or an object."""
+"""Messages to a person on stderr, and the ledger line of a job as text or object."""
 
 from __future__ import annotations
 
@@ -17,35 +17,34 @@ if TYPE_CHECKING:
     from producer.queue_client import QueueClient
 
 
-SHOWN: Final = 20  # failures that a person reads without asking for them
+SHOWN_FAILURES: Final = 20  # failures that are listed unasked
 
 
 def notify(text: str) -> None:
-    """Tell a person something, without tearing a progress bar."""
+    """Write a line to stderr without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
 def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
-    """Name what failed and why, and say where the rest can be read.
+    """List the first failures of a job, and the command that lists the rest.
 
     Args:
-        queue: whose ledger, and whose workers.
+        queue: of the job and its workers.
         progress: of the job.
-        failures: its first ones, as many as SHOWN or more; None: the ledger is asked for them.
+        failures: its first ones, as many as SHOWN_FAILURES or more; None: they are read.
     """
     if failures is None:
-        failures = nsmallest(SHOWN, queue.job_store.failures(progress.job)) if progress.failed else ()
-    for failure in failures[:SHOWN]:
+        failures = nsmallest(SHOWN_FAILURES, queue.job_store.failures(progress.job)) if progress.failed else ()
+    for failure in failures[:SHOWN_FAILURES]:
         notify(f"failed: {failure.path}: {failure.word}: {failure.reason}")
-    if progress.failed > SHOWN:
-        notify(f"… and {progress.failed - SHOWN} more: `python -m producer failures {progress.job}`")
+    if progress.failed > SHOWN_FAILURES:
+        notify(f"… and {progress.failed - SHOWN_FAILURES} more: `python -m producer failures {progress.job}`")
     root = queue.settings.root
-    if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures[:SHOWN]):
+    if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures[:SHOWN_FAILURES]):
         with suppress(PosterError):  # a hint
-            theirs = ", ".join(sorted({worker.get("root") for worker in queue.workers()} - {""})) or "another folder"
-            notify(
-                f"files that are missing for the worker are here: it looks under {theirs}, this program under {root}"
-            )
+            roots = sorted({worker.get("root") for worker in queue.workers()} - {""})
+            searched = ", ".join(roots) or "another folder"
+            notify(f"the worker misses files that are here: it reads {searched}, this program reads {root}")
 
 
 def ledger_entry(progress: Progress) -> dict[str, Any]:
@@ -64,5 +63,5 @@ def ledger_entry(progress: Progress) -> dict[str, Any]:
 
 
 def ledger_line(progress: Progress) -> str:
-    """The ledger as one line of text: names and values, separated by blanks."""
+    """The ledger line as text: names and values, separated by blanks."""
     return " ".join(f"{name} {value}" for name, value in ledger_entry(progress).items())

@@ -1,4 +1,4 @@
-"""The queue as producers use it: create a job, write its batches down and send them, see who works."""
+"""The queue as producers use it: create jobs, send their batches, list workers, open the store."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from producer.vectors import open_store
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
 
-SPACE_LOOK_S: Final = 2.0  # how soon a producer that sends a long job notices that the model was changed
+SPACE_CHECK_S: Final = 2.0  # between two checks, while a long job is sent, that the workers' model is still the same
 OnWait = Callable[[RedisUnreachable], object]
 
 
 class SentSteps(Protocol):
-    """A job of which steps are being written down: its id, and how many there are so far."""
+    """A job whose steps are being recorded: its id, and how many there are so far."""
 
     id: str
     steps: int
 
 
 class QueueClient:
-    """Queue, ledger and workers of one installation, for whoever sends and follows jobs.
+    """Queue, ledger and workers of one installation, for sending and following jobs.
 
     Every method that talks to Redis raises RedisUnreachable within 5 s when it does not answer.
     Threads may share an instance.
@@ -55,7 +55,7 @@ class QueueClient:
         self._redelivery = Redelivery(self.claims, self.job_store, self.send)
 
     def create_job(self, keep_s: int | None = None) -> str:
-        """Create a job in the ledger; its id, which tells when, in UTC."""
+        """Create a job; its id begins with the time in UTC."""
         job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         self.job_store.create(job_id, keep_s=keep_s, root=str(self.settings.root.resolve()))
         return job_id
@@ -73,9 +73,9 @@ class QueueClient:
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
         on_wait: OnWait | None = None,
     ) -> Iterator[int]:
-        """Write down and send batch after batch; yields the number of posters seen so far.
+        """Record and send batch after batch; yields the number of posters read so far.
 
-        Nothing is sent until the caller asks for the next number: that is how a window is kept.
+        A batch is sent for each number that the caller takes: that is how it keeps its window.
 
         Args:
             posters: read lazily; a Failure among them is counted as it is.
@@ -83,13 +83,13 @@ class QueueClient:
                 make when the first batch is sent with a worker ready. A worker of another fails them.
             verify: let the worker compare contents, and trust no modification time.
             is_current: of some posters, the ids whose vectors are up to date; they are not sent.
-            on_wait: called while Redis is away, which is then waited for; None: RedisUnreachable is raised.
+            on_wait: called while Redis is unreachable, which is then waited for; None: RedisUnreachable is raised.
 
         Raises:
             LedgerSetBack: Redis came back without the job, or without some of its steps.
-            SpaceMismatch: the workers' models are not one, or were changed meanwhile; nothing more is sent.
+            SpaceMismatch: the workers have different models, or were given another one; nothing more is sent.
         """
-        source, looked = iter(posters), time.monotonic()
+        source, checked_at = iter(posters), time.monotonic()
         wait = partial(retry_until_available, on_wait=on_wait)
         seen, is_wanted = 0, True
         while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
@@ -98,13 +98,13 @@ class QueueClient:
             candidates = list({item.id: item for item in block if isinstance(item, Poster)}.values())
             current = is_current(candidates) if candidates and not force else set()
             todo = [poster for poster in candidates if poster.id not in current]
-            if space is None or time.monotonic() - looked > SPACE_LOOK_S:
-                space, looked = wait(partial(self._agreed, space)), time.monotonic()
+            if space is None or time.monotonic() - checked_at > SPACE_CHECK_S:
+                space, checked_at = wait(partial(self._confirmed_space, space)), time.monotonic()
             settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
                 batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
-                write = partial(self.job_store.step, job.id, job.steps + 1, batch=batch, **settled)
+                write = partial(self.job_store.record_step, job.id, job.steps + 1, batch=batch, **settled)
                 is_wanted = wait(write)
                 if not is_wanted:
                     break  # the job was cancelled
@@ -112,10 +112,10 @@ class QueueClient:
                 if batch is not None:
                     wait(partial(self.send, batch))
             yield seen
-        wait(partial(self.job_store.sent, job.id, job.steps))
+        wait(partial(self.job_store.mark_sent, job.id, job.steps))
 
     def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
-        """Who is alive; NoWorker if that is nobody and `at_least_one` is asked for."""
+        """The workers that are alive; NoWorker if there is none and `at_least_one` is set."""
         alive = self.registry.alive()
         if at_least_one and not alive:
             raise NoWorker(
@@ -137,11 +137,11 @@ class QueueClient:
         return open_store(self.settings.store)
 
     def send(self, batch: EmbedBatch) -> None:
-        """Put a batch on its lane; it must stand in the ledger already."""
+        """Put a batch on its lane; it must be recorded already."""
         send(self._app, batch)
 
     def redeliver_if_due(self) -> int:
-        """Look for lost batches, if it is time again, and send them again; how many."""
+        """Send returned and lost batches again, if it is time to look for them; how many."""
         return self._redelivery.run()
 
     def send_query(self, token: str) -> None:
@@ -149,14 +149,14 @@ class QueueClient:
         send_query(self._app, token)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._redelivery.close()
         self.registry.close()
         self.job_store.close()
         self._app.close()
 
-    def _agreed(self, space: str | None) -> str | None:
-        """The space that the workers make; SpaceMismatch when it is not `space` any more."""
+    def _confirmed_space(self, space: str | None) -> str | None:
+        """The space that the workers make vectors of; SpaceMismatch when it is not `space` any more."""
         known = self.space()
         if known is None or space in (None, known.id):
             return known.id if known else space

@@ -58,7 +58,7 @@ def examine(producer: Producer) -> Iterator[Finding]:
 
 
 def _redis(producer: Producer, url: str) -> Finding:
-    policy, is_kept = producer.job_store.keeping()
+    policy, is_kept = producer.job_store.persistence()
     seen = f"answers at {url}" + ("" if is_kept else "; it forgets everything when it ends (appendonly no)")
     if policy not in ("noeviction", ""):
         advice = "set `maxmemory-policy noeviction`: any other may throw away what is queued"

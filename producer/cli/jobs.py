@@ -29,7 +29,7 @@ from producer.redis_client import retry_until_available
 def status(job: str | None, as_json: bool) -> None:
     """Show the workers and the newest jobs, or one JOB (an id, or `last`)."""
     producer = Producer()
-    jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.job_store.jobs()]
+    jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.job_store.list_jobs()]
     progresses = [entry.progress() for entry in jobs]
     workers = producer.workers()
     if as_json:
@@ -102,7 +102,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    ask = partial(retry_until_available, on_wait=WaitStatus(producer).tell)
+    ask = partial(retry_until_available, on_wait=WaitStatus(producer).report)
     found = (failure for failure in producer.job_store.failures(entry.id, ask) if only in (None, failure.word))
     first = next(found, None)  # the rest is read while it is sent: a job may have a million
     progress = NOTHING

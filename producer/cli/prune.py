@@ -16,7 +16,7 @@ from producer.indexing.index_job import look_at_catalogue
 from producer.maintenance.prune import Prune, Survey
 from producer.output import notify
 from producer.settings import load_settings
-from producer.vectors import is_made
+from producer.vectors import store_exists
 
 yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what an unmounted disk may hold.")
 
@@ -53,7 +53,7 @@ def show(
     producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool, as_json: bool, mark: str = ""
 ) -> None:
     """List on stdout what would be pruned, behind `mark`, and say on stderr how many that is."""
-    if not is_made(producer.settings.store):
+    if not store_exists(producer.settings.store):
         notify("the store holds no vectors yet; nothing to prune")
         return
     with closing(producer.store()) as store:
@@ -75,7 +75,7 @@ def prune_and_notify(
         ConfigurationError: the catalogue that was asked for is not there.
     """
     require_catalogue(producer.settings, catalogue)
-    if not is_made(producer.settings.store):
+    if not store_exists(producer.settings.store):
         notify("the store holds no vectors yet; nothing to prune")
         return Survey(), 0
     with closing(producer.store()) as store:

@@ -52,15 +52,15 @@ def follow(
         PosterError: what `feed` and the ledger raise; no more of the job will come then, either.
     """
     wait_status, sent = WaitStatus(producer), False
-    batches = feed(wait_status.tell)
+    batches = feed(wait_status.report)
     try:
         while True:
-            wait_status.look()
-            progress = retry_until_available(job.progress, wait_status.tell)
+            wait_status.refresh()
+            progress = retry_until_available(job.progress, wait_status.report)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            retry_until_available(producer.redeliver_if_due, wait_status.tell)
+            retry_until_available(producer.redeliver_if_due, wait_status.report)
             room = producer.settings.window - progress.open_batches
             if not sent and room > 0:
                 sent = sum(1 for _ in islice(batches, room)) < room
@@ -81,9 +81,9 @@ def follow(
 def _renew_sending(producer: Producer, job: Job, wait_status: WaitStatus) -> None:
     """One try: a full Redis refuses this, and is emptied by the workers that are waited for here."""
     try:
-        producer.job_store.still_sending(job.id)
+        producer.job_store.renew_sending(job.id)
     except RedisUnreachable as error:
-        wait_status.tell(error)
+        wait_status.report(error)
 
 
 def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress:
@@ -108,7 +108,7 @@ def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress
 def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
     """Tell the ledger that nobody sends any more of a job; without Redis it finds out by itself."""
     with suppress(RedisUnreachable, JobUnknown):
-        producer.job_store.sent(job.id)
+        producer.job_store.mark_sent(job.id)
 
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from producer.client import Producer
 from producer.errors import PosterError, StoreError
 from producer.queue.messages import Poster
-from producer.vectors import is_made
+from producer.vectors import store_exists
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
@@ -61,7 +61,7 @@ class UpToDateFilter:
         """Id of the space that the workers make; None while that, or the store, is out of reach."""
         try:
             space = self._producer.space()
-            if self._store is None and is_made(self._producer.settings.store):
+            if self._store is None and store_exists(self._producer.settings.store):
                 self._store = self._producer.store()
         except PosterError as error:
             self._tell(error)

@@ -1,4 +1,4 @@
-"""What stands in the way of a job: Redis away, no worker, a model that loads. Said once, and waited for."""
+"""Reports what a job waits for: Redis, a worker, or a model that loads."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from producer.errors import RedisUnreachable
 from producer.output import notify
 from producer.queue.workers import FAILED, READY, STORE, WAITING
 
-ASK_FOR_WORKERS_S: Final = 2.0
+REFRESH_S: Final = 2.0
 
 
 @dataclass
 class WaitStatus:
-    """Says, once per change, what stands in the way: Redis away, no worker, a model that loads."""
+    """Reports, once per change, what a job waits for: Redis, a worker, or a model that loads."""
 
     producer: Producer
-    asked: float = -1e9
-    said: str = ""
+    refreshed_at: float = -1e9
+    reported: str = ""
 
-    def look(self) -> None:
-        if time.monotonic() - self.asked < ASK_FOR_WORKERS_S:
+    def refresh(self) -> None:
+        """Report the state of the workers, at most every REFRESH_S."""
+        if time.monotonic() - self.refreshed_at < REFRESH_S:
             return
-        self.asked = time.monotonic()
+        self.refreshed_at = time.monotonic()
         try:
             workers = self.producer.workers()
         except RedisUnreachable as error:
-            self.tell(error)
+            self.report(error)
             return
         failed = [worker for worker in workers if worker.state == FAILED]
         if any(worker.state == READY for worker in workers):
-            self._notify("" if not self.said else "a worker is ready")
+            self._notify("" if not self.reported else "a worker is ready")
         elif failed:
             self._notify(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
         elif workers and (workers[0].state == WAITING or workers[0].get("stage") == STORE):
@@ -46,13 +47,13 @@ class WaitStatus:
                 "Waiting for it; Ctrl-C leaves, the job stays."
             )
 
-    def tell(self, error: RedisUnreachable) -> None:
-        """Redis is away, or refuses what is to be sent; said once, however its words differ."""
-        self.asked = time.monotonic()  # a worker that is ready all the same is no news now
+    def report(self, error: RedisUnreachable) -> None:
+        """Report that Redis is unreachable, or refuses a command: once, however its messages differ."""
+        self.refreshed_at = time.monotonic()  # do not report a worker as ready in between
         self._notify(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
 
     def _notify(self, text: str, about: str = "") -> None:
-        """Say something else than the last time; with `about`, something about something else."""
-        if text and (about or text) != self.said:
+        """Report a text unless it was the last one; `about` stands for the text where it may vary."""
+        if text and (about or text) != self.reported:
             notify(text)
-        self.said = about or text
+        self.reported = about or text

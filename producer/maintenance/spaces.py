@@ -13,7 +13,7 @@ from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
 from producer.maintenance.prune import JUDGED_AT_ONCE, Prune
 from producer.settings import Settings
-from producer.vectors import is_made, open_store
+from producer.vectors import open_store, store_exists
 from producer.vectors.base import SpaceInfo, VectorStore
 
 
@@ -54,7 +54,7 @@ def store_for_reading(settings: Settings) -> VectorStore:
     Raises:
         ConfigurationError: nobody has stored anything yet, or the setting names the wrong file.
     """
-    if not is_made(settings.store):
+    if not store_exists(settings.store):
         path = settings.store.removeprefix("sqlite:")
         raise ConfigurationError(
             f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"

@@ -1,4 +1,4 @@
-"""Custody: in whose hands an open batch is, from its claim to its end."""
+"""Claims: which worker holds an open batch, from its claim until it is finished, returned or split."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.scripts import load_script
 from producer.redis_client import RedisClient
 
-PAGE: Final = 64  # messages that Redis looks at in one go: a few milliseconds in which it answers nobody else
-ASKED_AT_ONCE: Final = 500
+QUEUE_PAGE: Final = 64  # messages per script call: a few milliseconds in which Redis answers nobody else
+CLAIMS_PAGE: Final = 500
 
 
 def sign(owner: str) -> str:
-    """What `owner` signs the claim of one delivery with, unlike that of any other delivery."""
+    """The holder of one delivery, OWNER#NONCE: different for every delivery to the same owner."""
     return f"{owner}#{secrets.token_hex(4)}"
 
 
 class Claims:
-    """Claims, and what ends them; on the ledger's connection. Safe to share between threads.
+    """Claim, renew, release, finish and split batches. Threads may share an instance.
 
-    Every method raises RedisUnreachable as the ledger's do, and may be asked again.
+    Every method may be repeated when RedisUnreachable was raised.
     """
 
     def __init__(self, job_store: JobStore, client: RedisClient | None = None) -> None:
@@ -50,10 +50,10 @@ class Claims:
     # the worker's side
 
     def claim(self, batch: EmbedBatch, holder: str) -> tuple[Claim, int, bool]:
-        """Ask for a batch: verdict, number of this attempt from 1, whether it was begun before.
+        """Claim a batch: verdict, number of this attempt from 1, whether it was begun before.
 
-        Attempts that `give_back` took back are not counted, but they did begin. `holder` is from `sign`;
-        a new holder of the same owner takes the batch over, it is the child that follows a dead one.
+        An attempt that `release` took back is not counted, but it did begin. `holder` is from `sign`;
+        a new holder of the same owner takes the batch over: it is the child that replaces a dead one.
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
         arguments: list[Any] = [batch.batch, holder, holder.rpartition("#")[0], self._claim_ms]
@@ -61,12 +61,12 @@ class Claims:
         return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
 
     def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
-        """Renew the claim and say how far it is; False when the batch is not the holder's any more."""
+        """Renew the claim and record the posters done; False when the batch is not the holder's any more."""
         keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
-        """Return a batch, to be sent again after `after_s`; `count`: the attempt stays counted.
+        """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted.
 
         Returns:
             False when it was not the holder's any more; nothing changed then.
@@ -76,9 +76,9 @@ class Claims:
         return bool(self._release(keys, arguments))
 
     def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
-        """Let go of a batch whose worker died with it, for its parent process; False when it was not `owner`'s.
+        """Return the batch that a worker's child died with, for its parent process; False when it was not `owner`'s.
 
-        Without it, whoever gets the batch next would respect the dead child's claim until that expires.
+        Otherwise the next worker would respect the dead child's claim until it expires.
         """
         keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
         return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
@@ -88,11 +88,11 @@ class Claims:
         parts = outcome.embedded + outcome.reused + outcome.unchanged + len(outcome.failures)
         if parts != len(batch.posters):
             raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {parts}")
-        return self._settle(batch.job, batch.batch, outcome)
+        return self._count(batch.job, batch.batch, outcome)
 
     def withdraw(self, batch: EmbedBatch) -> bool:
-        """Take a batch of a cancelled job out of it; False when a worker is at it, or it was finished."""
-        return self._settle(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
+        """Take a batch out of its cancelled job; False when a worker holds it, or it was finished."""
+        return self._count(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
 
     def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
         """Replace an open batch by its halves, which redelivery sends; None when it was finished in the meantime.
@@ -105,82 +105,82 @@ class Claims:
         keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch), RETURNED]
         return halves if self._split(keys, [batch.job, batch.batch, counted, *parts]) else None
 
-    # the side of those who look after batches
+    # redelivery, and commands
 
     def cancel(self, job: str) -> int:
-        """Withdraw every batch that nobody works on; how many posters. They leave `submitted`.
+        """Withdraw every batch that no worker holds; the number of its posters, which leave `submitted`.
 
         Raises:
             JobUnknown: there is no such job.
         """
-        if not self._job_store.call_off(job):
+        if not self._job_store.mark_cancelled(job):
             return 0
         withdrawn = 0
         for batch_id, text in self._redis.hscan_iter(job_keys(job, "open")[0]):
             posters = len(json.loads(text).get("posters", ()))  # also of a version newer than this program
-            if self._settle(job, batch_id, Outcome(), cancelled=posters):
+            if self._count(job, batch_id, Outcome(), cancelled=posters):
                 withdrawn += posters
         return withdrawn
 
     def fail_unreadable(self, job: str, batch_id: str, reason: str) -> int:
-        """Fail the posters of an open batch that `load` calls bad, so that its job can end; how many there are."""
-        posters = (self._written_down(job, batch_id) or {}).get("posters", ())
+        """Fail the posters of an open batch that `load` cannot read, so that its job can end; how many."""
+        posters = (self._message(job, batch_id) or {}).get("posters", ())
         failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
-        return len(failures) if self._settle(job, batch_id, Outcome(failures=failures)) else 0
+        return len(failures) if self._count(job, batch_id, Outcome(failures=failures)) else 0
 
-    def opened(self, job: str) -> set[str]:
+    def open_batches(self, job: str) -> set[str]:
         """Ids of the job's open batches."""
         return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
 
     def load(self, job: str, batch_id: str) -> EmbedBatch | None:
-        """An open batch as it was written down; None when it is not open any more.
+        """An open batch; None when it is not open any more.
 
         Raises:
-            NewerMessage: a newer version of this program wrote it.
-            BadMessage: another version did, with rules that are not those of this one.
+            NewerMessage: a newer version of this program recorded it.
+            BadMessage: this version cannot read it.
         """
-        message = self._written_down(job, batch_id)
+        message = self._message(job, batch_id)
         return EmbedBatch.decode(message) if message is not None else None
 
     def claimed(self, batches: Collection[str]) -> set[str]:
-        """Those of the batches that somebody holds, or that rest on purpose."""
+        """Those of the batches that are claimed, or that pause after a release."""
         found: set[str] = set()
         names = sorted(batches)
-        for start in range(0, len(names), ASKED_AT_ONCE):
-            part = names[start : start + ASKED_AT_ONCE]
+        for start in range(0, len(names), CLAIMS_PAGE):
+            part = names[start : start + CLAIMS_PAGE]
             held = cast(list[str | None], self._redis.mget([claim_key(name) for name in part]))
             found.update(name for name, holder in zip(part, held, strict=True) if holder)
         return found
 
     def queued(self, wanted: Collection[str]) -> set[str]:
-        """Those of the wanted batches that lie on a lane. Redis reads the messages, their ids alone travel."""
+        """Those of the wanted batches that lie on a lane. Only their ids travel, not the messages."""
         found: set[str] = set()
         for lane in LANES:
             start = 0
             while len(found) < len(wanted):
-                page = cast(list[str], self._queued_ids([QUEUES[lane]], [start, start + PAGE - 1]))
+                page = cast(list[str], self._queued_ids([QUEUES[lane]], [start, start + QUEUE_PAGE - 1]))
                 if not page:
                     break
                 found.update(name for name in map(_task_id, page) if name in wanted)
-                start += PAGE
+                start += QUEUE_PAGE
         return found
 
-    def returned(self) -> list[tuple[str, str]]:
-        """Batches that were given back and whose pause is over, as (job, batch); each is told to one caller."""
+    def take_returned(self) -> list[tuple[str, str]]:
+        """Take the returned batches whose pause is over, as (job, batch); each goes to one caller."""
         resting = cast(dict[str, str], self._redis.hgetall(RETURNED))
         ready = set(resting) - self.claimed(resting) if resting else set()
         return [(resting[name], name) for name in sorted(ready) if self._redis.hdel(RETURNED, name)]
 
     def defer(self, batch_id: str, after_s: float) -> None:
-        """Let an open batch that nobody here can read rest, unless somebody holds it."""
+        """Pause an open batch that this version cannot read, unless it is claimed."""
         self._redis.set(claim_key(batch_id), NOBODY, px=round(after_s * 1000), nx=True)
 
-    def _written_down(self, job: str, batch_id: str) -> dict[str, Any] | None:
-        """An open batch as the ledger has it, of whatever version; None when it is not open."""
+    def _message(self, job: str, batch_id: str) -> dict[str, Any] | None:
+        """An open batch of any version; None when it is not open."""
         text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
         return json.loads(text) if text else None
 
-    def _settle(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
+    def _count(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
         names = ("", "open", "tries", "doing", "failures", "vectors")
         keys = [*job_keys(job, *names), claim_key(batch_id), ACTIVE, RETURNED]
         failures = [text for failure in outcome.failures for text in (failure.id, json.dumps(failure[1:]))]
@@ -199,4 +199,4 @@ def _task_id(text: str) -> str:
     try:
         return str(json.loads(text)["headers"]["id"])
     except (ValueError, LookupError, TypeError):
-        return ""  # not a message of ours; the worker puts it aside
+        return ""  # not a message of ours; the worker rejects it

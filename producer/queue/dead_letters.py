@@ -1,4 +1,4 @@
-"""The quarantine: messages that are no batches of ours, each with the reason, for a person to look at."""
+"""Dead letters: messages that no worker can read, each with the reason, for a person to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from producer.errors import RedisUnreachable
 from producer.queue.jobs import JobStore
-from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST, ONCE_S
+from producer.queue.keys import DEAD_LETTERS, MAX_DEAD_LETTERS, ONCE_S
 
 SHOWN_CHARACTERS: Final = 10_000  # enough to recognize a message by; the rest would only fill Redis
 LOGGED_CHARACTERS: Final = 200
@@ -17,19 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 class DeadLetters:
-    """Put messages aside, and tell of them; on the ledger's connection."""
+    """Keep rejected messages, and count them."""
 
     def __init__(self, job_store: JobStore) -> None:
-        """`ledger` is shared, and stays its owner's to close."""
+        """The job store, and with it the connections, are the caller's to close."""
         self._redis = job_store.redis
 
     def put(self, message: str, reason: str, *, once: str = "") -> None:
-        """Put a message aside.
+        """Add a dead letter.
 
         Args:
             message: its text, of which SHOWN_CHARACTERS are kept.
             reason: one sentence for a person.
-            once: an id that is put aside at most once a day, however often it comes.
+            once: an id that is added at most once a day, however often it comes.
         """
         shown = message[:SHOWN_CHARACTERS]
         entry = json.dumps({"at": time.time(), "reason": reason, "characters": len(message), "message": shown})
@@ -37,7 +37,7 @@ class DeadLetters:
             return
         pipe = self._redis.pipeline()
         pipe.lpush(DEAD_LETTERS, entry)
-        pipe.ltrim(DEAD_LETTERS, 0, DEAD_LETTERS_MOST - 1)
+        pipe.ltrim(DEAD_LETTERS, 0, MAX_DEAD_LETTERS - 1)
         pipe.execute()
 
     def reject(self, message: str, reason: str, *, once: str = "", lane: str = "") -> None:
@@ -52,10 +52,10 @@ class DeadLetters:
             logger.error("it could not be kept (%s); it began with %r", error, message[:LOGGED_CHARACTERS])
 
     def count(self) -> int:
-        """How many messages were put aside; at most QUARANTINED_MOST are kept."""
+        """How many there are; at most MAX_DEAD_LETTERS are kept."""
         return int(self._redis.llen(DEAD_LETTERS))
 
     def newest_reason(self) -> str:
-        """Why the newest was put aside; empty when there is none."""
+        """Why the newest message was rejected; empty when there is none."""
         entries = cast(list[str], self._redis.lrange(DEAD_LETTERS, 0, 0))
         return str(json.loads(entries[0])["reason"]) if entries else ""

@@ -1,10 +1,10 @@
-"""Queries: an image that somebody wants the vector of, and that is no poster. It is answered, and never stored.
+"""Image requests: an image that is no poster is embedded and answered, and its vector is not stored.
 
-    posters:query:TOKEN    string  the image file's bytes    for as long as somebody waits
+    posters:query:TOKEN    string  the image file's bytes    for as long as its caller waits
     posters:answer:TOKEN   list    one answer as JSON        ANSWER_S
 
-The message names the token alone. A query is tried once: whoever takes the image takes it out of Redis, so
-that an image that ends its worker ends one, and whoever waits is told as soon as the next one looks.
+The message holds the token alone. A request is tried once: the worker takes the image out of Redis, so that an
+image that ends its worker ends only one; the next delivery finds no image, and answers the caller at once.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from producer.errors import BadMessage, UnreadablePoster
 from producer.redis_client import connect
 
 VERSION: Final = 1
-MOST_BYTES: Final = 32_000_000  # a screenshot of 8K as PNG; Redis holds it for the blink in which it waits
+MAX_BYTES: Final = 32_000_000  # a screenshot of 8K as PNG; Redis holds it only until a worker takes it
 ANSWER_S: Final = 60
-LOOK_S: Final = 1.0  # below the client's socket timeout, so that a Redis that went away is noticed
-SHORTEST_S: Final = 0.01  # rounded to 0, Redis would wait for ever
+POLL_S: Final = 1.0  # below the client's socket timeout, so that an outage of Redis is noticed
+MIN_WAIT_S: Final = 0.01  # 0 would make Redis wait forever
 CRASHED: Final = {"word": "crashed-worker", "reason": "the worker ended while it worked on this image"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The vector of a query, little-endian float32 bytes, and the id of its space."""
+    """The vector of an image as little-endian float32 bytes, and the id of its space."""
 
     space: str
     vector: bytes
 
 
 class ImageRequests:
-    """Ask and answer; RedisUnreachable when Redis does not answer. Safe to share between threads."""
+    """Post images, and answer them. Every method raises RedisUnreachable; threads may share an instance."""
 
     def __init__(self, url: str) -> None:
         """`url` as settings.redis_url."""
@@ -46,23 +46,23 @@ class ImageRequests:
         self._redis = connect(url, decode_responses=False)
 
     def put(self, data: bytes, keep_s: float, name: str = "the image") -> str:
-        """Lay an image down for a worker; its token.
+        """Put an image into Redis for a worker; its token.
 
         Raises:
-            UnreadablePoster: it has more than MOST_BYTES.
+            UnreadablePoster: it has more than MAX_BYTES.
         """
-        if len(data) > MOST_BYTES:
-            reason = f"it has {len(data):,} bytes, the limit of a query is {MOST_BYTES:,}"
+        if len(data) > MAX_BYTES:
+            reason = f"it has {len(data):,} bytes, the limit is {MAX_BYTES:,}"
             raise UnreadablePoster(name, "too-large", reason)
         token = secrets.token_hex(16)
         self._redis.set(f"posters:query:{token}", data, px=max(1, math.ceil(keep_s * 1000)))
         return token
 
     def take(self, token: str) -> bytes | None:
-        """The image, for the first who asks; None when it was taken, withdrawn, or nobody waits any more."""
+        """Take the image; None when it was taken or withdrawn before, or its caller waits no longer."""
         key = f"posters:query:{token}"
         pipe = self._redis.pipeline(transaction=True)
-        pipe.getrange(key, 0, MOST_BYTES - 1)  # somebody else's key may be larger than any of ours
+        pipe.getrange(key, 0, MAX_BYTES - 1)  # a key that another program wrote may be larger
         pipe.delete(key)
         data, was_there = pipe.execute()
         return cast(bytes, data) if was_there else None
@@ -86,10 +86,10 @@ class ImageRequests:
         Raises:
             UnreadablePoster: the image failed; says why.
         """
-        ends = time.monotonic() + timeout
-        while (left := ends - time.monotonic()) > 0:
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
             found = cast(
-                Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, SHORTEST_S), LOOK_S))
+                Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, MIN_WAIT_S), POLL_S))
             )
             if found:
                 fields = json.loads(found[1])
@@ -100,7 +100,7 @@ class ImageRequests:
         return None
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._redis.close()
 
 

@@ -1,8 +1,8 @@
-"""The ledger: how far a job is, what became of its posters. What it says is the truth, not the broker.
+"""The ledger of jobs in Redis: their counts, failures and open batches. It is authoritative, the broker is not.
 
-Batches move in one direction: ``step`` (written before it is sent) → custody's ``claim`` (the attempt is
-counted before a poster is touched) → custody's ``finish`` (counted once, whatever is delivered twice).
-The keys are in keys.py, the steps that must not be torn apart in ledger_scripts.py.
+A batch moves in one direction: ``record_step`` (before it is sent) → ``Claims.claim`` (the attempt is counted
+before a poster is read) → ``Claims.finish`` (counted once, however often it is delivered).
+The keys are in keys.py, the atomic steps in lua/.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from functools import partial
 from typing import Any, Final, cast
 
 from producer.errors import JobUnknown, LedgerSetBack
-from producer.queue.keys import ACTIVE, JOBS, JOBS_MOST, SENDER_S, job_keys, sender_key
+from producer.queue.keys import ACTIVE, JOBS, MAX_JOBS, SENDER_S, job_keys, sender_key
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Failure, Progress
 from producer.queue.scripts import load_script
 from producer.redis_client import connect
 
 COUNTS: Final = ("submitted", "embedded", "reused", "unchanged", "failed", "cancelled")
-FAILURES_PAGE: Final = 500  # that one question to Redis looks at
+FAILURES_PAGE: Final = 500  # per round trip
 Page = tuple[int, list[Failure]]
 
 
 class JobStore:
-    """Read and write jobs. Safe to share between threads.
+    """Read and write jobs. Threads may share an instance.
 
     Every method raises RedisUnreachable when Redis does not answer within the timeouts of
-    redis_client.connect; what it was doing then either happened whole or not at all, and may be
-    asked again.
+    redis_client.connect; it then happened whole or not at all, and may be repeated.
     """
 
     def __init__(self, url: str, *, claim_s: float = 30, keep_s: int = 30 * 86400) -> None:
@@ -43,20 +42,20 @@ class JobStore:
         self._mark_sent, self._mark_cancelled = script("mark_sent"), script("mark_cancelled")
         self._retire, self._progress = script("retire_job"), script("job_progress")
 
-    # the producer's side
+    # for producers
 
     def create(self, job: str, *, keep_s: int | None = None, **about: str) -> None:
-        """Begin a job in state ``sending``; `about` is kept with it (root, store, space, …).
+        """Create a job in state ``sending``; `about` is stored with it (root, store, space, …).
 
-        With `keep_s` the job is a passing one: forgotten so soon after its end, and in no list.
+        With `keep_s` the job is forgotten so soon after its end, and is not listed.
         """
         entry = dict.fromkeys(COUNTS, "0") | about
         entry |= {"state": "sending", "created": repr(time.time()), "keep_s": str(keep_s or self.keep_s)}
         keys = [*job_keys(job, ""), ACTIVE, sender_key(job), JOBS]
         fields = [text for field in entry.items() for text in field]
-        self._create(keys, [job, SENDER_S, int(keep_s is None), JOBS_MOST, *fields])
+        self._create(keys, [job, SENDER_S, int(keep_s is None), MAX_JOBS, *fields])
 
-    def step(
+    def record_step(
         self,
         job: str,
         number: int,
@@ -65,42 +64,42 @@ class JobStore:
         unchanged: int = 0,
         failures: Sequence[Failure] = (),
     ) -> bool:
-        """Write down one step of sending, once: a batch (before it is sent), and posters settled without one.
+        """Record one step of sending, once: a batch before it is sent, and posters settled without one.
 
         Args:
-            number: counts from 1; a step that was written before is left as it is, so that a caller
-                that heard no answer may simply ask again.
+            number: from 1; a step that was recorded before stays as it is, so that a caller that got no
+                answer may repeat the call.
 
         Returns:
-            False when the job was cancelled in the meantime: nothing was written, and nothing may be sent.
+            False when the job was cancelled in the meantime: nothing was recorded, and nothing may be sent.
 
         Raises:
             LedgerSetBack: the job, or a step before this one, is gone: Redis came back without it.
         """
         keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
-        told = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
+        failed = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
         sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
-        arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *told, *sent]
+        arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *failed, *sent]
         taken = self._record_step(keys, arguments)
         _check(job, taken)
         return taken != -2
 
-    def still_sending(self, job: str) -> None:
-        """Say that the producer lives while it waits for room in its window."""
+    def renew_sending(self, job: str) -> None:
+        """Show that the producer is alive while its window is full."""
         self.redis.set(sender_key(job), "alive", ex=SENDER_S)
 
-    def sent(self, job: str, steps: int = 0) -> None:
-        """No more batches will come.
+    def mark_sent(self, job: str, steps: int = 0) -> None:
+        """Mark a job as sent: no more batches will come.
 
         Raises:
-            LedgerSetBack: not all of the `steps` that were written are there: Redis came back without them.
+            LedgerSetBack: Redis came back without some of the `steps` that were recorded.
         """
         keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
         taken = self._mark_sent(keys, [job, repr(time.time()), self.keep_s, steps])
         _check(job, taken)
 
-    def call_off(self, job: str) -> bool:
-        """Mark a job as cancelled: nothing more of it is begun. False when it is at rest already.
+    def mark_cancelled(self, job: str) -> bool:
+        """Mark a job as cancelled: no worker begins any more of it. False when it is at rest already.
 
         Raises:
             JobUnknown: there is no such job.
@@ -110,7 +109,7 @@ class JobStore:
             raise _unknown(job)
         return bool(taken)
 
-    # everybody's
+    # for all
 
     def progress(self, job: str) -> Progress:
         """The job's counts at this moment; JobUnknown if there is no such job."""
@@ -134,18 +133,18 @@ class JobStore:
             ended=float(entry.get("ended", entry["created"])) if at_rest else None,
         )
 
-    def about(self, job: str) -> dict[str, str]:
-        """Everything that `create` was told of the job."""
+    def fields(self, job: str) -> dict[str, str]:
+        """The fields that `create` stored with the job."""
         entry = cast(dict[str, str], self.redis.hgetall(job_keys(job, "")[0]))
         return {name: value for name, value in entry.items() if name not in COUNTS}
 
-    def jobs(self, most: int = 20) -> list[str]:
-        """Ids of the newest jobs, newest first, whatever the clocks of those who began them say."""
-        names = cast(list[str], self.redis.zrevrange(JOBS, 0, most - 1))
+    def list_jobs(self, limit: int = 20) -> list[str]:
+        """Ids of the newest jobs, newest first, whatever the clocks of their producers show."""
+        names = cast(list[str], self.redis.zrevrange(JOBS, 0, limit - 1))
         return [name for name in names if self.redis.exists(*job_keys(name, ""))]
 
     def failures(self, job: str, ask: Callable[[Callable[[], Page]], Page] = lambda page: page()) -> Iterator[Failure]:
-        """The job's failures, in no order, lazily; `ask` may ask for a page again when Redis did not answer."""
+        """The job's failures, in no order, lazily; `ask` calls for each page, and may repeat the call."""
         cursor, more = 0, True
         while more:
             cursor, some = ask(partial(self._failures, job, cursor))
@@ -153,7 +152,7 @@ class JobStore:
             more = cursor != 0
 
     def _failures(self, job: str, cursor: int) -> Page:
-        """Some hundred of the job's failures, and the cursor for the next ones; 0: these were the last."""
+        """A page of the job's failures, and the cursor of the next one; 0: this was the last."""
         cursor, found = cast(
             tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
         )
@@ -164,19 +163,19 @@ class JobStore:
         found = cast(list[Any], self.redis.hmget(job_keys(job, "vectors")[0], list(ids)))
         return {name: base64.b64decode(text) for name, text in zip(ids, found, strict=True) if text}
 
-    def active(self) -> list[str]:
-        """Jobs that may hold open batches; those at rest are struck off the list, and get their lifetime."""
+    def list_active(self) -> list[str]:
+        """Jobs that may hold open batches; those at rest are removed from the list, and expire in time."""
         names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
         now = repr(time.time())
         return [name for name in names if not self._retire(_retiring(name), [name, now, self.keep_s])]
 
-    def keeping(self) -> tuple[str, bool]:
-        """How Redis keeps what it holds: its policy when memory runs out, and whether it survives a restart."""
-        told = self.redis.info()
-        return str(told.get("maxmemory_policy", "")), bool(told.get("aof_enabled"))
+    def persistence(self) -> tuple[str, bool]:
+        """Redis' policy when memory runs out, and whether its data survives a restart."""
+        info = self.redis.info()
+        return str(info.get("maxmemory_policy", "")), bool(info.get("aof_enabled"))
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self.redis.close()
 
 

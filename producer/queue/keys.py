@@ -1,6 +1,6 @@
 """Every Redis key of the queue and the ledger, with its lifetime. The store's keys are in vectors/redis.py.
 
-posters:jobs            zset    job id → the order in which jobs began   the newest JOBS_MOST
+posters:jobs            zset    job id → the order in which jobs began   the newest MAX_JOBS
 posters:active          set     jobs that may hold open batches          until the job is at rest
 posters:job:J           hash    state, counts, step, created, …          settings.keep_jobs_days after the end
 posters:job:J:open      hash    batch id → EmbedBatch as JSON            until the batch is finished
@@ -11,12 +11,12 @@ posters:job:J:failures  hash    poster id → [path, word, reason]         setti
 posters:job:J:vectors   hash    poster id → base64 of the vector         REPLY_S; only where a caller waits
 posters:sender:J        string  a producer still sends                   SENDER_S, renewed meanwhile
 posters:claim:B         string  who works on batch B                     settings.claim_s, renewed meanwhile
-posters:returned        hash    batch given back → its job               until its pause is over
-posters:quarantine      list    messages put aside, with a reason        the newest QUARANTINED_MOST
-posters:put-aside:B     string  batch B is in quarantine already         ONCE_S
-posters:repairer        string  who looks for lost batches               lease.py
-posters:card:C          string  who works on card C                      lease.py
-posters:workers, posters:worker:OWNER                                    announcement.py
+posters:returned        hash    batch that was returned → its job        until its pause is over
+posters:quarantine      list    rejected messages, with a reason         the newest MAX_DEAD_LETTERS
+posters:put-aside:B     string  batch B is a dead letter already         ONCE_S
+posters:repairer        string  who looks for lost batches               locks.py
+posters:card:C          string  who works on card C                      locks.py
+posters:workers, posters:worker:OWNER                                    workers.py
 posters.interactive, posters.bulk, unacked…, _kombu…                     kombu's: messages, and who has taken them
 """
 
@@ -25,11 +25,11 @@ from __future__ import annotations
 from typing import Final
 
 JOBS: Final = "posters:jobs"
-JOBS_MOST: Final = 10_000  # more than anybody reads; whoever kept a job's id finds it without this list
+MAX_JOBS: Final = 10_000  # more than anybody reads; a job is found by its id without this list
 ACTIVE: Final = "posters:active"
 RETURNED: Final = "posters:returned"
 DEAD_LETTERS: Final = "posters:quarantine"
-DEAD_LETTERS_MOST: Final = 1000  # enough to see what a wrong sender does, too few to fill Redis
+MAX_DEAD_LETTERS: Final = 1000  # enough to see what a wrong sender does, too few to fill Redis
 ONCE_S: Final = 86400  # a batch of a newer version is sent again and again; a line a day is enough
 NOBODY: Final = "nobody, on purpose"  # holds the claim of a batch that rests; others are OWNER#NONCE
 REDELIVERY_LEASE: Final = "posters:repairer"
@@ -38,20 +38,20 @@ SENDER_S: Final = 30  # a producer renews it with every batch; silence means tha
 
 
 def job_keys(job: str, *names: str) -> list[str]:
-    """Keys of a job: ``""`` is its entry, the others are its hashes."""
+    """Keys of a job: ``""`` for its entry, other names for its hashes."""
     return [f"posters:job:{job}" + (f":{name}" if name else "") for name in names]
 
 
 def sender_key(job: str) -> str:
-    """Says that a producer of the job lives."""
+    """Key that exists while a producer of the job is alive."""
     return f"posters:sender:{job}"
 
 
 def claim_key(batch: str) -> str:
-    """Says who works on a batch."""
+    """Key that holds who works on a batch."""
     return f"posters:claim:{batch}"
 
 
 def card_key(card: str) -> str:
-    """Says who works on a card."""
+    """Key that holds who works on a card."""
     return f"posters:card:{card}"

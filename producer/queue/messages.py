@@ -1,4 +1,4 @@
-"""What travels through the queue: lanes, task names, and the EmbedBatch that checks itself."""
+"""Messages of the queue: lanes, task names, and EmbedBatch with its validation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from producer.errors import BadMessage, NewerMessage
 from producer.files import EARLIEST_NS
 
-INTERACTIVE: Final = "interactive"  # somebody waits for the answer; drained first
+INTERACTIVE: Final = "interactive"  # a caller waits for the answer; drained first
 BULK: Final = "bulk"
 LANES: Final = (INTERACTIVE, BULK)
 QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
@@ -34,7 +34,7 @@ class Poster(NamedTuple):
         id: under which its vector is stored.
         path: relative to the posters root, POSIX separators. Bytes that are not UTF-8 travel as
             lone surrogates, as os.fsdecode makes them.
-        size: bytes; -1 when the producer did not look.
+        size: bytes; -1 when the producer did not read it.
         mtime_ns: nanoseconds since 1970, below zero for dates before it; means nothing where size is -1.
     """
 
@@ -55,8 +55,8 @@ class EmbedBatch:
         lane: INTERACTIVE or BULK.
         space: id of the only space that these vectors may land in; None: the worker's own.
         force: embed even what the store already holds.
-        reply: put the vectors into the ledger too, for a caller that waits.
-        verify: compare contents; a file that looks unchanged is read all the same.
+        reply: put the vectors into the job as well, for a caller that waits.
+        verify: compare contents; a file of the same size and time is read all the same.
     """
 
     job: str
@@ -84,7 +84,7 @@ class EmbedBatch:
 
     @classmethod
     def decode(cls, message: object) -> EmbedBatch:
-        """The inverse of encode, trusting nothing.
+        """The inverse of encode, with every field validated.
 
         Raises:
             BadMessage: names the field, what it must be, and what it was.
@@ -118,7 +118,7 @@ class EmbedBatch:
     def halves(self) -> tuple[EmbedBatch, EmbedBatch]:
         """Two batches with half the posters each, for finding the one that kills its worker."""
         if len(self.posters) < 2:
-            raise ValueError(f"batch {self.batch} holds one poster and cannot be cut")
+            raise ValueError(f"batch {self.batch} holds one poster and cannot be split")
         middle = len(self.posters) // 2
         return self._part(".0", self.posters[:middle]), self._part(".1", self.posters[middle:])
 
@@ -128,7 +128,7 @@ class EmbedBatch:
 
 
 def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
-    """Cut posters into parts that stay well below MAX_MESSAGE_BYTES, whatever their names are made of."""
+    """Split posters into parts that stay well below MAX_MESSAGE_BYTES, whatever their names are made of."""
     start = size = 0
     for number, poster in enumerate(posters):
         more = _BYTES_PER_CHARACTER * (len(poster.id) + len(poster.path)) + _BYTES_PER_POSTER
@@ -179,7 +179,7 @@ def _posters(value: object) -> tuple[Poster, ...]:
             raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
         name, path, size, mtime_ns = entry
         if not (_is_text(name) and _is_text(path) and _is_whole(size) and _is_whole(mtime_ns, EARLIEST_NS)):
-            # only now, when something is wrong, the words for it: they would take longer than the looking
+            # only now, when something is wrong, find out what: the messages take longer than the check
             _text(name, f"posters[{number}].id", MAX_PATH_CHARACTERS)
             _text(path, f"posters[{number}].path", MAX_PATH_CHARACTERS)
             _whole(size, f"posters[{number}].size")

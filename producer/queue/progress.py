@@ -1,4 +1,4 @@
-"""What the ledger answers: how far a job is, what failed, whether a batch is a worker's to do."""
+"""Values that the ledger returns: progress, failures, verdicts on claims, outcomes of batches."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Failure(NamedTuple):
 
 
 class Claim(Enum):
-    """The ledger's answer to a worker that was handed a batch."""
+    """The verdict on a worker's claim of a batch."""
 
-    WORK = "work"  # it is yours; the attempt is counted
+    WORK = "work"  # it is claimed; the attempt is counted
     FINISHED = "finished"  # finished or cancelled before: acknowledge, do nothing
-    BUSY = "busy"  # a live worker has it, or it rests on purpose
-    CANCELLED = "cancelled"  # its job was cancelled before anybody began it: withdraw it
+    BUSY = "busy"  # another worker holds it, or it pauses
+    CANCELLED = "cancelled"  # its job was cancelled before a worker began it: withdraw it
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the posters of one batch; the parts add up to the batch."""
+    """The result of one batch; its parts add up to the batch."""
 
     embedded: int = 0
     reused: int = 0
@@ -68,12 +68,12 @@ class Progress:
 
     @property
     def settled(self) -> int:
-        """Posters whose fate is known."""
+        """Posters that are embedded, reused, unchanged or failed."""
         return self.embedded + self.reused + self.unchanged + self.failed
 
     @property
     def at_rest(self) -> bool:
-        """True when nothing of the job is open and nobody sends more."""
+        """True when no batch is open and no producer sends more."""
         return self.state != "sending" and self.open_batches == 0
 
     @property

@@ -1,9 +1,9 @@
-"""Find open batches that nobody will ever deliver, and send them again.
+"""Redelivery: send open batches again whose message is gone.
 
-Two kinds. Batches that were given back are known by name: they are sent as soon as their pause is over.
-Lost ones (a message that Redis had and has no more, a worker that died whole) must be looked for: among all
-open batches, those that lie on no lane and in nobody's hands. That look reads every message that is queued, so
-one process alone does it, and it rests fifty times as long as the look took.
+Returned batches, and the halves of split ones, are known by name: they are sent as soon as their pause is over.
+Lost ones (Redis lost the message, a worker died with parent and child) must be searched: among all open batches,
+those that are on no lane and not claimed. The scan reads every message that is queued, so one process alone does
+it, and then rests fifty times as long as the scan took.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from producer.queue.keys import REDELIVERY_LEASE
 from producer.queue.locks import Lease
 from producer.queue.messages import EmbedBatch
 
-LOOK_EVERY_S: Final = 5.0
-REST_TIMES: Final = 50  # so that looking takes at most a fiftieth of the time, Redis' and ours
-LONGEST_REST_S: Final = 60.0
+SCAN_EVERY_S: Final = 5.0
+REST_FACTOR: Final = 50  # so that scanning takes at most a fiftieth of the time, Redis' and ours
+MAX_REST_S: Final = 60.0
 RETURNED_EVERY_S: Final = 1.0
-GRACE_S: Final = 8.0  # between "written down" and "sent", and between "taken" and "claimed", lie milliseconds
+GRACE_S: Final = 8.0  # recording and sending a batch, and taking and claiming it, are milliseconds apart
 logger = logging.getLogger(__name__)
 
 
 class Redelivery:
-    """Whoever is alive calls `run` again and again; it does what is due. Duplicates do no harm."""
+    """Producers and workers call `run` repeatedly; it does what is due. Duplicates do no harm."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Redelivery:
         send: Callable[[EmbedBatch], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`send` puts a batch on its lane; `clock` in seconds; custody and ledger stay their owner's to close."""
+        """`send` puts a batch on its lane; `clock` in seconds; claims and job store are the caller's to close."""
         self._claims, self._job_store, self._send, self._clock = claims, job_store, send, clock
         me = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._lease = Lease(job_store, REDELIVERY_LEASE, me, 2 * LOOK_EVERY_S)
+        self._lease = Lease(job_store, REDELIVERY_LEASE, me, 2 * SCAN_EVERY_S)
         self._missing_since: dict[tuple[str, str], float] = {}
-        self._look_at = self._returned_at = clock()
-        self._busy = threading.Lock()  # a producer's threads share its repair
+        self._scan_at = self._returned_at = clock()
+        self._busy = threading.Lock()  # a producer's threads share this object
 
     def run(self) -> int:
         """Do what is due; how many batches were sent again."""
@@ -59,14 +59,14 @@ class Redelivery:
             sent, now = 0, self._clock()
             if now >= self._returned_at:
                 self._returned_at = now + RETURNED_EVERY_S
-                sent += sum(self._resend(job, name) for job, name in self._claims.returned())
-            if now >= self._look_at:
-                self._look_at = now + LOOK_EVERY_S
-                if self._lease.take() is None:
-                    sent += self._look()
-                    rest_s = min(LONGEST_REST_S, max(LOOK_EVERY_S, REST_TIMES * (self._clock() - now)))
-                    self._look_at = now + rest_s
-                    self._lease.take(2 * rest_s)
+                sent += sum(self._resend(job, name) for job, name in self._claims.take_returned())
+            if now >= self._scan_at:
+                self._scan_at = now + SCAN_EVERY_S
+                if self._lease.acquire() is None:
+                    sent += self._resend_lost()
+                    rest_s = min(MAX_REST_S, max(SCAN_EVERY_S, REST_FACTOR * (self._clock() - now)))
+                    self._scan_at = now + rest_s
+                    self._lease.acquire(2 * rest_s)
                 else:
                     self._missing_since.clear()
             return sent
@@ -74,13 +74,13 @@ class Redelivery:
             self._busy.release()
 
     def close(self) -> None:
-        """Leave the looking to another."""
+        """Leave the scanning to another process."""
         with suppress(RedisUnreachable):
-            self._lease.let_go()
+            self._lease.release()
 
-    def _look(self) -> int:
-        """Send what was missed in two looks that lie GRACE_S or more apart."""
-        opened = {name: job for job in self._job_store.active() for name in self._claims.opened(job)}
+    def _resend_lost(self) -> int:
+        """Send what was missing in two scans that are GRACE_S or more apart."""
+        opened = {name: job for job in self._job_store.list_active() for name in self._claims.open_batches(job)}
         missing = set(opened) - self._claims.queued(opened) if opened else set()
         missing -= self._claims.claimed(missing)
         now = self._clock()

@@ -1,4 +1,4 @@
-"""The Celery application of whoever sends: lanes, serializer, time-outs that are short, and `send`.
+"""The Celery application that sends: lanes, serializer, short timeouts, and `send`.
 
 The worker's application (worker/celery.py) is built on the same `message_settings`.
 """
@@ -45,7 +45,7 @@ def transport_options(settings: Settings, socket_timeout_s: float) -> dict[str, 
 
 
 def create_sender(settings: Settings) -> Celery:
-    """The application to send with: never Celery's current one; a Redis that is away is an error within seconds."""
+    """The application to send with. It is not Celery's current one, and fails within seconds without Redis."""
     url, ssl = broker(settings.redis_url, "redis")
     app = Celery("posters", broker=url, set_as_current=False)
     fail_soon = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
@@ -61,14 +61,14 @@ def send(app: Celery, batch: EmbedBatch) -> None:
     """Put a batch on its lane; its id is the task's id.
 
     Raises:
-        RedisUnreachable: within 5 s, when Redis is away, hangs, or is full.
+        RedisUnreachable: within 5 s, when Redis is unreachable, hangs, or is full.
     """
     shown = f"<{len(batch.posters)} posters>"  # paths do not belong into Celery's log
     _send(app, EMBED_TASK, batch.encode(), batch.batch, batch.lane, shown)
 
 
 def send_query(app: Celery, token: str) -> None:
-    """Put a query on the interactive lane; raises as `send`."""
+    """Put an image request on the interactive lane; raises as `send`."""
     _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE, "<an image>")
 
 

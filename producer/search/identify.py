@@ -15,7 +15,7 @@ from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.local import embed_locally
 from producer.maintenance.spaces import require_same_space
-from producer.queue.image_requests import MOST_BYTES
+from producer.queue.image_requests import MAX_BYTES
 from producer.search.nearest import Match, described, nearest, title_of
 from producer.vectors.base import SpaceInfo, VectorStore
 from producer.vectors.tagged import SpacedVectors
@@ -105,7 +105,7 @@ def as_lines(result: Identified) -> list[str]:
 
 def _embed(producer: Producer, image: Path, timeout_s: float) -> SpacedVectors | UnreadablePoster:
     try:
-        content = read_file(image, max_bytes=min(MOST_BYTES, producer.settings.max_file_bytes))
+        content = read_file(image, max_bytes=min(MAX_BYTES, producer.settings.max_file_bytes))
         return producer.embed_image(content.data, timeout_s, str(image))
     except UnreadablePoster as error:
         return UnreadablePoster(str(image), error.word, error.reason)

@@ -16,7 +16,7 @@ from producer.errors import PosterError, SpaceMismatch
 from producer.search.nearest import Match, described, first, highest, require_width, sweep
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
-from producer.vectors import is_made, open_store
+from producer.vectors import open_store, store_exists
 from producer.vectors.base import VectorStore
 from producer.vectors.tagged import SpacedVectors, space_of, spaced
 
@@ -122,7 +122,7 @@ class Index:
             StoreError: the store cannot be read; what was held stays.
         """
         with self._loading:
-            if self._ended.is_set() or (self._store is None and not is_made(self._settings.store)):
+            if self._ended.is_set() or (self._store is None and not store_exists(self._settings.store)):
                 return False
             self._store = self._store or open_store(self._settings.store)
             before, self._held = self._held, load_if_changed(self._held, self._store, self._settings, self._named)

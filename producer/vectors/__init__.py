@@ -8,8 +8,8 @@ from producer.errors import ConfigurationError
 from producer.vectors.base import VectorStore
 
 
-def is_made(url: str) -> bool:
-    """False for a store that opening it would only just make: a SQLite file that is not there."""
+def store_exists(url: str) -> bool:
+    """False for a store that opening it would create: a SQLite file that does not exist."""
     scheme, _, path = url.partition(":")
     return scheme != "sqlite" or Path(path).exists()
 

@@ -8,7 +8,7 @@ from producer.embedding import Space, Vectors
 
 
 class Row(NamedTuple):
-    """What is known of a poster beside its vector.
+    """What the store knows of a poster beside its vector.
 
     Attributes:
         id: the poster's id.
@@ -37,7 +37,7 @@ class SpaceInfo:
         bytes: of their numbers alone, 4 * dimension each.
         created: when its first chunk came, seconds since 1970.
         changed: when a row of it last came, was replaced or went, seconds since 1970.
-        provenance: library versions, precision and device of whoever wrote last.
+        provenance: library versions, precision and device of the last writer.
     """
 
     space: Space
@@ -61,8 +61,8 @@ class VectorStore(Protocol):
         """Insert or replace a whole chunk, all or nothing.
 
         Args:
-            space: where the vectors belong; made known to the store on first use.
-            rows: N rows. When an id stands there twice, the last one wins.
+            space: where the vectors belong; added to the store on first use.
+            rows: N rows. When an id occurs twice, the last row wins.
             vectors: (N, space.dimension) float32, unit length, finite.
             provenance: library versions, precision and device; kept with the space.
 
@@ -97,10 +97,10 @@ class VectorStore(Protocol):
         """How many vectors the space holds."""
 
     def version(self, space_id: str) -> str:
-        """A stamp that is another one after every put, delete and drop in that space; takes microseconds.
+        """A stamp that changes with every put, delete and drop in that space; takes microseconds.
 
         Equal stamps mean equal rows. A space that the store does not know has the stamp ``""``; one that
-        was dropped and made anew never has a stamp that it had before.
+        was dropped and created again never repeats a stamp.
         """
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
@@ -122,4 +122,4 @@ class VectorStore(Protocol):
         """Write and remove a probe; StoreError says why the store cannot be written."""
 
     def close(self) -> None:
-        """Let go of files and connections; the store must not be used afterwards."""
+        """Close files and connections; the store must not be used afterwards."""

@@ -1,4 +1,4 @@
-"""The one way in which vectors become bytes, and the checks before they do. The format: docs/store.md."""
+"""Vectors as stored bytes, and the checks before they are stored. Format: docs/store.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPE: Final = np.dtype("<f4")  # little-endian float32 on every machine
 
 
 def first_version() -> int:
-    """Where a space's version begins to count: nowhere in particular, so that one made anew never repeats a stamp."""
+    """A random first version of a space, so that one that is created again never repeats a stamp."""
     return secrets.randbits(60)  # room for 2**62 changes in a signed 64-bit number
 
 

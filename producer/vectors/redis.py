@@ -1,10 +1,10 @@
-"""The store in Redis: for several machines, and for a Redis that searches by itself. Format: docs/store.md.
+"""The vector store in Redis: for several machines, and for Redis' own search. Format: docs/store.md.
 
 posters:v:SPACE:ID        hash   vector, digest, size, mtime_ns, stored
 posters:vector-ids:SPACE  zset   every id with score 0, so that ranges come in byte order
 posters:contents:SPACE    zset   digest:id of every row with score 0, so that a range finds the rows of a content
 posters:space:SPACE       hash   space, created, changed, version, provenance
-posters:spaces            zset   space ids by the time they were made
+posters:spaces            zset   space ids by the time of their creation
 posters:current-space     string the space that readers use
 """
 
@@ -24,8 +24,8 @@ from producer.vectors.codec import checked, first_version, pack, unpack, unpack_
 
 SPACES: Final = "posters:spaces"
 CURRENT: Final = "posters:current-space"
-ASKED_AT_ONCE: Final = 512  # rows per round trip: one megabyte of 512-number vectors
-CANDIDATES: Final = 4  # rows of a content that are looked at: two writers of one id may leave a stale one behind
+ROWS_PAGE: Final = 512  # rows per round trip: one megabyte of 512-number vectors
+CANDIDATES: Final = 4  # rows read per content: two writers of one id may leave a stale index entry
 ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that writes its AOF
 
 
@@ -151,8 +151,8 @@ class RedisStore:
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
-        for start in range(0, len(ids), ASKED_AT_ONCE):
-            part = list(dict.fromkeys(ids[start : start + ASKED_AT_ONCE]))
+        for start in range(0, len(ids), ROWS_PAGE):
+            part = list(dict.fromkeys(ids[start : start + ROWS_PAGE]))
             digests = self._digests(space_id, part)
             pipe = self._redis.pipeline(transaction=True)
             for name in part:
@@ -192,7 +192,7 @@ class RedisStore:
 
     def drop(self, space_id: str) -> int:
         gone = 0
-        while page := cast(list[bytes], self._redis.zrange(_ids_key(space_id), 0, ASKED_AT_ONCE - 1)):
+        while page := cast(list[bytes], self._redis.zrange(_ids_key(space_id), 0, ROWS_PAGE - 1)):
             gone += self.delete(space_id, [name.decode() for name in page])
         self._redis.delete(_space_key(space_id), _contents_key(space_id))
         self._redis.zrem(SPACES, space_id)
@@ -211,14 +211,14 @@ class RedisStore:
         self._redis.close()
 
     def _touch(self, pipe: Any, space_id: str, now: str) -> None:
-        """Within the transaction that changes rows: give the space another version."""
+        """Give the space another version, in the transaction that changes its rows."""
         pipe.hincrby(_space_key(space_id), "version", 1)
         pipe.hset(_space_key(space_id), "changed", now)
 
     def _fields(self, space_id: str, ids: Sequence[str], names: list[str]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
-        for start in range(0, len(ids), ASKED_AT_ONCE):
-            part = ids[start : start + ASKED_AT_ONCE]
+        for start in range(0, len(ids), ROWS_PAGE):
+            part = ids[start : start + ROWS_PAGE]
             pipe = self._redis.pipeline(transaction=False)
             for name in part:
                 pipe.hmget(_key(space_id, name), names)

@@ -1,4 +1,4 @@
-"""The store in one SQLite file: the default on one machine. Not for network shares. Format: docs/store.md."""
+"""The vector store in a SQLite file: the default on one machine. Not for network shares. Format: docs/store.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from producer.vectors.sqlite_schema import FROM_VERSION_1, SCHEMA_VERSION, TABLE
 
 PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
 BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
-ASKED_AT_ONCE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
+IDS_PAGE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
 _UPSERT: Final = """
 INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
@@ -32,7 +32,7 @@ class SQLiteStore:
 
     A chunk that was stored survives the death of the process; of a power cut it survives all but
     the last moments, and the file stays whole (WAL with synchronous=NORMAL). What is lost that way
-    is embedded again by the next `index`, which trusts this file and not its memory of it.
+    is embedded again by the next `index`, which reads this file.
     """
 
     def __init__(self, path: str) -> None:
@@ -45,7 +45,7 @@ class SQLiteStore:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the folder of the store {self._path} cannot be made: {error}") from error
-        with self._told():
+        with self._translated():
             self._prepare(self._connection)
 
     def put(
@@ -80,7 +80,10 @@ class SQLiteStore:
         return found
 
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
-        with self._told(), closing(self._connect()) as db:  # of its own: one statement sees one moment, however long
+        with (
+            self._translated(),
+            closing(self._connect()) as db,
+        ):  # of its own: one statement sees one moment, however long
             space = db.execute("SELECT key, space FROM spaces WHERE id = ?", (space_id,)).fetchone()
             if space is None:
                 return
@@ -98,7 +101,7 @@ class SQLiteStore:
         )
         first = prefix
         while True:
-            with self._told():
+            with self._translated():
                 page = [name for (name,) in self._connection.execute(query, (space_id, first, chunk))]
             within = [name for name in page if name.startswith(prefix)]
             if within:
@@ -108,20 +111,20 @@ class SQLiteStore:
             first = page[-1] + "\0"  # the next text there can be
 
     def count(self, space_id: str) -> int:
-        with self._told():
+        with self._translated():
             found = self._connection.execute("SELECT rows FROM spaces WHERE id = ?", (space_id,)).fetchone()
         return int(found[0]) if found else 0
 
     def version(self, space_id: str) -> str:
-        with self._told():
+        with self._translated():
             found = self._connection.execute("SELECT version FROM spaces WHERE id = ?", (space_id,)).fetchone()
         return str(found[0]) if found else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
         with self._writing() as db:
-            for start in range(0, len(ids), ASKED_AT_ONCE):
-                part = ids[start : start + ASKED_AT_ONCE]
+            for start in range(0, len(ids), IDS_PAGE):
+                part = ids[start : start + IDS_PAGE]
                 gone += db.execute(
                     "DELETE FROM vectors WHERE space = (SELECT key FROM spaces WHERE id = ?) "
                     f"AND id IN ({_marks(part)})",
@@ -130,7 +133,7 @@ class SQLiteStore:
         return gone
 
     def spaces(self) -> list[SpaceInfo]:
-        with self._told():
+        with self._translated():
             found = self._connection.execute(
                 "SELECT space, rows, created, changed, provenance FROM spaces ORDER BY key"
             ).fetchall()
@@ -141,7 +144,7 @@ class SQLiteStore:
         return infos
 
     def current(self) -> str | None:
-        with self._told():
+        with self._translated():
             found = self._connection.execute("SELECT value FROM facts WHERE name = 'current'").fetchone()
         return str(found[0]) if found else None
 
@@ -214,24 +217,24 @@ class SQLiteStore:
         self, db: sqlite3.Connection, space: Space, provenance: Mapping[str, str] | None, now: float
     ) -> int:
         found = db.execute("SELECT key, provenance FROM spaces WHERE id = ?", (space.id,)).fetchone()
-        told = json.dumps(dict(provenance), sort_keys=True) if provenance is not None else None
+        described = json.dumps(dict(provenance), sort_keys=True) if provenance is not None else None
         if found is None:
             key = db.execute(
                 "INSERT INTO spaces (id, space, created, changed, version, provenance) VALUES (?, ?, ?, ?, ?, ?)",
-                (space.id, space.to_json(), now, now, first_version(), told or "{}"),
+                (space.id, space.to_json(), now, now, first_version(), described or "{}"),
             ).lastrowid
             db.execute("INSERT OR IGNORE INTO facts VALUES ('current', ?)", (space.id,))
             assert key is not None
             return key
-        if told is not None and told != found[1]:
-            db.execute("UPDATE spaces SET provenance = ? WHERE key = ?", (told, found[0]))
+        if described is not None and described != found[1]:
+            db.execute("UPDATE spaces SET provenance = ? WHERE key = ?", (described, found[0]))
         return int(found[0])
 
     def _select(self, columns: str, by: str, space_id: str, values: Sequence[str]) -> Iterator[tuple]:  # type: ignore[type-arg]
         values = [value for value in values if value.isascii() or not _has_surrogates(value)]
-        for start in range(0, len(values), ASKED_AT_ONCE):
-            part = values[start : start + ASKED_AT_ONCE]
-            with self._told():
+        for start in range(0, len(values), IDS_PAGE):
+            part = values[start : start + IDS_PAGE]
+            with self._translated():
                 yield from self._connection.execute(
                     f"SELECT {columns} FROM vectors v JOIN spaces s ON s.key = v.space "
                     f"WHERE s.id = ? AND {by} IN ({_marks(part)})",
@@ -241,7 +244,7 @@ class SQLiteStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: all or nothing, also when the process dies in the middle."""
-        with self._told():
+        with self._translated():
             db = self._connection
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -253,8 +256,8 @@ class SQLiteStore:
             db.execute("COMMIT")
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours: what will pass, and what a person has to mend."""
+    def _translated(self) -> Iterator[None]:
+        """Translate SQLite's errors: StoreUnavailable for what may pass, StoreError for what a person must repair."""
         try:
             yield
         except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""The tables of the SQLite store, and the way to them from earlier versions. Format: docs/store.md."""
+"""The tables of the SQLite store, and the migration from earlier versions. Format: docs/store.md."""
 
 from typing import Final
 
@@ -23,7 +23,7 @@ TABLES: Final = (
     "CREATE INDEX vectors_by_content ON vectors (space, digest)",
     "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
-# Triggers, and not the program, count: so that rows which somebody changes by hand are counted, too.
+# Triggers count, not the program: rows that are changed by hand are counted as well.
 TRIGGERS: Final = (
     """
     CREATE TRIGGER one_more AFTER INSERT ON vectors BEGIN

@@ -118,7 +118,7 @@ class Sync:
         self, posters: Iterator[Poster | Failure], is_current: Callable[[Sequence[Poster]], set[str]]
     ) -> Progress:
         producer, began = self._producer, time.time()
-        wait = partial(retry_until_available, on_wait=self._wait_status.tell)
+        wait = partial(retry_until_available, on_wait=self._wait_status.report)
         job = wait(producer.begin)
         feed = partial(producer.feed, job, posters, is_current=is_current)
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)

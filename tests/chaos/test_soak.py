@@ -176,7 +176,7 @@ def test_the_soak(new_installation, measured):
         soak.sample()
     growth = [text for (role, _), seen in soak.samples.items() if (text := _growth(role, seen))]
     assert not growth, growth
-    wait_for(lambda: not installation.producer.job_store.active(), "no job open")
+    wait_for(lambda: not installation.producer.job_store.list_active(), "no job open")
     measured(
         slowest_s,
         installation.embedded() - needed,

@@ -75,11 +75,11 @@ class Installation:
 
     def batch(self, count, number=1, **fields):
         batch = EmbedBatch("J", f"J.{number}", tuple(Poster(f"{n}", f"{n}.png") for n in range(count)), **fields)
-        self.job_store.step("J", number, batch=batch)
+        self.job_store.record_step("J", number, batch=batch)
         return batch
 
     def open(self):
-        return sorted(self.claims.opened("J"))
+        return sorted(self.claims.open_batches("J"))
 
     def close(self):
         self.runner.close()
@@ -102,7 +102,7 @@ def release(redis_server, batch):
 def test_a_batch_is_embedded_and_counted(installation):
     """The plain way."""
     assert installation.runner.work(installation.batch(3))
-    installation.job_store.sent("J")
+    installation.job_store.mark_sent("J")
     progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
@@ -139,7 +139,7 @@ def test_passing_trouble_costs_no_attempt_and_fails_no_poster(installation, redi
         release(redis_server, batch)
     assert installation.pipeline.runs == 6
     assert installation.open() == ["J.1"]
-    assert installation.claims.returned() == [("J", "J.1")]
+    assert installation.claims.take_returned() == [("J", "J.1")]
     installation.pipeline.error = None
     installation.runner.work(batch)
     assert installation.pipeline.begun_before
@@ -184,7 +184,7 @@ def test_a_defect_of_ours_counts_and_is_closed_in_upon(installation, redis_serve
     installation.runner.work(batch)
     assert installation.pipeline.runs == 2
     assert installation.open() == ["J.1.0", "J.1.1"]
-    assert installation.claims.returned() == [("J", "J.1.0"), ("J", "J.1.1")]
+    assert installation.claims.take_returned() == [("J", "J.1.0"), ("J", "J.1.1")]
     assert installation.job_store.progress("J").submitted == 4
 
 
@@ -299,7 +299,7 @@ def test_a_worker_that_stops_gives_its_batch_back_after_the_chunk(installation):
     batch = installation.batch(2)
     installation.pipeline.before = [lambda progress: installation.runner.leave(), lambda progress: progress(2)]
     assert not installation.runner.work(batch)
-    assert installation.claims.returned() == [("J", "J.1")]
+    assert installation.claims.take_returned() == [("J", "J.1")]
     assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
@@ -375,7 +375,7 @@ def test_batches_for_a_worker_that_loads_hold_up_nothing(installation, redis_url
     assert time.monotonic() - began < ASK_AGAIN_S
     assert installation.pipeline.runs == 1
     assert installation.claims.claimed(installation.open()) == set(installation.open()) == {"J.1", "J.2", "J.3", "J.4"}
-    assert installation.claims.returned() == [], "nothing is sent again before its pause is over"
+    assert installation.claims.take_returned() == [], "nothing is sent again before its pause is over"
     other.close()
 
 

@@ -45,38 +45,38 @@ def test_a_real_card_has_a_uuid():
 def test_waiting_ends_when_the_other_lets_go(ledger):
     """Until then it says, at every look, whom it waits for."""
     other = Lease(ledger, card_key(CARD), "a@x/1", 30)
-    other.take()
+    other.acquire()
     said = []
 
     def pause(seconds):
         if seconds == SETTLE_S:
-            assert other.held_by() is None
+            assert other.current_holder() is None
         elif len(said) == 3:
-            other.let_go()
+            other.release()
 
     lease = wait_for_card(ledger, CARD, "b@x/2", said.append, pause)
     assert said == [f"a@x/1 works on the card {CARD}; this worker waits, and takes over when that one ends"] * 3
-    assert lease.take() is None
-    assert other.take() == "b@x/2"
+    assert lease.acquire() is None
+    assert other.acquire() == "b@x/2"
 
 
 def test_a_lease_that_only_expired_is_its_holders_again(ledger):
     """As when Redis' clock is put forward: who lives renews it before one that waits takes it."""
     other = Lease(ledger, card_key(CARD), "a@x/1", 30)
-    other.take()
+    other.acquire()
     said, settled = [], []
 
     def pause(seconds):
         if seconds == SETTLE_S:
             settled.append(seconds)
             if len(settled) == 1:
-                other.take()  # its pulse, as every five seconds; the second time it is dead
+                other.acquire()  # its pulse, as every five seconds; the second time it is dead
         else:
-            other.let_go()  # what an expiry does
+            other.release()  # what an expiry does
 
     wait_for_card(ledger, CARD, "b@x/2", said.append, pause)
     assert (len(said), len(settled)) == (2, 2)
-    assert other.take() == "b@x/2"
+    assert other.acquire() == "b@x/2"
 
 
 def test_a_redis_that_is_away_is_no_licence(ledger, monkeypatch):
@@ -84,11 +84,11 @@ def test_a_redis_that_is_away_is_no_licence(ledger, monkeypatch):
     answers = [RedisUnreachable("gone"), RedisUnreachable("gone"), None]
 
     class Shy(Lease):
-        def held_by(self):
+        def current_holder(self):
             answer = answers.pop(0)
             if answer:
                 raise answer
-            return super().held_by()
+            return super().current_holder()
 
     monkeypatch.setattr(module, "Lease", Shy)
     said = []
@@ -145,10 +145,10 @@ def test_workers_on_one_card(installation, ledger, redis_server):
     child, other = second.child(), Lease(ledger, card_key(CARD), "quicker/1", 300)
     with redis_server.client as client:
         client.delete(card_key(CARD))
-    assert other.take() is None
+    assert other.acquire() is None
     until(lambda: (notify := heard(installation, "second")) and notify.state == WAITING)
     assert "the card went to quicker/1" in second.said()
-    other.let_go()
+    other.release()
     second.wait_until_ready()
     assert second.child() != child
     assert installation.producer.enqueue(names[:5], force=True).wait(30).embedded == 5

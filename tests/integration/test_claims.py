@@ -141,10 +141,10 @@ def test_a_batch_that_was_given_back_is_told_to_one_when_its_pause_is_over(ledge
     begin(ledger, batch(1), batch(2))
     claims.claim(batch(1), "one#a")
     claims.release(batch(1), "one#a", 0.3)
-    assert claims.returned() == []
+    assert claims.take_returned() == []
     time.sleep(0.4)
-    assert claims.returned() == [("job", "job.1")]
-    assert claims.returned() == []
+    assert claims.take_returned() == [("job", "job.1")]
+    assert claims.take_returned() == []
 
 
 def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(ledger, claims):
@@ -153,7 +153,7 @@ def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(le
     claims.claim(batch(), "one#a")
     claims.release(batch(), "one#a")
     claims.finish(batch(), Outcome(embedded=4))
-    assert claims.returned() == []
+    assert claims.take_returned() == []
 
 
 def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, claims):
@@ -162,7 +162,7 @@ def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, claims):
     claims.claim(batch(), "one#a")
     assert not claims.release_dead(batch(), "two"), "another's batch is not ours to free"
     assert claims.release_dead(batch(), "one")
-    assert claims.returned() == [("job", "job.1")]
+    assert claims.take_returned() == [("job", "job.1")]
     assert claims.claim(batch(), "two#b") == (Claim.WORK, 2, True)
     claims.finish(batch(), Outcome(embedded=4))
     assert not claims.release_dead(batch(), "two")
@@ -174,7 +174,7 @@ def test_cutting_a_batch_keeps_every_poster(ledger, claims):
     claims.claim(batch(count=5), "one#a")
     halves = claims.split(batch(count=5))
     assert claims.split(batch(count=5)) is None
-    assert claims.opened("job") == {half.batch for half in halves}
+    assert claims.open_batches("job") == {half.batch for half in halves}
     assert claims.claimed([half.batch for half in halves]) == set()
     assert [claims.load("job", half.batch) for half in halves] == list(halves)
     assert ledger.progress("job").submitted == 5
@@ -209,7 +209,7 @@ def test_cancelling_withdraws_what_nobody_works_on(ledger, claims):
     assert (progress.state, progress.submitted, progress.embedded, progress.cancelled) == ("cancelled", 4, 4, 8)
     assert progress.at_rest
     assert holds(progress)
-    assert claims.returned() == []
+    assert claims.take_returned() == []
 
 
 def test_a_batch_of_a_cancelled_job_is_not_begun(ledger, claims):

@@ -54,7 +54,7 @@ def test_a_wrong_path_leaves_nothing_behind(producer, redis_server):
         assert client.keys("posters:job*") == []
     with pytest.raises(ConfigurationError, match="outside"):
         producer.enqueue([*(f"{number}.jpg" for number in range(25)), "/etc/hostname"])
-    (job,) = producer.job_store.jobs()
+    (job,) = producer.job_store.list_jobs()
     progress = producer.job(job).progress()
     assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 20, True)
 
@@ -96,7 +96,7 @@ CALLS = {
     "progress": lambda producer: producer.job("some").progress(),
     "failures": lambda producer: producer.job("some").failures(),
     "cancel": lambda producer: producer.job("some").cancel(),
-    "repair": lambda producer: producer._redelivery._claims.returned(),
+    "repair": lambda producer: producer._redelivery._claims.take_returned(),
 }
 
 
@@ -140,14 +140,14 @@ def test_a_redis_that_hangs_is_an_error_within_5_seconds(make, hanging, known):
 def test_a_redis_that_begins_to_hang_between_writing_and_sending_is_an_error_in_time(make, hanging):
     """The worst moment: the batch stands in the ledger, and stays there to be sent again."""
     producer = make(hanging.url)
-    step = producer.job_store.step
+    step = producer.job_store.record_step
 
     def step_then_hang(*arguments, **options):
         taken = step(*arguments, **options)
         os.kill(hanging.pid, signal.SIGSTOP)  # until the test ends
         return taken
 
-    producer.job_store.step = step_then_hang
+    producer.job_store.record_step = step_then_hang
     try:
         began = time.monotonic()
         with pytest.raises(RedisUnreachable):

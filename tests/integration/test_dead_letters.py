@@ -6,7 +6,7 @@ import pytest
 
 from producer.queue.dead_letters import SHOWN_CHARACTERS, DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.keys import DEAD_LETTERS, DEAD_LETTERS_MOST
+from producer.queue.keys import DEAD_LETTERS, MAX_DEAD_LETTERS
 
 
 @pytest.fixture
@@ -38,6 +38,6 @@ def test_what_comes_again_and_again_is_put_aside_once(dead_letters):
 
 def test_it_does_not_fill_redis(dead_letters):
     """The newest QUARANTINED_MOST are kept."""
-    for number in range(DEAD_LETTERS_MOST + 5):
+    for number in range(MAX_DEAD_LETTERS + 5):
         dead_letters.put(str(number), "flood")
-    assert dead_letters.count() == DEAD_LETTERS_MOST
+    assert dead_letters.count() == MAX_DEAD_LETTERS

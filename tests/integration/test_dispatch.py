@@ -31,7 +31,7 @@ def producer(redis_url, tmp_path):
 
 def press_after_steps(producer, monkeypatch, *numbers):
     """Ctrl-C in the moment in which these steps have been written down."""
-    step = producer.job_store.step
+    step = producer.job_store.record_step
 
     def interrupted(job, number, **about):
         taken = step(job, number, **about)
@@ -39,7 +39,7 @@ def press_after_steps(producer, monkeypatch, *numbers):
             press_ctrl_c()
         return taken
 
-    monkeypatch.setattr(producer.job_store, "step", interrupted)
+    monkeypatch.setattr(producer.job_store, "record_step", interrupted)
 
 
 def test_a_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch, capsys):
@@ -63,7 +63,7 @@ def test_a_ctrl_c_under_detach_leaves_the_job_at_what_was_sent(producer, monkeyp
 
 def test_what_is_left_of_a_job_that_redis_set_back_is_withdrawn(producer, monkeypatch):
     """The new job finds what is not stored; with the old one's batches, posters would be embedded twice."""
-    step, begun = producer.job_store.step, []
+    step, begun = producer.job_store.record_step, []
 
     def set_back(job, number, **about):
         if job not in begun:
@@ -74,7 +74,7 @@ def test_what_is_left_of_a_job_that_redis_set_back_is_withdrawn(producer, monkey
             press_ctrl_c()
         return step(job, number, **about)
 
-    monkeypatch.setattr(producer.job_store, "step", set_back)
+    monkeypatch.setattr(producer.job_store, "record_step", set_back)
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)
     first, second = (producer.job(job).progress() for job in begun)
@@ -84,7 +84,7 @@ def test_what_is_left_of_a_job_that_redis_set_back_is_withdrawn(producer, monkey
 
 def test_a_ctrl_c_while_redis_is_away_leaves_and_says_what_is_missing(producer, monkeypatch, capsys):
     """Waiting for Redis is no reason to hold a person; that the rest was not sent is said."""
-    step = producer.job_store.step
+    step = producer.job_store.record_step
 
     def away(job, number, **about):
         if number == 3:
@@ -92,7 +92,7 @@ def test_a_ctrl_c_while_redis_is_away_leaves_and_says_what_is_missing(producer, 
             raise RedisUnreachable("Redis is away")
         return step(job, number, **about)
 
-    monkeypatch.setattr(producer.job_store, "step", away)
+    monkeypatch.setattr(producer.job_store, "record_step", away)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=False, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
@@ -111,7 +111,7 @@ def test_a_ctrl_c_leaves_a_redis_that_is_away_wherever_it_is_missed(producer, mo
         away()
 
     monkeypatch.setattr(producer.job_store, "progress", progress)
-    monkeypatch.setattr(producer.job_store, "step", away)
+    monkeypatch.setattr(producer.job_store, "record_step", away)
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)
     assert "not everything was sent: run the same command again" in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_a_ctrl_c_is_heard_where_redis_came_back_without_the_job(producer, monke
         press_ctrl_c()
         raise LedgerSetBack("Redis came back without some steps")
 
-    monkeypatch.setattr(producer.job_store, "step", set_back)
+    monkeypatch.setattr(producer.job_store, "record_step", set_back)
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)
     assert len(begun) == 1
@@ -148,7 +148,7 @@ def test_a_redis_that_refuses_a_sign_of_life_does_not_stop_the_job(producer, mon
 
         return progress
 
-    monkeypatch.setattr(producer.job_store, "still_sending", full)
+    monkeypatch.setattr(producer.job_store, "renew_sending", full)
     monkeypatch.setattr(producer.job_store, "progress", at_work())
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)

@@ -124,7 +124,7 @@ def test_batch_sets_the_posters_per_message(installation):
     """12 posters in messages of 5 are three steps in the ledger."""
     installation.draw(12, folder(installation, "batches"))
     ledger = installation.index(f"{installation.root}/batches", "--batch", "5")
-    assert installation.producer.job_store.about(ledger["job"])["step"] == "3"
+    assert installation.producer.job_store.fields(ledger["job"])["step"] == "3"
 
 
 def test_detach_leaves_and_status_follows(installation):
@@ -422,7 +422,8 @@ def test_an_index_whose_steps_redis_forgot_looks_again(installation):
     process = installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
     ends = time.monotonic() + 30
     while (
-        not (jobs := installation.producer.job_store.jobs()) or installation.producer.job(jobs[0]).progress().steps < 3
+        not (jobs := installation.producer.job_store.list_jobs())
+        or installation.producer.job(jobs[0]).progress().steps < 3
     ):
         assert time.monotonic() < ends
         time.sleep(0.05)

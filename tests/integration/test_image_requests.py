@@ -64,14 +64,14 @@ def test_an_answer_wakes_whoever_waits(queries):
     answering.start()
     began = time.monotonic()
     assert queries.wait(token, 10) == Answer("s", b"1234")
-    assert time.monotonic() - began < 0.9 * module.LOOK_S
+    assert time.monotonic() - began < 0.9 * module.POLL_S
     answering.join()
 
 
 def test_an_image_is_bounded(queries, monkeypatch):
     """Too large an image is refused before it is sent; Redis is no place for it."""
-    monkeypatch.setattr(module, "MOST_BYTES", 10)
-    with pytest.raises(UnreadablePoster, match=r"big\.png: too-large: it has 11 bytes, the limit of a query is 10"):
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    with pytest.raises(UnreadablePoster, match=r"big\.png: too-large: it has 11 bytes, the limit is 10"):
         queries.put(b"x" * 11, 5, "big.png")
     token = queries.put(b"x" * 10, 5)
     assert queries.take(token) == b"x" * 10

@@ -34,7 +34,7 @@ def test_a_step_that_is_repeated_is_taken_once(ledger):
     """A producer that heard no answer asks again, and nothing is counted twice."""
     ledger.create("job")
     for _ in range(3):
-        ledger.step("job", 1, batch=batch(), unchanged=5, failures=[Failure("x", "x", "unsupported", "no")])
+        ledger.record_step("job", 1, batch=batch(), unchanged=5, failures=[Failure("x", "x", "unsupported", "no")])
     progress = ledger.progress("job")
     assert (progress.submitted, progress.unchanged, progress.failed, progress.open_batches) == (10, 5, 1, 1)
     assert progress.steps == 1
@@ -43,9 +43,9 @@ def test_a_step_that_is_repeated_is_taken_once(ledger):
 def test_a_step_of_a_forgotten_job_is_an_error(ledger):
     """When Redis lost the job, the producer hears it instead of sending into nothing."""
     with pytest.raises(LedgerSetBack, match="gone"):
-        ledger.step("job", 1, batch=batch())
+        ledger.record_step("job", 1, batch=batch())
     with pytest.raises(LedgerSetBack, match="gone"):
-        ledger.sent("job", 1)
+        ledger.mark_sent("job", 1)
     with pytest.raises(JobUnknown, match="status"):
         ledger.progress("job")
 
@@ -53,24 +53,24 @@ def test_a_step_of_a_forgotten_job_is_an_error(ledger):
 def test_a_step_after_one_that_redis_lost_is_an_error(ledger):
     """A Redis that came back from an old copy has the job, but not its last steps: no gap may be written over."""
     ledger.create("job")
-    ledger.step("job", 1, batch=batch(1))
+    ledger.record_step("job", 1, batch=batch(1))
     with pytest.raises(LedgerSetBack, match="old copy"):
-        ledger.step("job", 3, batch=batch(3))
+        ledger.record_step("job", 3, batch=batch(3))
     assert ledger.progress("job").submitted == 4, "nothing of the third was written"
     with pytest.raises(LedgerSetBack, match="old copy"):
-        ledger.sent("job", 2)
+        ledger.mark_sent("job", 2)
 
 
 def test_a_producer_that_died_is_noticed(ledger, claims, redis_server):
     """A job whose producer went silent while sending is not for ever `sending`; it ends, and so do its keys."""
     ledger.create("job")
-    ledger.step("job", 1, batch=batch())
+    ledger.record_step("job", 1, batch=batch())
     assert ledger.progress("job").state == "sending"
     silence(redis_server)
     assert ledger.progress("job").state == "abandoned"
     claims.finish(batch(), Outcome(embedded=4))
     assert ledger.progress("job").at_rest
-    assert ledger.active() == []
+    assert ledger.list_active() == []
     with redis_server.client as client:
         assert client.hget("posters:job:job", "state") == "abandoned"
         assert client.ttl("posters:job:job") > 0
@@ -79,18 +79,18 @@ def test_a_producer_that_died_is_noticed(ledger, claims, redis_server):
 def test_a_producer_that_was_only_silent_goes_on(ledger, claims, redis_server):
     """A laptop that slept finds its job as it left it, and the job's keys stay until its end."""
     ledger.create("job")
-    ledger.step("job", 1, batch=batch(1))
+    ledger.record_step("job", 1, batch=batch(1))
     claims.finish(batch(1), Outcome(embedded=4))
     silence(redis_server)
-    assert ledger.active() == []
-    ledger.step("job", 2, batch=batch(2))
-    assert ledger.active() == ["job"]
+    assert ledger.list_active() == []
+    ledger.record_step("job", 2, batch=batch(2))
+    assert ledger.list_active() == ["job"]
     progress = ledger.progress("job")
     assert (progress.state, progress.submitted, progress.at_rest) == ("sending", 8, False)
     with redis_server.client as client:
         assert client.ttl("posters:job:job") == -1
     claims.finish(batch(2), Outcome(embedded=4))
-    ledger.sent("job", 2)
+    ledger.mark_sent("job", 2)
     assert (ledger.progress("job").state, ledger.progress("job").at_rest) == ("sent", True)
 
 
@@ -103,7 +103,7 @@ def test_active_jobs_are_those_that_may_hold_batches(ledger, claims, redis_serve
     ledger.create("sending")
     with redis_server.client as client:
         assert client.smembers("posters:active") == {"open", "sending"}
-    assert ledger.active() == ["open", "sending"]
+    assert ledger.list_active() == ["open", "sending"]
 
 
 def test_jobs_are_in_the_order_in_which_they_began(ledger, monkeypatch):
@@ -111,15 +111,15 @@ def test_jobs_are_in_the_order_in_which_they_began(ledger, monkeypatch):
     for name, clock in (("a", 1e9), ("b", 2e9), ("c", 1e9)):
         monkeypatch.setattr(time, "time", lambda now=clock: now)
         ledger.create(name)
-    assert ledger.jobs() == ["c", "b", "a"]
-    assert ledger.jobs(most=1) == ["c"]
+    assert ledger.list_jobs() == ["c", "b", "a"]
+    assert ledger.list_jobs(limit=1) == ["c"]
 
 
 def test_a_passing_job_is_in_no_list(ledger):
     """What a backend asks in passing does not push the collections out of `status`."""
     ledger.create("passing", keep_s=300)
-    assert ledger.jobs() == []
-    assert ledger.active() == ["passing"]
+    assert ledger.list_jobs() == []
+    assert ledger.list_active() == ["passing"]
 
 
 def test_vectors_for_a_waiting_caller_come_back_bit_by_bit(ledger, claims):
@@ -151,7 +151,10 @@ def test_a_full_redis_refuses_a_step_whole_and_lets_a_worker_finish(ledger, clai
         before = client.hgetall("posters:job:more")
         client.config_set("maxmemory", "1")
         try:
-            for call in (lambda: ledger.create("another"), lambda: ledger.step("more", 1, batch=batch(1, job="more"))):
+            for call in (
+                lambda: ledger.create("another"),
+                lambda: ledger.record_step("more", 1, batch=batch(1, job="more")),
+            ):
                 with pytest.raises(RedisUnreachable, match="full"):
                     call()
             assert claims.claim(batch(1), "one#1")[1] == 1

@@ -21,28 +21,28 @@ def ledger(redis_url):
 def test_one_holder_at_a_time(ledger):
     """The second hears who has it, and gets it when the first lets go."""
     first, second = Lease(ledger, KEY, "a/1", 30), Lease(ledger, KEY, "b/2", 30)
-    assert first.take() is None
-    assert second.take() == "a/1"
-    second.let_go()
-    assert second.take() == "a/1", "nobody lets go of what is another's"
-    first.let_go()
-    assert second.take() is None
-    assert first.take() == "b/2"
+    assert first.acquire() is None
+    assert second.acquire() == "a/1"
+    second.release()
+    assert second.acquire() == "a/1", "nobody lets go of what is another's"
+    first.release()
+    assert second.acquire() is None
+    assert first.acquire() == "b/2"
 
 
 def test_the_child_that_follows_a_dead_one_need_not_wait(ledger):
     """It has its parent's name, as the dead one had."""
-    assert Lease(ledger, KEY, "a/1", 30).take() is None
-    assert Lease(ledger, KEY, "a/1", 30).take() is None
+    assert Lease(ledger, KEY, "a/1", 30).acquire() is None
+    assert Lease(ledger, KEY, "a/1", 30).acquire() is None
 
 
 def test_who_falls_silent_loses_it(ledger):
     """And who renews it keeps it."""
     first, second = Lease(ledger, KEY, "a/1", 0.4), Lease(ledger, KEY, "b/2", 0.4)
-    first.take()
+    first.acquire()
     for _ in range(4):
         time.sleep(0.2)
-        assert first.take() is None
-        assert second.take() == "a/1"
+        assert first.acquire() is None
+        assert second.acquire() == "a/1"
     time.sleep(0.6)
-    assert second.take() is None
+    assert second.acquire() is None

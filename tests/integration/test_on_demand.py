@@ -44,7 +44,7 @@ def test_what_the_store_has_is_answered_without_a_worker(producer, poster):
     vector = producer.embed(poster, timeout=1)
     assert np.array_equal(np.asarray(vector), VECTOR)
     assert vector.space == SPACE.id
-    assert producer.job_store.jobs() == []
+    assert producer.job_store.list_jobs() == []
 
 
 def test_a_poster_that_changed_needs_a_worker(producer, poster):

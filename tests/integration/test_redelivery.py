@@ -9,7 +9,7 @@ from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, QUEUES
 from producer.queue.progress import Outcome
-from producer.queue.redelivery import GRACE_S, LOOK_EVERY_S, Redelivery
+from producer.queue.redelivery import GRACE_S, SCAN_EVERY_S, Redelivery
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
 from tests.support.ledger_jobs import batch, begin
@@ -56,7 +56,7 @@ def test_a_batch_in_nobodys_hands_is_sent_again_as_it_was(installation):
     """What BRPOP took and a kill dropped comes back whole: not at the first look, but soon after the grace."""
     redelivery = installation.redelivery()
     assert installation.after(GRACE_S, redelivery) == [], "it may be on its way"
-    assert installation.after(LOOK_EVERY_S, redelivery) == [batch()]
+    assert installation.after(SCAN_EVERY_S, redelivery) == [batch()]
 
 
 def test_a_batch_that_stays_lost_is_sent_again_and_again_but_not_at_every_look(installation):
@@ -109,7 +109,9 @@ def test_one_looks_for_all(installation):
     looks = []
     first, *others = (installation.redelivery() for _ in range(5))
     for redelivery in (first, *others):
-        redelivery._look = lambda redelivery=redelivery, look=redelivery._look: looks.append(redelivery) or look()
+        redelivery._resend_lost = lambda redelivery=redelivery, look=redelivery._resend_lost: (
+            looks.append(redelivery) or look()
+        )
     assert installation.after(15, first, *others) == [batch()]
     assert set(looks) == {first}
     first.close()
@@ -127,10 +129,10 @@ def test_looking_takes_a_fiftieth_of_the_time(installation, monkeypatch):
         looks.append(installation.clock.now)
         return 0
 
-    redelivery._look = slow
+    redelivery._resend_lost = slow
     installation.after(100, redelivery)
     assert 4 <= len(looks) <= 6
-    monkeypatch.setattr(module, "LONGEST_REST_S", 5.0)
+    monkeypatch.setattr(module, "MAX_REST_S", 5.0)
     looks.clear()
     installation.after(100, redelivery)
     assert len(looks) >= 14, "but there is an end to the resting"
@@ -146,7 +148,7 @@ def test_messages_that_are_not_ours_do_not_stop_it(installation, redis_server):
 def test_a_batch_of_a_newer_version_is_left_to_a_newer_worker(installation, redis_server):
     """It cannot be read here, it stays open, and the others are looked after all the same."""
     installation.job_store.create("new")
-    installation.job_store.step("new", 1, batch=batch(1, job="new"))
+    installation.job_store.record_step("new", 1, batch=batch(1, job="new"))
     with redis_server.client as client:
         entry = json.loads(client.hget("posters:job:new:open", "new.1"))
         client.hset("posters:job:new:open", "new.1", json.dumps(entry | {"version": 99}))

@@ -237,11 +237,11 @@ def test_the_catalogue_is_taken_at_its_word_and_its_faults_are_named(installatio
 def test_a_broken_catalogue_stops_before_anything_is_sent(installation, tmp_path):
     """Line and column; status 2; no job."""
     (tmp_path / "posters.json").write_text('[{"file": "a.jpg"},\n {"file": "b.jpg"]')
-    before = installation.producer.job_store.jobs()
+    before = installation.producer.job_store.list_jobs()
     done = installation.run("index", POSTERS_CATALOGUE=str(tmp_path / "posters.json"))
     assert done.returncode == 2
     assert "line 2, column 18" in done.stderr
-    assert installation.producer.job_store.jobs() == before
+    assert installation.producer.job_store.list_jobs() == before
 
 
 def test_a_retry_leaves_what_never_was_a_poster(installation, tmp_path):

@@ -61,7 +61,7 @@ def traces(installation):
     with installation.redis.client as client:
         left = sorted(client.keys("posters:query:*") + client.keys("posters:answer:*"))
     try:
-        return left, installation.producer.job_store.jobs(), store.version(store.current())
+        return left, installation.producer.job_store.list_jobs(), store.version(store.current())
     finally:
         store.close()
 
@@ -380,7 +380,7 @@ def test_workers_of_two_models_at_once_are_refused(two_models):
 
 def test_a_job_that_is_still_being_sent_stops_when_the_model_is_changed(two_models, monkeypatch):
     """The rest would fail poster by poster; instead the producer is told, and the same command does the rest."""
-    monkeypatch.setattr("producer.client.SPACE_LOOK_S", 0.0)
+    monkeypatch.setattr("producer.queue_client.SPACE_CHECK_S", 0.0)
     installation, second = two_models
     names = installation.draw(3)
     old = installation.worker("old").wait_until_ready()

@@ -38,10 +38,10 @@ def in_work(installation, pool, *, ending=b""):
 def given_back(installation, job):
     """The batch is open, free, uncounted, and on its way to whoever is alive."""
     name = f"{job.id}.1"
-    assert installation.claims().opened(job.id) == {name}
+    assert installation.claims().open_batches(job.id) == {name}
     with installation.redis.client as client:
         queued = [json.loads(text)["headers"]["id"] for text in client.lrange("posters.bulk", 0, -1)]
-    assert name in queued or installation.claims().returned() == [(job.id, name)]
+    assert name in queued or installation.claims().take_returned() == [(job.id, name)]
     batch = installation.claims().load(job.id, name)
     return installation.claims().claim(batch, "another#1") == (Claim.WORK, 1, True)
 

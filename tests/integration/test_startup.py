@@ -51,7 +51,7 @@ def test_no_exception_leaves_a_worker_that_loads_for_ever(registry, pulses, monk
 
     def fail(settings, owner, ledger, heartbeat):
         heartbeat.card = Lease(ledger, card_key(CARD), owner, 15)
-        heartbeat.card.take()
+        heartbeat.card.acquire()
         raise error
 
     monkeypatch.setattr(startup, "_open", fail)
@@ -60,7 +60,7 @@ def test_no_exception_leaves_a_worker_that_loads_for_ever(registry, pulses, monk
     assert heard.state == FAILED
     assert heard.get("reason") == f"{type(error).__name__}: {error}"
     assert "Traceback" in caplog.text
-    assert Lease(ledger, card_key(CARD), "another", 15).take() is None
+    assert Lease(ledger, card_key(CARD), "another", 15).acquire() is None
     assert pulses[0].card is None, "nor does its pulse take the card again"
     ledger.close()
 
@@ -94,7 +94,7 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, pulses, 
             closed.append(self)
 
     monkeypatch.setattr("producer.vectors.open_store", lambda url: Store())
-    monkeypatch.setattr(time, "sleep", lambda _: announced.append(registry.of(NAME)))
+    monkeypatch.setattr(time, "sleep", lambda _: announced.append(registry.get(NAME)))
     store = startup._wait_for_store("sqlite:x", heartbeat)
     assert [(heard.state, heard.get("stage"), heard.get("reason")) for heard in announced] == [
         (LOADING, STORE, "it is locked")

@@ -113,7 +113,7 @@ def test_a_unix_socket_does_as_well(tmp_path):
         ledger = JobStore(url)
         batch = EmbedBatch("job", "job.1", (Poster("a", "a"),))
         ledger.create("job")
-        ledger.step("job", 1, batch=batch)
+        ledger.record_step("job", 1, batch=batch)
         with create_sender(load_settings(redis_url=url)) as app:
             send(app, batch)
         got = []

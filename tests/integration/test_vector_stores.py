@@ -9,7 +9,7 @@ import pytest
 
 from producer.embedding import Space
 from producer.errors import ConfigurationError, SpaceMismatch, StoreError
-from producer.vectors import is_made, open_store
+from producer.vectors import open_store, store_exists
 from producer.vectors.base import Row
 from tests.support.memory_store import open_one
 
@@ -373,7 +373,7 @@ def test_two_processes_write_and_a_reader_sees_whole_chunks(kind, tmp_path, requ
 def test_a_store_that_opening_would_make_is_known_beforehand(tmp_path):
     """A file that is not there yet; whoever only looks must not leave an empty one. Redis needs no file."""
     url = f"sqlite:{tmp_path / 'v.db'}"
-    assert not is_made(url)
+    assert not store_exists(url)
     open_store(url).close()
-    assert is_made(url)
-    assert is_made("redis://127.0.0.1:1/0")
+    assert store_exists(url)
+    assert store_exists("redis://127.0.0.1:1/0")

@@ -17,11 +17,11 @@ def test_workers_of_one_name_do_not_speak_for_each_other(registry):
     registry.publish("w@h/1/aa", READY, {"space": "s"})
     registry.publish("w@h/1/bb", WAITING, {})
     assert [(worker.name, worker.state) for worker in registry.alive()] == [("w@h", READY), ("w@h", WAITING)]
-    assert registry.of("w@h/1/aa").get("space") == "s"
+    assert registry.get("w@h/1/aa").get("space") == "s"
     assert registry.find("w@h").state == WAITING, "who spoke last"
     registry.withdraw("w@h/1/bb")
     assert registry.find("w@h").state == READY
-    assert registry.of("w@h/1/bb") is registry.find("h") is None
+    assert registry.get("w@h/1/bb") is registry.find("h") is None
 
 
 def test_a_failure_is_past_as_soon_as_the_worker_was_started_anew(registry):

@@ -211,7 +211,7 @@ class ChaosInstallation(Installation):
         ledger = self.producer.job_store
 
         def at_rest() -> bool:
-            return not any(ledger.progress(name).open_batches for name in ledger.active())
+            return not any(ledger.progress(name).open_batches for name in ledger.list_active())
 
         wait_for(at_rest, "other jobs' batches", 60)
         with self.redis.client as client:

@@ -19,7 +19,7 @@ class IndexProcess:
 
     def __init__(self, installation: ChaosInstallation, *arguments: str, **environment: str) -> None:
         known = (
-            set(installation.wait_for_redis(installation.producer.job_store.jobs))
+            set(installation.wait_for_redis(installation.producer.job_store.list_jobs))
             if installation.redis.is_up
             else set()
         )
@@ -33,7 +33,7 @@ class IndexProcess:
         """The job, as soon as the ledger has it."""
         if not self._job:
             ledger = self.installation.producer.job_store
-            found = wait_for(lambda: set(ledger.jobs()) - self._known, "a job in the ledger")
+            found = wait_for(lambda: set(ledger.list_jobs()) - self._known, "a job in the ledger")
             self._job = found.pop()
         return self.installation.producer.job(self._job)
 

@@ -11,8 +11,8 @@ def begin(ledger, *batches, job="job"):
     """A job whose producer has written all of it down."""
     ledger.create(job)
     for number, one in enumerate(batches, 1):
-        ledger.step(job, number, batch=one)
-    ledger.sent(job, len(batches))
+        ledger.record_step(job, number, batch=one)
+    ledger.mark_sent(job, len(batches))
 
 
 def holds(progress):

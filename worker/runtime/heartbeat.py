@@ -136,11 +136,11 @@ class Heartbeat(threading.Thread):
         card, self.card = self.card, None
         if card is not None:
             with suppress(RedisUnreachable):  # the lease expires by itself
-                card.let_go()
+                card.release()
 
     def _keep_card(self, work: tuple[EmbedBatch, str, float] | None) -> None:
         card = self.card
-        holder = card.take() if card else None
+        holder = card.acquire() if card else None
         if holder is None:
             return
         logger.critical("the card went to %s while Redis did not hear this worker; this process leaves it", holder)

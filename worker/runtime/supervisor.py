@@ -76,7 +76,7 @@ class Supervisor(threading.Thread):
         first, silent = True, False
         while not self._closing.wait(LOOK_S) and not self._pool_is_closing():
             try:
-                heard = self._registry.of(self._owner)
+                heard = self._registry.get(self._owner)
                 if heard is not None and heard.state == FAILED:
                     self._give_up()
                     return

@@ -8,13 +8,15 @@ import pytest
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
-from producer.output import SHOWN, notify_failures
+from producer.output import SHOWN_FAILURES, notify_failures
 from producer.queue.progress import NOTHING, Failure
 from producer.queue.workers import READY, Announcement
 from producer.settings import load_settings
 from producer.watch.sync import Sync
 
-FAILED = [Failure(f"{number:02}.jpg", f"{number:02}.jpg", "missing", "no such file") for number in range(SHOWN + 3)]
+FAILED = [
+    Failure(f"{number:02}.jpg", f"{number:02}.jpg", "missing", "no such file") for number in range(SHOWN_FAILURES + 3)
+]
 PROGRESS = replace(NOTHING, job="j", submitted=len(FAILED), failed=len(FAILED))
 
 
@@ -33,9 +35,11 @@ def test_the_first_are_named_and_the_rest_is_counted(producer, capsys):
     """In order; and where the worker looks in vain for what is here."""
     notify_failures(producer, PROGRESS)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:SHOWN] == [f"failed: {failure.path}: missing: no such file" for failure in FAILED[:SHOWN]]
-    assert lines[SHOWN] == "… and 3 more: `python -m producer failures j`"
-    assert lines[SHOWN + 1].startswith("files that are missing for the worker are here: it looks under /elsewhere")
+    assert lines[:SHOWN_FAILURES] == [
+        f"failed: {failure.path}: missing: no such file" for failure in FAILED[:SHOWN_FAILURES]
+    ]
+    assert lines[SHOWN_FAILURES] == "… and 3 more: `python -m producer failures j`"
+    assert lines[SHOWN_FAILURES + 1].startswith("the worker misses files that are here: it reads /elsewhere")
     notify_failures(producer, NOTHING)
     assert capsys.readouterr().err == ""
 
@@ -57,7 +61,7 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
     rounds.run(iter(()), [""], None, always=True)
     said = capsys.readouterr().err
     assert "… and 3 more: `python -m producer failures j`" in said
-    assert "it looks under /elsewhere" in said
+    assert "it reads /elsewhere" in said
 
 
 def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):
@@ -68,4 +72,4 @@ def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):
 
     monkeypatch.setattr(Producer, "workers", away)
     notify_failures(producer, PROGRESS, FAILED)
-    assert len(capsys.readouterr().err.splitlines()) == SHOWN + 1
+    assert len(capsys.readouterr().err.splitlines()) == SHOWN_FAILURES + 1

@@ -20,8 +20,8 @@ def run(redis_url):
     def invoke(count, *arguments):
         ledger = JobStore(redis_url)
         ledger.create("job")
-        ledger.step("job", 1, failures=FAILURES[:count])
-        ledger.sent("job", 1)
+        ledger.record_step("job", 1, failures=FAILURES[:count])
+        ledger.mark_sent("job", 1)
         ledger.close()
         return CliRunner().invoke(main, ["failures", "job", *arguments], env={"POSTERS_REDIS_URL": redis_url})
 
