@@ -198,8 +198,7 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
     try:
         space_id = (heard.get("space") if heard else "") or store.current() or ""
         catalogue = read_catalogue(producer.settings.catalogue)
-        ids = [entry.id for entry in catalogue.entries.values()]
-        ids.sort(key=lambda name: "copy_of" not in catalogue.by_id[name].about)
+        ids = [entry.id for entry in sorted(catalogue.entries(), key=lambda entry: "copy_of" not in entry.about)]
         known = store.get(space_id, ids)
         chosen = [name for name in ids if name in known][:SHOWN]
         if not chosen:

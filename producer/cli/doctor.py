@@ -1,4 +1,4 @@
-"""`doctor`: look at each thing that can be wrong, in the order in which it would stop the work."""
+"""The `doctor` command: checks everything that can stop the work, in the order in which it would."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from producer.cli.main import EX_OUT_OF_REACH, EX_USAGE, as_json, example
+from producer.cli.main import EX_UNREACHABLE, EX_USAGE, as_json, example
 from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
@@ -21,14 +21,14 @@ from producer.settings import without_password
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: which.
-        ok: True when it is as it should be.
+        name: of the check.
+        ok: True when nothing has to be done.
         seen: what was found.
-        advice: what to do where it is not.
-        in_reach: False when it did not answer, or nobody is there.
+        advice: what to do otherwise.
+        in_reach: False when it did not answer, or there is none.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine(producer: Producer) -> Iterator[Finding]:
-    """Yield a finding for Redis, worker, model, posters root, store and quarantine; stops without Redis."""
+    """Yield a finding for Redis, worker, model, posters root, store and dead letters; stops without Redis."""
     settings = producer.settings
     url = without_password(settings.redis_url)
     try:
@@ -54,14 +54,14 @@ def examine(producer: Producer) -> Iterator[Finding]:
     yield _model(workers, ready)
     yield _root(settings.root, ready)
     yield _attempt("store", lambda: _store(producer, ready), "check the path, its owner, and the free space")
-    yield _attempt("quarantine", lambda: _dead_letters(producer), "see docs/redis.acl")
+    yield _attempt("dead letters", lambda: _dead_letters(producer), "see docs/redis.acl")
 
 
 def _redis(producer: Producer, url: str) -> Finding:
     policy, is_kept = producer.job_store.persistence()
-    seen = f"answers at {url}" + ("" if is_kept else "; it forgets everything when it ends (appendonly no)")
+    seen = f"answers at {url}" + ("" if is_kept else "; it loses everything when it stops (appendonly no)")
     if policy not in ("noeviction", ""):
-        advice = "set `maxmemory-policy noeviction`: any other may throw away what is queued"
+        advice = "set `maxmemory-policy noeviction`: any other may evict queued batches"
         return Finding("redis", False, f"{seen}; its policy is {policy}", advice)
     return Finding("redis", True, seen)
 
@@ -79,14 +79,14 @@ def _alive(workers: list[Announcement]) -> Finding:
 def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
     for worker in workers:
         if worker.state == FAILED:
-            return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "mend that, then start it again")
+            return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "fix that, then start it again")
     if not ready:
-        held_up = [worker for worker in workers if worker.state == WAITING or worker.get("stage") == STORE]
-        if held_up:
-            seen = f"{held_up[0].name} waits: {held_up[0].get('reason')}"
-            return Finding("model", False, seen, "it goes on by itself when that is over")
+        blocked = [worker for worker in workers if worker.state == WAITING or worker.get("stage") == STORE]
+        if blocked:
+            seen = f"{blocked[0].name} waits: {blocked[0].get('reason')}"
+            return Finding("model", False, seen, "it continues by itself when that is over")
         if any(worker.get("stage") == WEIGHTS for worker in workers):
-            return Finding("model", False, "its weights are being looked for or downloaded", "wait")
+            return Finding("model", False, "its weights are being located or downloaded", "wait")
         if any(worker.state == LOADING for worker in workers):
             return Finding("model", False, "being loaded", "wait a few seconds")
         return Finding("model", False, "no worker, no model", "start a worker")
@@ -121,15 +121,15 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
         held = f"{store.count(current)} vectors in {current}" if current else "no vectors yet"
     finally:
         store.close()
-    mine = without_password(producer.settings.store)
-    seen = f"{mine} is writable, {held}"
-    other = [worker for worker in ready if worker.get("store") != mine]
+    store_url = without_password(producer.settings.store)
+    seen = f"{store_url} is writable, {held}"
+    other = [worker for worker in ready if worker.get("store") != store_url]
     if other:
         advice = "set POSTERS_STORE to the same for both"
         return Finding("store", False, f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
     made = ready[0].get("space") if ready else ""
     if current and made and made != current:
-        advice = f"`python -m producer spaces` tells when {made} is complete, `spaces use {made}` makes it the readers'"
+        advice = f"`python -m producer spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
         return Finding(
             "store", False, f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice
         )
@@ -137,17 +137,17 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
 
 
 def _dead_letters(producer: Producer) -> Finding:
-    aside = producer.dead_letters.count()
-    if not aside:
-        return Finding("quarantine", True, "no message was put aside")
-    seen = f"{aside} message(s) put aside; the newest: {producer.dead_letters.newest_reason()}"
-    advice = "look at them with `redis-cli lrange posters:quarantine 0 9`; something else writes to the queue"
-    return Finding("quarantine", False, seen, advice)
+    count = producer.dead_letters.count()
+    if not count:
+        return Finding("dead letters", True, "no message was rejected")
+    seen = f"{count} message(s) rejected; the newest: {producer.dead_letters.newest_reason()}"
+    advice = "list them with `redis-cli lrange posters:quarantine 0 9`; another program writes to the queue"
+    return Finding("dead letters", False, seen, advice)
 
 
-def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:
+def _attempt(name: str, check: Callable[[], Finding], advice: str) -> Finding:
     try:
-        return look()
+        return check()
     except PosterError as error:
         return Finding(name, False, str(error), advice, not isinstance(error, RedisUnreachable | StoreUnavailable))
 
@@ -156,7 +156,7 @@ def _attempt(name: str, look: Callable[[], Finding], advice: str) -> Finding:
 @click.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check Redis, worker, model, posters root and store, and say what to do."""
+    """Check Redis, worker, model, posters root and store, and print what to do."""
     findings = list(examine(Producer()))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
@@ -167,4 +167,4 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"     → {finding.advice}")
     if all(finding.ok for finding in findings):
         return
-    sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_OUT_OF_REACH)
+    sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_UNREACHABLE)

@@ -1,4 +1,4 @@
-"""``index --dry-run``: what would be sent, and nothing is."""
+"""`index --dry-run`: lists what would be sent, and sends nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from producer.client import Producer
 from producer.collection.scan import PosterScan, ScanNote
 from producer.indexing.freshness import UpToDateFilter
-from producer.indexing.index_job import search, summarize
+from producer.indexing.index_job import notify_summary, scan
 from producer.output import notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
@@ -19,20 +19,20 @@ from producer.queue.progress import Failure
 def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json: bool) -> PosterScan:
     """List what would be sent, on stdout; what would fail and what is in no entry, on stderr; or all as JSON lines."""
 
-    def tell(note: ScanNote, path: str) -> None:
+    def on_note(note: ScanNote, path: str) -> None:
         if note is not ScanNote.NO_ENTRY:
-            return  # a failure tells it, with the number of the entry
+            return  # a failure reports it, with the number of the entry
         if as_json:
             click.echo(json.dumps({"note": note.value, "path": path}))
         else:
             notify(f"{note.value}: {path}")
 
-    found = search(producer, paths, tell)
-    is_current = UpToDateFilter(producer, notify)
-    todo = unchanged = broken = 0
+    found = scan(producer, paths, on_note)
+    up_to_date = UpToDateFilter(producer, notify)
+    to_send = unchanged = broken = 0
     while block := list(islice(found, producer.settings.posters_per_batch)):
         posters = [item for item in block if isinstance(item, Poster)]
-        current = is_current(posters) if posters and not force else set()
+        current = up_to_date(posters) if posters and not force else set()
         unchanged += len(current)
         for item in block:
             if isinstance(item, Failure):
@@ -42,9 +42,9 @@ def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json:
                 else:
                     notify(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
             elif item.id not in current:
-                todo += 1
+                to_send += 1
                 click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
-    is_current.close()
-    summarize(found, producer.settings)
-    notify(f"{todo} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
+    up_to_date.close()
+    notify_summary(found, producer.settings)
+    notify(f"{to_send} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")
     return found

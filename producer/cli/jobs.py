@@ -1,4 +1,4 @@
-"""``status``, ``failures``, ``cancel``: what the ledger says of jobs, and how to end one."""
+"""The commands `status`, `failures`, `cancel` and `retry`: jobs in the ledger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, leave_interrupted
+from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted
 from producer.client import Producer
 from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
@@ -37,8 +37,8 @@ def status(job: str | None, as_json: bool) -> None:
             ledger_entry(progress) | {"state": _state(progress), "open_batches": progress.open_batches}
             for progress in progresses
         ]
-        people = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
-        click.echo(json.dumps({"jobs": entries, "workers": people}))
+        worker_entries = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
+        click.echo(json.dumps({"jobs": entries, "workers": worker_entries}))
         return
     for worker in workers:
         about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
@@ -60,28 +60,28 @@ def status(job: str | None, as_json: bool) -> None:
 def failures(job: str, as_json: bool) -> None:
     """List the posters of JOB that failed: path, word, reason.
 
-    They come in no order, as the ledger gives them, so that a million take no memory; `sort` orders them.
+    They come unordered, so that a million need no memory; `sort` orders them.
     With --json they are one list, an element on each line.
     """
     producer = Producer()
     entry = producer.job(job)
     entry.progress()
-    before = "["
+    separator = "["
     for failure in producer.job_store.failures(entry.id):
         if as_json:
-            click.echo(before + json.dumps(failure._asdict()), nl=False)
-            before = ",\n"
+            click.echo(separator + json.dumps(failure._asdict()), nl=False)
+            separator = ",\n"
         else:
             click.echo(f"{failure.path}\t{failure.word}\t{failure.reason}")
     if as_json:
-        click.echo("[]" if before == "[" else "]")
+        click.echo("[]" if separator == "[" else "]")
 
 
 @example("python -m producer cancel last")
 @click.command()
 @click.argument("job")
 def cancel(job: str) -> None:
-    """Withdraw what no worker has begun of JOB; a batch in work is finished and counted."""
+    """Withdraw the batches of JOB that no worker has begun; the others are finished and counted."""
     producer = Producer()
     entry = producer.job(job)
     notify(f"{entry.cancel()} poster(s) withdrawn")
@@ -95,36 +95,36 @@ def _state(progress: Progress) -> str:
 @example("python -m producer retry last --only crashed-worker")
 @click.command()
 @click.argument("job")
-@click.option("--only", type=click.Choice(FAILURE_WORDS), help="Only failures of this word.")
+@click.option("--only", type=click.Choice(FAILURE_WORDS), help="Only failures with this word.")
 @as_json
 def retry(job: str, only: str | None, as_json: bool) -> None:
     """Send the failed posters of JOB again, as a new job that this command waits for."""
     producer = Producer()
     entry = producer.job(job)
     failed = entry.progress().failed
-    ask = partial(retry_until_available, on_wait=WaitStatus(producer).report)
-    found = (failure for failure in producer.job_store.failures(entry.id, ask) if only in (None, failure.word))
-    first = next(found, None)  # the rest is read while it is sent: a job may have a million
+    call = partial(retry_until_available, on_wait=WaitStatus(producer).report)
+    found = (failure for failure in producer.job_store.failures(entry.id, call) if only in (None, failure.word))
+    first = next(found, None)  # the rest is read while it is sent: there may be a million
     progress = NOTHING
     if first is None:
-        notify(f"job {entry.id} has no failures" + (f" of the word {only}" if only else ""))
+        notify(f"job {entry.id} has no failures" + (f" with the word {only}" if only else ""))
     else:
         new = producer.begin()
-        notify(f"sending what failed of job {entry.id} as job {new.id}")
-        posters = (_as_sent(failure, producer.settings.catalogue) for failure in chain([first], found))
+        notify(f"sending the failed posters of job {entry.id} as job {new.id}")
+        posters = (_retried(failure, producer.settings.catalogue) for failure in chain([first], found))
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:
                 feed = partial(producer.feed, new, posters)
                 again = f"run `python -m producer retry {entry.id}`"
                 progress = follow(producer, new, lambda on_wait: feed(on_wait=on_wait), bar, again=again)
         except KeyboardInterrupt as interrupt:
-            leave_interrupted(interrupt)
+            exit_interrupted(interrupt)
         notify_failures(producer, progress)
     if as_json or progress is not NOTHING:
         click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
 
 
-def _as_sent(failure: Failure, catalogue: Path | None) -> Poster | Failure:
-    """A failed poster as it is sent again; what never was a poster fails again as it did."""
+def _retried(failure: Failure, catalogue: Path | None) -> Poster | Failure:
+    """The poster to send again; a failure that was never sent stays one."""
     return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure

@@ -1,6 +1,6 @@
-"""What all commands share: the group with its exit statuses, the option ``--json``, the example in the help.
+"""The command group: exit statuses, options that commands share, the example in each help text.
 
-Data goes to stdout, everything said to a person to stderr.
+Data goes to stdout, messages to people go to stderr.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from producer.output import notify
 EX_OK: Final = 0
 EX_SOME_FAILED: Final = 1
 EX_USAGE: Final = 2
-EX_OUT_OF_REACH: Final = 3
+EX_UNREACHABLE: Final = 3
 EX_INTERRUPTED: Final = 130
 
 
-def status_of(error: PosterError) -> int:
-    """The exit status that an error means."""
+def exit_status(error: PosterError) -> int:
+    """The exit status for an error."""
     if isinstance(error, RedisUnreachable | LedgerSetBack | NoWorker | EmbedTimeout | StoreUnavailable):
-        return EX_OUT_OF_REACH
+        return EX_UNREACHABLE
     return EX_USAGE if isinstance(error, ConfigurationError | JobUnknown | StoreError) else EX_SOME_FAILED
 
 
 class _Group(click.Group):
-    """Gives every error of ours its line and its exit status; nobody is shown a stack trace."""
+    """Prints a PosterError as one line, without a stack trace, and exits with its status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PosterError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(status_of(error))
+            ctx.exit(exit_status(error))
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(EX_INTERRUPTED)
@@ -59,14 +59,14 @@ def main() -> None:
     Settings come from config.json, then POSTERS_* variables, then options.
 
     \b
-    Exit status: 0 all went well; 1 finished, and some posters failed;
-    2 wrong usage or configuration; 3 Redis or a worker out of reach;
-    130 interrupted (the job goes on, its id is printed).
+    Exit status: 0 success; 1 finished, and some posters failed;
+    2 wrong usage or configuration; 3 Redis or a worker is unreachable;
+    130 interrupted (the job continues, its id is printed).
     """
 
 
 def example(text: str) -> Callable[[Any], Any]:
-    """Set the example that the help of a command ends with."""
+    """Set the example at the end of a command's help."""
 
     def decorate(command: Any) -> Any:
         command.epilog = f"\b\nExample:\n  {text}"
@@ -79,9 +79,9 @@ space_option = click.option("--space", help="Id of a space, or its beginning; de
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 
 
-def leave_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
-    """Say that the job goes on, and how to follow or stop it; leave with status 130."""
+def exit_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
+    """Print that the job continues, and how to follow or stop it; exit with status 130."""
     job = interrupt.args[0] if interrupt.args else "last"
-    notify(f"interrupted; job {job} goes on. Follow it: `python -m producer status {job}`; ")
+    notify(f"interrupted; job {job} continues. Follow it: `python -m producer status {job}`; ")
     notify(f"stop it: `python -m producer cancel {job}`")
     sys.exit(EX_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""``prune``: drop the vectors of posters that are gone; also what ``index --prune`` does when its job is over."""
+"""The `prune` command: deletes the vectors of deleted posters, as `index --prune` does after its job."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from producer.cli.main import as_json, example
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
 from producer.collection.paths import resolved_root, starts_of
-from producer.indexing.index_job import look_at_catalogue
+from producer.indexing.index_job import warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
 from producer.output import notify
 from producer.settings import load_settings
 from producer.vectors import store_exists
 
-yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what an unmounted disk may hold.")
+yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what may lie on an unmounted disk.")
 
 
 @example("python -m producer prune --dry-run")
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH…]")
-@click.option("--dry-run", is_flag=True, help="Only list the ids that would go, one per line.")
+@click.option("--dry-run", is_flag=True, help="Only list the ids that would be pruned, one per line.")
 @yes_option
 @as_json
 def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Drop the vectors of posters in PATH (default: all) whose files are gone, from every space.
+    """Delete the vectors of posters in PATH (default: all) whose files were deleted, from every space.
 
     Needs neither a worker nor Redis where the store is a file. `index --prune` does the same after
-    indexing, so that a renamed poster can first reuse the vector of its old name.
+    indexing, so that a renamed poster can reuse the vector of its old name.
     """
     producer = Producer(load_settings())
     try:
         catalogue = read_catalogue(producer.settings.catalogue)
-        look_at_catalogue(producer.settings, catalogue)
+        warn_of_wrong_catalogue(producer.settings, catalogue)
         starts = starts_of(resolved_root(producer.settings.root), paths)
         if dry_run:
-            show(producer, starts, catalogue, yes=yes, as_json=as_json)
+            preview_prune(producer, starts, catalogue, yes=yes, as_json=as_json)
             return
         survey, pruned = prune_and_notify(producer, starts, catalogue, yes=yes)
         if as_json:
@@ -49,51 +49,51 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
         producer.close()
 
 
-def show(
+def preview_prune(
     producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool, as_json: bool, mark: str = ""
 ) -> None:
-    """List on stdout what would be pruned, behind `mark`, and say on stderr how many that is."""
+    """List on stdout what would be pruned, each after `mark`; print the numbers on stderr."""
     if not store_exists(producer.settings.store):
         notify("the store holds no vectors yet; nothing to prune")
         return
     with closing(producer.store()) as store:
-        search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
+        candidates = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
         survey = Survey()
-        for name in search.gone(survey):
+        for name in candidates.gone(survey):
             click.echo(json.dumps({"would": "prune", "id": name}) if as_json else mark + name)
-        _notify_what_stays(survey)
+        _notify_kept(survey)
         notify(f"{survey.gone} of {survey.held} poster(s) to prune; nothing was pruned")
 
 
 def prune_and_notify(
     producer: Producer, starts: Sequence[str], catalogue: Catalogue, *, yes: bool
 ) -> tuple[Survey, int]:
-    """Prune, and say on stderr what went and what stayed.
+    """Prune, and print on stderr what was deleted and what was kept.
 
     Raises:
         PruneRefused: it looks like an accident.
-        ConfigurationError: the catalogue that was asked for is not there.
+        ConfigurationError: the configured catalogue does not exist.
     """
     require_catalogue(producer.settings, catalogue)
     if not store_exists(producer.settings.store):
         notify("the store holds no vectors yet; nothing to prune")
         return Survey(), 0
     with closing(producer.store()) as store:
-        search = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
-        survey = search.survey()
-        _notify_what_stays(survey)
-        pruned = search.remove(survey) if survey.gone else 0
+        candidates = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
+        survey = candidates.survey()
+        _notify_kept(survey)
+        pruned = candidates.remove(survey) if survey.gone else 0
         notify(f"pruned {pruned} of {survey.held} poster(s)")
     return survey, pruned
 
 
-def _notify_what_stays(survey: Survey) -> None:
+def _notify_kept(survey: Survey) -> None:
     if survey.empty:
         folders = ", ".join(folder for folder, _ in survey.folders.most_common(3))
         more = f" and {len(survey.folders) - 3} more" if len(survey.folders) > 3 else ""
         notify(
-            f"{survey.empty} poster(s) are not there, and their folders ({folders}{more}) are empty and older than "
+            f"{survey.empty} poster(s) do not exist, and their folders ({folders}{more}) are empty and older than "
             "their vectors: is a disk not mounted? They are kept; --yes prunes them, too"
         )
     if survey.hidden:
-        notify(f"{survey.hidden} poster(s) are out of sight (a folder or an entry that cannot be read); they are kept")
+        notify(f"{survey.hidden} poster(s) cannot be checked (a folder or an entry cannot be read); they are kept")

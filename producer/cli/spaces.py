@@ -1,4 +1,4 @@
-"""``spaces``: the models whose vectors the store holds, side by side; which one readers use."""
+"""The `spaces` commands: list the spaces of the store, choose the one that readers use, drop one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KILO = 1000
 def spaces(context: click.Context, as_json: bool) -> None:
     """List the spaces of the store: a space is a model, its weights and its preprocessing.
 
-    A worker with another model fills a space of its own; readers keep the current one, marked with *,
-    until `spaces use` says otherwise. A space is complete when it holds every poster that the current
-    one holds and whose file is still there.
+    A worker with another model fills another space; readers keep the current one, marked with *,
+    until `spaces use` changes it. A space is complete when it holds every poster of the current
+    one whose file still exists.
     """
     if context.invoked_subcommand is not None:
         return
@@ -56,9 +56,9 @@ def spaces(context: click.Context, as_json: bool) -> None:
 @example("python -m producer spaces use vit-l-14")
 @spaces.command("use")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Even if the space is not complete, or most posters are gone.")
+@click.option("--yes", is_flag=True, help="Even if the space is not complete, or most posters were deleted.")
 def use(name: str, yes: bool) -> None:
-    """Let readers use the space NAME, its id or the beginning of it."""
+    """Let readers use the space NAME: its id, or the beginning of it."""
     settings = load_settings()
     store = store_for_reading(settings)
     try:
@@ -81,13 +81,13 @@ def use(name: str, yes: bool) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Even if readers use the space.")
 def drop(name: str, yes: bool) -> None:
-    """Remove the space NAME with all its vectors; the posters stay, other spaces stay."""
+    """Delete the space NAME with all its vectors; posters and other spaces stay."""
     store = store_for_reading(load_settings())
     try:
         info, current = find_space(store, name), store.current()
         if info.space.id == current and not yes:
             others = [other.space.id for other in store.spaces() if other.space.id != current]
-            after = f"they would go over to {others[0]}" if others else "and there is no other"
+            after = f"they would switch to {others[0]}" if others else "and there is no other"
             notify(
                 f"readers use {current}, {after}: {info.count:,} vectors, {_size(info.bytes)}. "
                 "Choose another one first with `python -m producer spaces use`, or add --yes"
@@ -101,10 +101,10 @@ def drop(name: str, yes: bool) -> None:
 
 
 def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
-    """Why readers should not go over from the space `before`; None when nothing would be lost."""
+    """Why readers should not switch from the space `before`; None when nothing would be lost."""
     catalogue = read_catalogue(settings.catalogue)
     state = completeness(store, info.space.id, settings.root, catalogue)
-    if state.missing:  # whether these are gone or only out of sight is told by the right root and catalogue alone
+    if state.missing:  # only the right root and catalogue show whether these are deleted or hidden
         resolved_root(settings.root)
         require_catalogue(settings, catalogue)
     if not state.complete:
@@ -112,17 +112,17 @@ def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Setti
             f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
             f"{before} holds. Finish `python -m producer index` first, or add --yes"
         )
-    return _objection_to_the_root(store, before, settings, catalogue) if state.gone else None
+    return _objection_to_root(store, before, settings, catalogue) if state.gone else None
 
 
-def _objection_to_the_root(store: VectorStore, before: str, settings: Settings, catalogue: Catalogue) -> str | None:
-    """More than half of a space is rarely deleted; another folder, or a disk that is not mounted, looks the same."""
+def _objection_to_root(store: VectorStore, before: str, settings: Settings, catalogue: Catalogue) -> str | None:
+    """Refuse where more than half is deleted: a wrong folder, or a disk that is not mounted, looks the same."""
     held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
     if 2 * gone <= held:
         return None
     return (
         f"{gone:,} of {held:,} posters of {before} have no file any more, more than half: is {settings.root} the right "
-        "folder, all of it mounted, and the catalogue the right one? If they are to go, add --yes"
+        "folder, all of it mounted, and the catalogue the right one? If they were deleted, add --yes"
     )
 
 
@@ -169,7 +169,7 @@ def _provenance(info: SpaceInfo) -> list[str]:
         f"{info.space.preprocessing.split(' mean')[0]}",
         f"made {_when(info.created)}, last changed {_when(info.changed)}",
     ]
-    return [*lines, f"last written by {how or 'nobody knows whom'}; {versions}"] if info.provenance else lines
+    return [*lines, f"last written by {how or 'an unknown worker'}; {versions}"] if info.provenance else lines
 
 
 def _when(seconds: float) -> str:

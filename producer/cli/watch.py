@@ -1,4 +1,4 @@
-"""``index --watch``: one line for each round, until Ctrl-C."""
+"""`index --watch`: prints a line for each pass, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from producer.output import ledger_entry, notify
 from producer.queue.progress import NOTHING
 
 
-def watch_and_tell(
+def run_watch(
     producer: Producer,
     paths: Sequence[str],
     *,
     prune: bool,
     yes: bool,
     settle_s: float,
-    search_every_s: float,
+    scan_every_s: float,
     as_json: bool,
 ) -> NoReturn:
-    """Watch, and print a line for each round: on stderr for a person, JSON on stdout for a program."""
+    """Watch, and print a line for each pass: text on stderr, or JSON on stdout."""
     from producer.watch.sync import SyncPass
-    from producer.watch.watcher import Watching  # the library for it is asked for by nothing else
+    from producer.watch.watcher import Watcher  # imports watchfiles, which no other command needs
 
-    def tell(done: SyncPass) -> None:
+    def on_pass(done: SyncPass) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)
         if prune:
             entry["pruned"] = done.pruned
@@ -41,12 +41,12 @@ def watch_and_tell(
             notify(f"{time.strftime('%H:%M:%S')} {numbers}")
 
     try:
-        Watching(
-            producer, paths, prune=prune, yes=yes, settle_s=settle_s, search_every_s=search_every_s, tell=tell
+        Watcher(
+            producer, paths, prune=prune, yes=yes, settle_s=settle_s, scan_every_s=scan_every_s, on_pass=on_pass
         ).run()
     except KeyboardInterrupt as interrupt:
         job = interrupt.args[0] if interrupt.args else None
         if job:
-            notify(f"interrupted; what was sent of job {job} goes on: `python -m producer status {job}`")
+            notify(f"interrupted; what was sent of job {job} continues: `python -m producer status {job}`")
         notify("stopped watching")
     sys.exit(EX_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Is a file there? And if not: is it gone, or is it out of sight?"""
+"""FileStatus: whether a file exists, was deleted, or cannot be seen at the moment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from producer.collection.paths import poster_id
 
-REMEMBERED: Final = 4096  # folders; ids come in order, so that the same few are asked for again and again
+MAX_CACHED_FOLDERS: Final = 4096  # ids come in order, so that the same few folders are needed again and again
 
 
 class FileStatus(Enum):
-    """What is known of a file. Only GONE may be acted upon without asking."""
+    """What is known of a file. Only GONE may be acted upon without confirmation."""
 
     HERE = "here"
     GONE = "gone"
@@ -25,28 +25,28 @@ class FileStatus(Enum):
 
 
 class FileStatusReader:
-    """Looks for files under the posters root, one after the other; remembers the folders that it met."""
+    """Reads the status of files under the posters root; caches the folders."""
 
     def __init__(self, base: Path) -> None:
         """`base` is the posters root, symbolic links resolved."""
         self._top = os.path.join(base, "")
         self._odd: dict[str, dict[str, str] | None] = {}
-        self._fates: dict[str, tuple[FileStatus, str, float]] = {}
+        self._statuses: dict[str, tuple[FileStatus, str, float]] = {}
         self.empty, self.emptied = "", 0.0
 
-    def look(self, file: str) -> FileStatus:
-        """Whether there is a file whose poster_id is that of `file`; a folder is none.
+    def read(self, file: str) -> FileStatus:
+        """The status of the file whose poster_id is that of `file`; a folder does not count as one.
 
-        After EMPTY, `empty` is the folder, and `emptied` when something in it last came or went.
+        After EMPTY, `empty` is the folder, and `emptied` the time of the last change in it, in seconds since 1970.
         """
         key = poster_id(file)
         if not key or "\0" in key or key.startswith(("/", "../")) or key == ".." or posixpath.normpath(key) != key:
-            return FileStatus.GONE  # the id of something else, and no path that a file can have
+            return FileStatus.GONE  # an id that is not a path
         found = self._status(file)
         if found is not FileStatus.GONE:
             return found
         path = posixpath.dirname(key)
-        if not key.isascii() or "%" in key:  # the disk may spell it in another way than its id does
+        if not key.isascii() or "%" in key:  # its name on disk may differ from its id
             resolved = self._resolve(key)
             if resolved is None:
                 return FileStatus.HIDDEN
@@ -62,12 +62,12 @@ class FileStatusReader:
         except (FileNotFoundError, NotADirectoryError):
             return FileStatus.GONE
         except OSError as error:
-            # a name that is too long, or that Windows forbids, is nobody's
+            # no file can have a name that is too long, or that Windows forbids
             return FileStatus.GONE if error.errno in (errno.ENAMETOOLONG, errno.EINVAL) else FileStatus.HIDDEN
         return FileStatus.GONE if stat.S_ISDIR(mode) else FileStatus.HERE
 
     def _resolve(self, key: str) -> tuple[str, bool] | None:
-        """The path on disk of which `key` is the poster_id, as far as it is there, and whether that is all of it."""
+        """The longest existing path whose poster_id begins `key`, and whether it is all of it; None: cannot be seen."""
         path = ""
         for part in key.split("/"):
             prefix = f"{path}/" if path else ""
@@ -82,9 +82,9 @@ class FileStatusReader:
         return path, True
 
     def _odd_names(self, folder: str) -> dict[str, str] | None:
-        """Of the names in a folder those that are not their own poster_id, by it; None: it cannot be listed."""
+        """Names in a folder that differ from their poster_id, by poster_id; None: it cannot be listed."""
         if folder not in self._odd:
-            _make_room(self._odd)
+            _limit(self._odd)
             try:
                 with os.scandir(self._top + folder) as entries:
                     self._odd[folder] = {
@@ -97,23 +97,23 @@ class FileStatusReader:
         return self._odd[folder]
 
     def _status_below(self, folder: str) -> tuple[FileStatus, str, float]:
-        """What the absence of a file means, by the nearest folder above it that is there; that folder, and its time."""
+        """The status of a missing file, by the nearest existing folder above it; that folder and its mtime."""
         if not folder:
-            return FileStatus.GONE, "", 0.0  # the root itself is looked at by who asks
-        if folder not in self._fates:
-            _make_room(self._fates)
+            return FileStatus.GONE, "", 0.0  # the caller checks the root itself
+        if folder not in self._statuses:
+            _limit(self._statuses)
             try:
                 with os.scandir(self._top + folder) as entries:
                     holds = any(not entry.name.startswith(".") for entry in entries)
                 changed = os.stat(self._top + folder).st_mtime
-                self._fates[folder] = FileStatus.GONE if holds else FileStatus.EMPTY, folder, changed
+                self._statuses[folder] = FileStatus.GONE if holds else FileStatus.EMPTY, folder, changed
             except (FileNotFoundError, NotADirectoryError):
-                self._fates[folder] = self._status_below(posixpath.dirname(folder))
+                self._statuses[folder] = self._status_below(posixpath.dirname(folder))
             except OSError:
-                self._fates[folder] = FileStatus.HIDDEN, folder, 0.0
-        return self._fates[folder]
+                self._statuses[folder] = FileStatus.HIDDEN, folder, 0.0
+        return self._statuses[folder]
 
 
-def _make_room(remembered: dict[str, Any]) -> None:
-    if len(remembered) >= REMEMBERED:
-        remembered.clear()
+def _limit(cache: dict[str, Any]) -> None:
+    if len(cache) >= MAX_CACHED_FOLDERS:
+        cache.clear()

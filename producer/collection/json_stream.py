@@ -1,4 +1,8 @@
-"""A JSON file of any length, value by value, in constant memory, with the line of what is wrong in it."""
+"""Decode a JSON list of any length item by item, in constant memory, with line and column of the first error.
+
+Built on the standard library's decoder and not on ijson: ijson 3.6.0 (yajl2_c) replaces a lone surrogate in a file's
+name by `?`, and crashes the process on deeply nested brackets and on numbers of thousands of digits.
+"""
 
 from __future__ import annotations
 
@@ -8,131 +12,117 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Any, Final, TextIO
 
 BLOCK_CHARACTERS: Final = 1 << 18
-LONGEST_VALUE: Final = 1 << 26  # characters; what is longer has lost a quotation mark or a bracket
-CUT_OFF: Final = 16  # an error closer to the end of what was read may only mean that the value goes on
+MAX_VALUE_CHARACTERS: Final = 1 << 26  # what is longer has lost a quotation mark or a bracket
+CUT_OFF_CHARACTERS: Final = 16  # an error closer to the end of the block may only mean that the value continues
 BLANKS: Final = re.compile(r"[ \t\n\r]*")
 
 
 class BadJSON(ValueError):
-    """The file is no JSON; the text says where and why."""
+    """The file is not JSON; the text says where and why."""
 
 
 class JSONStream:
-    """Reads a text as the standard library's decoder does, but never more of it than one value."""
+    """A JSON text of which at most one value, or one block, is in memory."""
 
     def __init__(self, file: TextIO) -> None:
-        """`file` is read from where it stands."""
-        self._file, self._text, self._at, self._ended = file, "", 0, False
+        """Start at the current position of `file`."""
+        self._file, self._text, self._position, self._ended = file, "", 0, False
         self._lines = self._columns = 0  # before the first character of _text
         self._decoder = JSONDecoder()
 
     def peek(self) -> str:
         """The next character that is not blank; empty at the end."""
         while True:
-            blank = BLANKS.match(self._text, self._at)
-            self._at = blank.end() if blank else self._at
-            if self._at < len(self._text) or self._ended:
-                return self._text[self._at : self._at + 1]
-            self._read_on()
+            blank = BLANKS.match(self._text, self._position)
+            self._position = blank.end() if blank else self._position
+            if self._position < len(self._text) or self._ended:
+                return self._text[self._position : self._position + 1]
+            self._read_block()
 
-    def take(self, wanted: str) -> str:
-        """The next character, which must be one of `wanted`."""
-        found = self.peek()
-        if not found or found not in wanted:
-            raise self.wrong(f"expected {' or '.join(wanted)}, not {found or 'the end'}")
-        self._at += 1
-        return found
+    def take(self, expected: str) -> str:
+        """Consume the next character, which must be one of `expected`."""
+        character = self.peek()
+        if not character or character not in expected:
+            raise self.error(f"expected {' or '.join(expected)}, not {character or 'the end'}")
+        self._position += 1
+        return character
 
     def value(self) -> tuple[Any, str]:
-        """The next value, and the text that it was read from."""
+        """Consume the next value; the value and its text."""
         if not self.peek():
-            raise self.wrong("it ends where a value is expected")
+            raise self.error("it ends where a value is expected")
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._position)
             except JSONDecodeError as error:
-                cut_off = error.pos >= len(self._text) - CUT_OFF or error.msg.startswith("Unterminated string")
-                if self._ended or not cut_off:
-                    raise self.wrong(error.msg, error.pos) from error
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
-                raise self.wrong(str(error)) from error
+                is_cut_off = error.pos >= len(self._text) - CUT_OFF_CHARACTERS
+                if self._ended or not (is_cut_off or error.msg.startswith("Unterminated string")):
+                    raise self.error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested too deeply
+                raise self.error(str(error)) from error
             else:
-                if end < len(self._text) or self._ended:  # else a number might go on
-                    text = self._text[self._at : end]
-                    self._at = end
-                    return found, text
-            if len(self._text) - self._at > LONGEST_VALUE:
-                raise self.wrong("a value is longer than any entry: is a quotation mark or a bracket missing?")
-            self._read_on()
+                if end < len(self._text) or self._ended:  # else a number might continue in the next block
+                    text = self._text[self._position : end]
+                    self._position = end
+                    return value, text
+            if len(self._text) - self._position > MAX_VALUE_CHARACTERS:
+                raise self.error("a value is longer than any entry: is a quotation mark or a bracket missing?")
+            self._read_block()
 
-    def wrong(self, why: str, at: int | None = None) -> BadJSON:
-        """An error that says why, and at which line and column."""
-        at = self._at if at is None else at
-        lines, columns = self._position(at)
-        return BadJSON(f"line {lines + 1}, column {columns + 1}: {why}")
+    def elements(self, brackets: str) -> Iterator[None]:
+        """Consume the `brackets` and the commas of a list or an object; the caller consumes each element in between."""
+        self.take(brackets[0])
+        if self.peek() == brackets[1]:
+            self.take(brackets[1])
+            return
+        yield
+        while self.take("," + brackets[1]) == ",":
+            yield
 
-    def _position(self, at: int) -> tuple[int, int]:
-        """Lines, and columns of the last of them, before the character at `at`."""
-        newline = self._text.rfind("\n", 0, at)
-        columns = self._columns + at if newline < 0 else at - newline - 1
-        return self._lines + self._text.count("\n", 0, at), columns
+    def error(self, reason: str, position: int | None = None) -> BadJSON:
+        """An error with the reason, and its line and column."""
+        lines, columns = self._line_and_column(self._position if position is None else position)
+        return BadJSON(f"line {lines + 1}, column {columns + 1}: {reason}")
 
-    def _read_on(self) -> None:
-        """Drop what was used and read as much again as is left, so that long values cost no square of their length."""
-        self._lines, self._columns = self._position(self._at)
-        left = self._text[self._at :]
-        more = self._file.read(max(BLOCK_CHARACTERS, len(left)))
-        self._text, self._at, self._ended = left + more, 0, not more
+    def _line_and_column(self, position: int) -> tuple[int, int]:
+        newline = self._text.rfind("\n", 0, position)
+        columns = self._columns + position if newline < 0 else position - newline - 1
+        return self._lines + self._text.count("\n", 0, position), columns
+
+    def _read_block(self) -> None:
+        """Drop what was consumed and read at least as much as remains, so that long values take linear time."""
+        self._lines, self._columns = self._line_and_column(self._position)
+        rest = self._text[self._position :]
+        block = self._file.read(max(BLOCK_CHARACTERS, len(rest)))
+        self._text, self._position, self._ended = rest + block, 0, not block
 
 
-def listed(stream: JSONStream, key: str) -> Iterator[tuple[Any, str]]:
-    """The elements of a list, or of the list under `key` of an object: each with its text.
+def list_items(stream: JSONStream, key: str) -> Iterator[tuple[Any, str]]:
+    """The items of a list, or of the list under `key` of an object, each with its text.
 
     Raises:
-        BadJSON: it is neither; or it is no JSON, which may show only after many elements.
+        BadJSON: it is neither; or it is not JSON, which may show only after many items.
     """
-    if stream.peek() == "[":
-        yield from _elements(stream)
-    elif stream.peek() == "{":
-        yield from _under(stream, key)
-    else:
-        raise stream.wrong(f"it must be a list, or an object with `{key}`")
-    if stream.peek():
-        raise stream.wrong("there is something behind its end")
-
-
-def _under(stream: JSONStream, key: str) -> Iterator[tuple[Any, str]]:
-    seen = False
-    stream.take("{")
-    while stream.peek() != "}":
+    first = stream.peek()
+    found = first == "["
+    for _ in stream.elements("[]") if found else ():
+        yield stream.value()
+    for _ in stream.elements("{}") if first == "{" else ():
         name, _ = stream.value()
         if not isinstance(name, str):
-            raise stream.wrong("a key must be text")
+            raise stream.error("a key must be text")
         stream.take(":")
         if name != key:
             stream.value()
-        elif seen:
-            raise stream.wrong(f"`{key}` stands there twice")
+        elif found:
+            raise stream.error(f"`{key}` occurs twice")
         elif stream.peek() != "[":
-            raise stream.wrong(f"`{key}` must be a list")
+            raise stream.error(f"`{key}` must be a list")
         else:
-            seen = True
-            yield from _elements(stream)
-        if stream.peek() != "}":
-            stream.take(",}")
-            if stream.peek() == "}":
-                raise stream.wrong("a comma stands before }")
-    stream.take("}")
-    if not seen:
-        raise stream.wrong(f"it must be a list, or an object with `{key}`")
-
-
-def _elements(stream: JSONStream) -> Iterator[tuple[Any, str]]:
-    stream.take("[")
-    if stream.peek() == "]":
-        stream.take("]")
-        return
-    while True:
-        yield stream.value()
-        if stream.take(",]") == "]":
-            return
+            found = True
+            for _ in stream.elements("[]"):
+                yield stream.value()
+    if not found:
+        raise stream.error(f"it must be a list, or an object with `{key}`")
+    if stream.peek():
+        raise stream.error("there is something after its end")

@@ -1,4 +1,4 @@
-"""The files below the posters root: which folder is searched for what, in which order, under which id."""
+"""Paths below the posters root: which files count as posters, in which order they come, and their default ids."""
 
 from __future__ import annotations
 
@@ -8,32 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from producer.collection.spill import SpooledNames
 from producer.errors import ConfigurationError
 
-# What a folder is searched for. The content decides how a file is read, not this; HEIC is among them
-# so that its posters fail with a word instead of being passed over in silence.
+# Files that a search takes for posters. How a file is read depends on its content, not on this; HEIC is included
+# so that its posters fail with a reason instead of being skipped silently.
 EXTENSIONS: Final = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-    )
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 )
 
 
 def poster_id(relative: str) -> str:
-    """The id of a file without one of its own: its path, NFC; bytes that are no UTF-8 as ``%XX``."""
+    """The default id of a file: its path in NFC, with bytes that are not UTF-8 as ``%XX``."""
     if relative.isascii():
         return relative
     text = "".join(f"%{ord(letter) - 0xDC00:02X}" if "\udc80" <= letter <= "\udcff" else letter for letter in relative)
@@ -44,7 +29,7 @@ def resolved_root(root: Path) -> Path:
     """The posters root, symbolic links resolved.
 
     Raises:
-        ConfigurationError: it is no folder.
+        ConfigurationError: it is not a folder.
     """
     base = Path(os.path.realpath(root))
     if not base.is_dir():
@@ -53,7 +38,7 @@ def resolved_root(root: Path) -> Path:
 
 
 def starts_of(root: Path, paths: Sequence[str | Path]) -> list[str]:
-    """Where a search of `paths` begins, relative to the root; no paths: the whole root.
+    """The outermost of `paths`, relative to the root; no paths: the whole root.
 
     Raises:
         ConfigurationError: a path lies outside the root.
@@ -83,7 +68,7 @@ def inside_root(root: Path, path: str | Path) -> str:
 
 
 def outermost(starts: Iterable[str]) -> list[str]:
-    """Drop what is named twice, or lies below another that is named."""
+    """Drop duplicates, and paths that lie below another one."""
     chosen: list[str] = []
     for start in sorted(set(starts), key=lambda text: text.split("/")):
         # in this order, all that lies below a path follows it without a gap
@@ -97,47 +82,49 @@ def is_below(file: str, folder: str) -> bool:
     return not folder or file == folder or file.startswith(folder + "/")
 
 
-def is_looked_for(name: str) -> bool:
+def is_poster_name(name: str) -> bool:
     """True when a search takes a file of that name for a poster."""
     return name[:1] != "." and name[name.rfind(".") :].lower() in EXTENSIONS  # without a dot, its last letter
 
 
-def walk(base: Path, start: str, trouble: Callable[[str, OSError], None]) -> Iterator[str]:
+def walk(base: Path, start: str, on_error: Callable[[str, OSError], None]) -> Iterator[str]:
     """Relative paths of image files below a folder: a folder's files in order, then its folders in order.
 
-    Hidden names and linked folders are passed over. Takes constant memory, however many files lie
-    in one folder.
+    Hidden names and linked folders are skipped. The names of one folder are in memory: 75 MB for a million.
 
     Args:
         base: the posters root.
         start: the folder to begin with, relative to it.
-        trouble: called with a folder that cannot be listed, or not to its end.
+        on_error: called with a folder that cannot be listed, or only in part.
     """
-    waiting: list[Iterator[str]] = [iter([start])]
-    while waiting:
-        folder = next(waiting[-1], None)
+    pending: list[Iterator[str]] = [iter([start])]
+    while pending:
+        folder = next(pending[-1], None)
         if folder is None:
-            waiting.pop()
+            pending.pop()
             continue
-        files, folders = _listed(base, folder, trouble)
+        files, folders = _list_folder(base, folder, on_error)
         prefix = f"{folder}/" if folder else ""
         yield from map(prefix.__add__, files)
-        waiting.append(map(prefix.__add__, folders))
+        pending.append(map(prefix.__add__, folders))
 
 
-def _listed(base: Path, folder: str, trouble: Callable[[str, OSError], None]) -> tuple[Iterator[str], Iterator[str]]:
-    """Names of the files that a search looks for in one folder, and of its folders."""
-    files, folders = SpooledNames(), SpooledNames()
+def _list_folder(base: Path, folder: str, on_error: Callable[[str, OSError], None]) -> tuple[list[str], list[str]]:
+    """Sorted names of the poster files in one folder, and of its folders."""
+    files: list[str] = []
+    folders: list[str] = []
     try:
         with os.scandir(base / folder) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.startswith("."):
-                        folders.add(entry.name)
-                elif is_looked_for(entry.name):
-                    files.add(entry.name)
+                        folders.append(entry.name)
+                elif is_poster_name(entry.name):
+                    files.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        pass  # it went since its parent was listed
+        pass  # deleted since its parent was listed
     except OSError as error:
-        trouble(folder, error)
-    return iter(files), iter(folders)
+        on_error(folder, error)
+    files.sort()
+    folders.sort()
+    return files, folders

@@ -1,4 +1,4 @@
-"""The entries of a catalogue file, one by one: JSON, JSON Lines and CSV, told apart by the file's name."""
+"""Readers of catalogue files: JSON, JSON Lines and CSV, selected by the suffix; entries come one by one."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
-from producer.collection.entry import RawEntry
-from producer.collection.json_stream import LONGEST_VALUE, BadJSON, JSONStream, listed
+from producer.collection.entry import Entry, Problem, parse_entry
+from producer.collection.json_stream import MAX_VALUE_CHARACTERS, BadJSON, JSONStream, list_items
 from producer.errors import ConfigurationError
 
 LIST: Final = "posters"  # the key of the list, where a JSON catalogue is an object
-SEPARATORS: Final = (",", ";", "\t")  # of a CSV file; the first of them that stands in its header
+SEPARATORS: Final = (",", ";", "\t")  # of a CSV file: the first of these that its header contains
 BOMS: Final = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-DEFAULT_ENCODING: Final = "utf-8-sig"  # UTF-8, with a mark or without
+DEFAULT_ENCODING: Final = "utf-8-sig"  # UTF-8, with or without a mark
 
 
 class Format(NamedTuple):
-    """How a kind of catalogue file is read, and what its entries are counted in."""
+    """A format of catalogue files: what its entries are counted in, and its reader."""
 
     unit: str
-    read: Callable[[TextIO], Iterator[RawEntry]]
+    read: Callable[[TextIO], Iterator[Entry | Problem]]
 
 
 def format_of(path: Path) -> Format:
-    """The format that a file has by its name; JSON where the name does not tell."""
+    """The format for a file's suffix; JSON where the suffix is unknown."""
     return FORMATS.get(path.suffix.lower(), FORMATS[".json"])
 
 
-def read_entries(path: Path) -> Iterator[RawEntry]:
+def read_entries(path: Path) -> Iterator[Entry | Problem]:
     """Read a catalogue file lazily, in constant memory.
 
-    A byte order mark tells the encoding; without one it is UTF-8.
+    A byte order mark selects the encoding; without one it is UTF-8.
 
     Raises:
-        ConfigurationError: the file cannot be read, is no UTF-8, or is not of its format as a whole.
+        ConfigurationError: the file cannot be read, is not UTF-8, or is malformed as a whole.
     """
     try:
         with path.open(encoding=_encoding(path), newline="") as file:
@@ -60,16 +60,16 @@ def read_entries(path: Path) -> Iterator[RawEntry]:
         raise ConfigurationError(f"the catalogue {path} cannot be read: {error.strerror or error}") from error
 
 
-def _read_json(file: TextIO) -> Iterator[RawEntry]:
-    for number, (about, text) in enumerate(listed(JSONStream(file), LIST), 1):
-        yield _checked(number, about, text)
+def _read_json(file: TextIO) -> Iterator[Entry | Problem]:
+    for number, (value, text) in enumerate(list_items(JSONStream(file), LIST), 1):
+        yield parse_entry(number, value, text)
 
 
-def _read_lines(file: TextIO) -> Iterator[RawEntry]:
+def _read_lines(file: TextIO) -> Iterator[Entry | Problem]:
     number = 0
-    while line := file.readline(LONGEST_VALUE):
+    while line := file.readline(MAX_VALUE_CHARACTERS):
         number += 1
-        if len(line) >= LONGEST_VALUE:
+        if len(line) >= MAX_VALUE_CHARACTERS:
             raise BadJSON(f"line {number} is longer than any entry: is it one JSON list? Then call it .json")
         text = line.strip()
         if number == 1 and text.startswith("["):
@@ -77,16 +77,16 @@ def _read_lines(file: TextIO) -> Iterator[RawEntry]:
         if not text:
             continue
         try:
-            yield _checked(number, json.loads(text), text)
+            yield parse_entry(number, json.loads(text), text)
         except (ValueError, RecursionError) as error:
             why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            yield RawEntry(number, None, problem=f"is no JSON ({why})")
+            yield Problem(number, None, "unsupported", f"is not JSON ({why})")
 
 
-def _read_csv(file: TextIO) -> Iterator[RawEntry]:
-    first = file.readline(LONGEST_VALUE)
+def _read_csv(file: TextIO) -> Iterator[Entry | Problem]:
+    first = file.readline(MAX_VALUE_CHARACTERS)
     separator = next((mark for mark in SEPARATORS if mark in first), SEPARATORS[0])
-    # strict: a quotation mark that is never closed would swallow the rest of the file without a word
+    # strict: a quotation mark that is never closed would silently swallow the rest of the file
     names = [name.strip() for name in next(csv.reader([first], delimiter=separator, strict=True), [])]
     if "file" not in names or len(set(names)) < len(names) or not all(names):
         raise csv.Error(
@@ -98,13 +98,13 @@ def _read_csv(file: TextIO) -> Iterator[RawEntry]:
     try:
         for cells in lines:
             if len(cells) > len(names):
-                problem = f"has {len(cells)} values for {len(names)} columns: is a quotation mark missing?"
-                yield RawEntry(number, None, problem=problem)
+                reason = f"has {len(cells)} values for {len(names)} columns: is a quotation mark missing?"
+                yield Problem(number, None, "unsupported", reason)
             elif cells:
                 about = dict(zip(names, cells, strict=False))
                 if not about.get("id"):
                     about.pop("id", None)  # an empty cell is no id
-                yield _checked(number, about, json.dumps(about, ensure_ascii=False))
+                yield parse_entry(number, about, json.dumps(about, ensure_ascii=False))
             number = lines.line_num + 2
     except csv.Error as error:
         raise csv.Error(f"line {number}: {error}") from error
@@ -119,12 +119,6 @@ FORMATS: Final[Mapping[str, Format]] = {
 }
 
 
-def _checked(number: int, about: object, text: str) -> RawEntry:
-    if isinstance(about, dict):
-        return RawEntry(number, about, text)
-    return RawEntry(number, None, problem=f"is no object with a `file`, but {str(about)[:40]!r}")
-
-
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(4)
@@ -132,7 +126,7 @@ def _encoding(path: Path) -> str:
 
 
 def _bad_line(path: Path) -> str:
-    """Which line it is that is no UTF-8, as ``, line 3``; looked for only when there is one."""
+    """The first line that is not UTF-8, as ``, line 3``."""
     if _encoding(path) != DEFAULT_ENCODING:
         return ""
     with path.open("rb") as file:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from producer.collection.catalogue import Catalogue, Entry
+from producer.collection.catalogue import Catalogue
+from producer.collection.entry import Entry
 from producer.errors import ConfigurationError
 from producer.vectors.base import Row
 
@@ -48,7 +49,7 @@ def columns_of(catalogue: Catalogue) -> list[Column]:
     and what is no text in it is written as JSON.
     """
     kinds: dict[str, set[type]] = {}
-    for entry in catalogue.by_id.values():
+    for entry in catalogue.entries():
         for key, value in entry.about.items():
             if key not in LEFT_OUT and value is not None:
                 large = type(value) is int and value not in WHOLE_NUMBERS
@@ -81,8 +82,9 @@ def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue,
         [row.size for row in rows],
         [row.mtime_ns for row in rows],
     ]
+    abouts = [entry.about if entry else {} for entry in entries]
     for column in columns:
-        found = (entry.about.get(column.key) if entry else None for entry in entries)
+        found = (about.get(column.key) for about in abouts)
         values.append([None if value is None else column.convert(value) for value in found])
     arrow = pyarrow()
     return [arrow.array(part, field.type) for part, field in zip(values, schema, strict=False)]
@@ -90,7 +92,7 @@ def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue,
 
 def _entries(rows: Sequence[Row], catalogue: Catalogue) -> list[Entry | None]:
     """The entry of each row; None where the catalogue has none."""
-    described = catalogue.described(row.id for row in rows) if catalogue.entries else {}
+    described = catalogue.by_id(row.id for row in rows) if catalogue else {}
     return [described.get(row.id) for row in rows]
 
 

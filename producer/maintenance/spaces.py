@@ -1,17 +1,17 @@
-"""The spaces of a store: which one is meant, whether one is complete, which one readers use."""
+"""Spaces of a store: find one by its name, measure its completeness, warn where readers use another one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from producer.collection.catalogue import Catalogue, read_catalogue
 from producer.collection.file_status import FileStatus
 from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
-from producer.maintenance.prune import JUDGED_AT_ONCE, Prune
+from producer.maintenance.prune import PAGE_IDS, Prune
 from producer.settings import Settings
 from producer.vectors import open_store, store_exists
 from producer.vectors.base import SpaceInfo, VectorStore
@@ -19,12 +19,12 @@ from producer.vectors.base import SpaceInfo, VectorStore
 
 @dataclass(frozen=True)
 class Completeness:
-    """How far a space is, measured on the one that readers use.
+    """How complete a space is, compared with the one that readers use.
 
     Attributes:
         missing: posters that the current space holds and this one does not.
-        gone: how many of the missing have no file any more, as far as anybody looked.
-        complete: every missing poster has gone from the posters root, so that no model can embed it.
+        gone: of the missing, those known to have no file any more.
+        complete: the file of every missing poster was deleted, so that no model can embed it.
     """
 
     missing: int
@@ -32,27 +32,27 @@ class Completeness:
     complete: bool
 
 
-class Absence:
-    """Which posters are gone from the posters root, by the rules of `prune`; of none where nobody can tell."""
+class DeletedPosters:
+    """Counts posters whose files were deleted, by the rules of `prune`; none where that cannot be known."""
 
     def __init__(self, store: VectorStore, root: Path, catalogue: Catalogue) -> None:
-        """Look at the root; where it is no folder, or holds no poster at all, nothing counts as gone."""
+        """Where the root is not a folder, or holds no poster at all, nothing counts as deleted."""
         try:
             self._prune: Prune | None = Prune(store, root, [""], catalogue)
         except ConfigurationError:
             self._prune = None
 
     def count(self, posters: Sequence[str]) -> int:
-        """How many of these are gone, and not only out of sight."""
+        """How many of these are deleted, and not only hidden."""
         statuses = self._prune.statuses(posters) if self._prune else {}
         return sum(status is FileStatus.GONE for status in statuses.values())
 
 
 def store_for_reading(settings: Settings) -> VectorStore:
-    """Open the store; a SQLite file that is not there is not made.
+    """Open the store; a SQLite file that does not exist is not created.
 
     Raises:
-        ConfigurationError: nobody has stored anything yet, or the setting names the wrong file.
+        ConfigurationError: nothing is stored yet, or the setting names the wrong file.
     """
     if not store_exists(settings.store):
         path = settings.store.removeprefix("sqlite:")
@@ -63,10 +63,10 @@ def store_for_reading(settings: Settings) -> VectorStore:
 
 
 def find_space(store: VectorStore, name: str | None = None) -> SpaceInfo:
-    """The space that `name` means: its id, or a beginning that no other id shares; None: the current one.
+    """The space with the id `name`, or with the only id that begins so; None: the current one.
 
     Raises:
-        ConfigurationError: there is none, or more than one; lists those there are.
+        ConfigurationError: there is none, or more than one; the text lists them.
     """
     infos = store.spaces()
     if not infos:
@@ -85,29 +85,29 @@ def find_space(store: VectorStore, name: str | None = None) -> SpaceInfo:
 def completeness(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> Completeness:
     """Compare a space with the current one, id by id; constant memory, about a second for a million.
 
-    A poster whose file has gone cannot be embedded any more, and does not count against the space. The
-    files of missing posters are looked for until one is found, or may be there and out of sight.
+    A poster whose file was deleted cannot be embedded any more, and does not count against the space. The
+    files of missing posters are checked until one exists, or may exist and is hidden.
     """
     current = store.current()
-    absence: Absence | None = None
+    deleted: DeletedPosters | None = None
     missing = gone = 0
     lacking = _only_in_first(store.ids(current), store.ids(space_id)) if current else iter(())
-    while page := list(islice(lacking, JUDGED_AT_ONCE)):
-        if missing == gone:  # so far; without a missing poster, nobody needs the root
-            absence = absence or Absence(store, root, catalogue)
-            gone += absence.count(page)
+    while page := list(islice(lacking, PAGE_IDS)):
+        if missing == gone:  # so far; without a missing poster, the root is not needed
+            deleted = deleted or DeletedPosters(store, root, catalogue)
+            gone += deleted.count(page)
         missing += len(page)
     return Completeness(missing, gone, missing == gone)
 
 
 def gone_from(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> int:
-    """How many posters of a space are gone from the posters root; looks for every file."""
-    absence = Absence(store, root, catalogue)
-    return sum(map(absence.count, store.ids(space_id, JUDGED_AT_ONCE)))
+    """How many posters of a space were deleted from the posters root; checks every file."""
+    deleted = DeletedPosters(store, root, catalogue)
+    return sum(map(deleted.count, store.ids(space_id, PAGE_IDS)))
 
 
 def require_same_space(made: str, read: str, who: str) -> None:
-    """SpaceMismatch, with the ways out, where vectors of `made` would be compared with those of `read`."""
+    """Raise SpaceMismatch, with the ways out, where vectors of `made` would be compared with those of `read`."""
     if made != read:
         raise SpaceMismatch(
             f"{who} makes vectors of the space {made}, and readers use {read}: they cannot be compared. "
@@ -116,10 +116,10 @@ def require_same_space(made: str, read: str, who: str) -> None:
         )
 
 
-def last_words(settings: Settings, made: Space | None) -> str | None:
-    """What to tell somebody who has just filled a space that readers do not use; None when they use it.
+def unread_space_note(settings: Settings, made: Space | None) -> str | None:
+    """A note that readers do not use the space just filled; None when they do.
 
-    Also None where that cannot be seen from here: a producer may have no way to the store.
+    Also None where that is unknown here: a producer may not reach the store.
     """
     if made is None:
         return None
@@ -149,15 +149,10 @@ def last_words(settings: Settings, made: Space | None) -> str | None:
 
 def _only_in_first(first: Iterator[list[str]], second: Iterator[list[str]]) -> Iterator[str]:
     """Merge two ascending sequences; yield what only the first one holds."""
-    other = _flat(second)
-    ahead = next(other, None)
-    for name in _flat(first):
-        while ahead is not None and ahead < name:
-            ahead = next(other, None)
-        if ahead != name:
+    others = chain.from_iterable(second)
+    other = next(others, None)
+    for name in chain.from_iterable(first):
+        while other is not None and other < name:
+            other = next(others, None)
+        if other != name:
             yield name
-
-
-def _flat(pages: Iterator[Sequence[str]]) -> Iterator[str]:
-    for page in pages:
-        yield from page

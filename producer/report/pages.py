@@ -115,7 +115,7 @@ def file_of(poster: str, root: Path, catalogue: Catalogue) -> str | None:
 
 
 def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
-    entry = catalogue.by_id.get(poster)
+    entry = catalogue.by_id([poster]).get(poster)
     if entry is not None:
         yield entry.file
         return

@@ -79,7 +79,7 @@ def described(matches: Iterable[Match], catalogue: Catalogue) -> list[Match]:
 
 def about(poster: str, catalogue: Catalogue) -> Mapping[str, Any]:
     """Every key of the poster's entry, and its `file` under the posters root in any case."""
-    entry = catalogue.by_id.get(poster)
+    entry = catalogue.by_id([poster]).get(poster)
     return {**entry.about, "file": entry.file} if entry else {"file": poster}
 
 

@@ -1,4 +1,4 @@
-"""Files that have just changed, held back until they rest: a picture is looked at when nobody writes it any more."""
+"""Debouncer: holds changed files back until they have stopped changing, so that none is read half written."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-HELD_MOST: Final = 10_000  # more than that are found by a search of everything
+MAX_HELD_PATHS: Final = 10_000  # a full scan finds more than that
 FOLDER: Final = (-1, -1)
 
 
 @dataclass
 class Settled:
-    """Paths relative to the posters root whose time has come: files at rest, folders that are new, what is gone."""
+    """Settled paths, relative to the posters root: unchanging files, new folders, and what was deleted."""
 
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
@@ -29,18 +29,18 @@ class Settled:
 @dataclass
 class _Held:
     is_new: bool
-    state: tuple[int, int] | None  # size and time when it was looked at last; None: it was not there
+    state: tuple[int, int] | None  # size and mtime at the last poll; None: it did not exist
     since_s: float
 
 
 class Debouncer:
-    """Looks at changed paths until size and modification time of each have been the same for a while.
+    """Polls changed paths until size and modification time of each have been the same for a while.
 
-    Only the local clock is trusted: the times of files may come from another machine.
+    Durations are measured by the local clock: the times of files may come from another machine.
     """
 
     def __init__(self, base: Path, settle_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`base` is the posters root; `settle_s` how long a file must rest; `clock` in seconds."""
+        """`base` is the posters root; `settle_s` how long a file must not change; `clock` in seconds."""
         self._top = os.path.join(base, "")
         self._settle_s, self._clock = settle_s, clock
         self._held: dict[str, _Held] = {}
@@ -49,16 +49,16 @@ class Debouncer:
         return len(self._held)
 
     def add(self, path: str, *, is_new: bool = False) -> bool:
-        """Hold a path back; False when there are too many. `is_new`: if it is a folder, all in it is new."""
+        """Hold a path back; False when there are too many. `is_new`: if it is a folder, everything in it is new."""
         known = self._held.get(path)
-        if known is None and len(self._held) >= HELD_MOST:
+        if known is None and len(self._held) >= MAX_HELD_PATHS:
             return False
         is_new = is_new or (known is not None and known.is_new)
         self._held[path] = _Held(is_new, self._state(path), self._clock())
         return True
 
-    def look(self) -> Settled:
-        """Let go of what rests."""
+    def poll(self) -> Settled:
+        """Release the paths that have settled."""
         settled, now = Settled(), self._clock()
         for path, held in list(self._held.items()):
             state = self._state(path)
@@ -76,7 +76,7 @@ class Debouncer:
 
     def _state(self, path: str) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._top + path)
+            status = os.stat(self._top + path)
         except OSError:
             return None
-        return FOLDER if stat.S_ISDIR(found.st_mode) else (found.st_size, found.st_mtime_ns)
+        return FOLDER if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""What happens below the posters root, as the system tells it; never taken for the whole truth."""
+"""File system events below the posters root. They may be incomplete: a full scan finds what they miss."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from watchfiles import Change, watch
 
 from producer.collection.paths import is_below, outermost
 
-DEBOUNCE_MS: Final = 500  # a burst is told in parts of at most so long
+DEBOUNCE_MS: Final = 500  # a burst is delivered in parts of at most this length
 STEP_MS: Final = 50
-HELD_MOST: Final = 10_000  # paths; more than that are not worth remembering, everything is looked at instead
-OVERFLOW: Final = 4096  # changes at once: a quarter of the queue that Linux keeps, and drops without a word when full
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 300.0  # between two tries to watch; doubles
+MAX_HELD_PATHS: Final = 10_000  # with more, a full scan is cheaper
+OVERFLOW: Final = 4096  # changes at once: a quarter of the queue of Linux, which drops events silently when full
+FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 300.0  # between two attempts to watch; doubles
 RAISED: Final = (OSError, RuntimeError)  # by watch: for limits of the system, and names that are no UTF-8
 
 
 class Events(threading.Thread):
-    """Collects changes until they are taken; a thread of its own, so that nothing waits in the system's queue.
+    """Thread that collects changes until they are taken, so that the system's queue stays short.
 
     Attributes:
-        trouble: why nothing is told at the moment; empty while all is well.
+        error: why no events arrive at the moment; empty while they do.
     """
 
     def __init__(self, base: Path, starts: Sequence[str]) -> None:
@@ -33,78 +33,78 @@ class Events(threading.Thread):
         self._base, self._starts = base, list(starts)
         self._lock = threading.Lock()
         self._changed: dict[str, bool] = {}
-        self._everything = False
-        self._begun, self._stopped = threading.Event(), threading.Event()
-        self._signal = _Signal(self._begin)
-        self.trouble = ""
+        self._needs_full_scan = False
+        self._started, self._stopped = threading.Event(), threading.Event()
+        self._stop_event = _StopEvent(self._on_start)
+        self.error = ""
 
     def run(self) -> None:
-        """Watch until `stop`; begin anew after an error, and then let everything be looked at."""
+        """Watch until `stop`; after an error, watch again and request a full scan."""
         pause = FIRST_PAUSE_S
         while not self._stopped.is_set():
-            self._signal = _Signal(self._begin)
+            self._stop_event = _StopEvent(self._on_start)
             try:
                 for changes in watch(
                     *self._folders(),
                     watch_filter=None,
                     debounce=DEBOUNCE_MS,
                     step=STEP_MS,
-                    stop_event=self._signal,
-                    rust_timeout=0,  # at a timeout it would drop what came in the same instant
+                    stop_event=self._stop_event,
+                    rust_timeout=0,  # a timeout would drop events of the same instant
                     raise_interrupt=False,
                     ignore_permission_denied=True,
                 ):
                     pause = FIRST_PAUSE_S
-                    self._take_in(changes)
+                    self._collect(changes)
             except RAISED as error:
-                self.trouble = str(error)
-                self._begun.set()
+                self.error = str(error)
+                self._started.set()
                 self._stopped.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                pause = min(2 * pause, MAX_PAUSE_S)
 
-    def wait_until_begun(self, timeout_s: float) -> None:
-        """Until changes are noticed, or it is known that they are not."""
-        self._begun.wait(timeout_s)
+    def wait_until_started(self, timeout_s: float) -> None:
+        """Wait until events arrive, or the attempt to watch has failed."""
+        self._started.wait(timeout_s)
 
-    def begin_anew(self) -> None:
-        """Let go of the folders and watch what now lies under their names."""
-        self._signal.ended.set()
+    def restart(self) -> None:
+        """Watch the folders that have these paths now; needed when a disk was mounted again."""
+        self._stop_event.ended.set()
 
-    def _begin(self) -> None:
-        """The folders are being watched from now on; what happened before was not seen."""
-        self.trouble = ""
+    def _on_start(self) -> None:
+        """Watching has started; changes before that were not seen, so a full scan is needed."""
+        self.error = ""
         with self._lock:
-            self._everything = True
-        self._begun.set()
+            self._needs_full_scan = True
+        self._started.set()
 
     def take(self) -> tuple[dict[str, bool], bool]:
-        """Changed paths relative to the root, with whether each is new; and whether everything has to be looked at."""
+        """Changed paths relative to the root, with whether each is new; and whether a full scan is needed."""
         with self._lock:
-            changed, everything = self._changed, self._everything
-            self._changed, self._everything = {}, False
-        return changed, everything
+            changed, needs_full_scan = self._changed, self._needs_full_scan
+            self._changed, self._needs_full_scan = {}, False
+        return changed, needs_full_scan
 
     def stop(self) -> None:
-        """Ask the thread to end; it does so within a moment."""
+        """End the thread, within STEP_MS or so."""
         self._stopped.set()
-        self._signal.ended.set()
+        self._stop_event.ended.set()
 
-    def _take_in(self, changes: set[tuple[Change, str]]) -> None:
+    def _collect(self, changes: set[tuple[Change, str]]) -> None:
         top = os.path.join(self._base, "")
         with self._lock:
-            self._everything |= len(changes) >= OVERFLOW
+            self._needs_full_scan |= len(changes) >= OVERFLOW
             for change, path in changes:
                 relative = path.removeprefix(top).replace(os.sep, "/")
                 start = next((start for start in self._starts if is_below(relative, start)), None)
                 if start is None or _is_hidden(relative, start):
                     continue
-                if len(self._changed) < HELD_MOST:
+                if len(self._changed) < MAX_HELD_PATHS:
                     self._changed[relative] = self._changed.get(relative, False) or change is Change.added
                 else:
-                    self._everything = True
+                    self._needs_full_scan = True
 
     def _folders(self) -> list[str]:
-        """The folders to watch: a file is watched by its folder, because it may be replaced by another one."""
+        """The folders to watch; a file is watched through its folder, because it may be replaced."""
         folders = []
         for start in self._starts:
             path = self._base / start
@@ -114,20 +114,20 @@ class Events(threading.Thread):
         return [str(self._base / folder) for folder in outermost(folders)]
 
 
-class _Signal:
-    """What `watch` asks, every STEP_MS once it watches, whether it is to end; so it tells when it began."""
+class _StopEvent:
+    """The stop event of `watch`, which calls `is_set` every STEP_MS once it watches: the first call is its start."""
 
-    def __init__(self, begin: Callable[[], None]) -> None:
+    def __init__(self, on_start: Callable[[], None]) -> None:
         self.ended = threading.Event()
-        self._begin: Callable[[], None] | None = begin
+        self._on_start: Callable[[], None] | None = on_start
 
     def is_set(self) -> bool:
-        if self._begin is not None:
-            self._begin()
-            self._begin = None
+        if self._on_start is not None:
+            self._on_start()
+            self._on_start = None
         return self.ended.is_set()
 
 
 def _is_hidden(relative: str, start: str) -> bool:
-    """True for what a search passes over below its start, which may be hidden itself: it was asked for."""
+    """True for what a scan skips below its start; the start itself may be hidden."""
     return any(part.startswith(".") for part in relative.removeprefix(start).split("/"))

@@ -1,4 +1,4 @@
-"""One round of `index --watch`: send what is new, wait, prune what is gone, and say what came of it."""
+"""One pass of `index --watch`: send what is new, wait for it, prune what was deleted, report."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from producer.queue.messages import Poster
 from producer.queue.progress import Failure, Progress
 from producer.redis_client import retry_until_available
 
-REMEMBERED: Final = 100_000  # posters that failed as they are, so that a search does not send them each time
+MAX_KNOWN_FAILURES: Final = 100_000  # posters that a full scan does not send again
 
 
 @dataclass(frozen=True)
 class SyncPass:
-    """What one round did: the job's progress, None where nothing had to be sent; how many posters were pruned."""
+    """The result of one pass: the job's progress, None where nothing was sent; how many posters were pruned."""
 
     progress: Progress | None
     pruned: int
 
 
 class Sync:
-    """Makes round after round, and remembers what failed, so that it is not tried again as it is."""
+    """Makes the passes, and remembers failures, so that an unchanged file is not sent again."""
 
     def __init__(
         self,
@@ -52,35 +52,35 @@ class Sync:
         yes: bool,
         settle_s: float,
         hold_back: Callable[[str], None],
-        say_once: Callable[[str], None],
-        tell: Callable[[SyncPass], None],
+        notify_once: Callable[[str], None],
+        on_pass: Callable[[SyncPass], None],
     ) -> None:
-        """As Watching.
+        """Prepare; nothing is sent yet.
 
         Args:
             producer: whose queue and store.
             base: the posters root, symbolic links resolved.
-            prune: drop the vectors of posters that are gone.
+            prune: delete the vectors of deleted posters.
             yes: also where prune would refuse.
-            settle_s: how long a file must rest before it is looked at.
-            hold_back: takes a file that was written while it was read.
-            say_once: hears why nothing was pruned.
-            tell: hears every round that did something.
+            settle_s: how long a file must not change before it is read.
+            hold_back: called with a file that was written while it was read.
+            notify_once: called with the reason why nothing was pruned.
+            on_pass: called after every pass that did something.
         """
-        self.current = UpToDateFilter(producer, notify)
+        self.up_to_date = UpToDateFilter(producer, notify)
         self._producer, self._base, self._wait_status = producer, base, WaitStatus(producer)
-        self._prune_too, self._yes, self._settle_s = prune, yes, settle_s
-        self._hold_back, self._notify_once, self._tell = hold_back, say_once, tell
+        self._prunes, self._yes, self._settle_s = prune, yes, settle_s
+        self._hold_back, self._notify_once, self._on_pass = hold_back, notify_once, on_pass
         self._failed: dict[str, tuple[int, int]] = {}
 
     def forget(self, path: str) -> None:
-        """Try a file again, whether it failed before or not: it may be another one of the same size and time."""
+        """Forget the failure of a file: it may be another one of the same size and time."""
         self._failed.pop(path, None)
 
-    def news(self, items: Iterator[Poster | Failure]) -> Iterator[Poster | Failure]:
-        """Leave out what is up to date, and what failed before and is as it was then."""
+    def new_items(self, items: Iterator[Poster | Failure]) -> Iterator[Poster | Failure]:
+        """Leave out what is up to date, and what failed before and has not changed since."""
         while block := list(islice(items, self._producer.settings.posters_per_batch)):
-            current = self.current([item for item in block if isinstance(item, Poster)])
+            current = self.up_to_date([item for item in block if isinstance(item, Poster)])
             for item in block:
                 if isinstance(item, Failure):
                     if item.path not in self._failed:
@@ -91,17 +91,17 @@ class Sync:
     def run(
         self,
         posters: Iterator[Poster | Failure],
-        gone: Sequence[str],
+        deleted: Sequence[str],
         catalogue: Catalogue,
         *,
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
         always: bool = False,
     ) -> None:
-        """Send, wait, prune, tell.
+        """Send, wait, prune, report.
 
         Args:
             posters: what to send.
-            gone: where to prune, relative to the posters root.
+            deleted: where to prune, relative to the posters root.
             catalogue: gives ids their files.
             is_current: as Producer.feed; counts what needs no work.
             always: a job even if there is nothing to send.
@@ -110,9 +110,9 @@ class Sync:
         if first is not None or always:
             posters = chain([first], posters) if first is not None else posters
             progress = self._send(posters, is_current)
-        pruned = self._prune(gone, catalogue) if gone and self._prune_too else 0
+        pruned = self._prune(deleted, catalogue) if deleted and self._prunes else 0
         if progress is not None or pruned:
-            self._tell(SyncPass(progress, pruned))
+            self._on_pass(SyncPass(progress, pruned))
 
     def _send(
         self, posters: Iterator[Poster | Failure], is_current: Callable[[Sequence[Poster]], set[str]]
@@ -123,14 +123,14 @@ class Sync:
         feed = partial(producer.feed, job, posters, is_current=is_current)
         bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
         progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
-        failures = wait(lambda: nsmallest(REMEMBERED, producer.job_store.failures(job.id)))
+        failures = wait(lambda: nsmallest(MAX_KNOWN_FAILURES, producer.job_store.failures(job.id)))
         notify_failures(producer, progress, failures)
         self._remember(failures, began)
         return progress
 
     def _remember(self, failures: Sequence[Failure], began: float) -> None:
-        """Do not send again what failed and stays as it is; look again at what was being written meanwhile."""
-        if len(self._failed) + len(failures) > REMEMBERED:
+        """Remember what failed, with its size and time; hold back what was written during the pass."""
+        if len(self._failed) + len(failures) > MAX_KNOWN_FAILURES:
             self._failed.clear()
         for failure in failures:
             try:
@@ -142,13 +142,13 @@ class Sync:
             if stat.st_mtime >= began - self._settle_s:
                 self._hold_back(failure.path)
 
-    def _prune(self, gone: Sequence[str], catalogue: Catalogue) -> int:
-        """Prune below these paths; refuse by what that is of the whole store."""
+    def _prune(self, deleted: Sequence[str], catalogue: Catalogue) -> int:
+        """Prune below these paths; `more than half` refers to the whole store."""
         try:
             require_catalogue(self._producer.settings, catalogue)
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)
-                prune = Prune(store, self._base, gone, catalogue, yes=self._yes)
+                prune = Prune(store, self._base, deleted, catalogue, yes=self._yes)
                 survey = prune.survey()
                 return prune.remove(survey, of=max(whole, survey.held)) if survey.gone else 0
         except PosterError as error:

@@ -113,4 +113,4 @@ def test_doctor_shows_what_was_put_aside(shared_installation):
     with shared_installation.redis.client as client:
         client.lpush(BULK, "not json {")
     wait_for(lambda: quarantined(shared_installation) == aside + 1, "the quarantine", 10)
-    assert f"{aside + 1} message(s) put aside" in shared_installation.run("doctor").stdout
+    assert f"{aside + 1} message(s) rejected" in shared_installation.run("doctor").stdout

@@ -68,11 +68,11 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
 
 def test_the_quarantine_is_counted_with_its_newest_reason(producer):
     """And how to look at it."""
-    assert found(producer)["quarantine"].ok
+    assert found(producer)["dead letters"].ok
     producer.dead_letters.put("x", "it is not JSON")
-    dead_letters = found(producer)["quarantine"]
+    dead_letters = found(producer)["dead letters"]
     assert not dead_letters.ok
-    assert "1 message(s) put aside; the newest: it is not JSON" in dead_letters.seen
+    assert "1 message(s) rejected; the newest: it is not JSON" in dead_letters.seen
     assert "redis-cli lrange" in dead_letters.advice
 
 

@@ -177,7 +177,7 @@ def test_doctor_finds_everything_in_order(installation):
         "model",
         "posters",
         "store",
-        "quarantine",
+        "dead letters",
     ]
     assert all(finding["ok"] for finding in json.loads(installation.run("doctor", "--json").stdout))
 
@@ -249,7 +249,7 @@ def test_messages_that_are_no_batch_are_put_aside(installation):
     installation.draw(1, folder(installation, "afterwards"))
     assert installation.index(f"{installation.root}/afterwards")["embedded"] == 1
     assert worker.poll() is None
-    assert f"{expected} message(s) put aside" in installation.run("doctor").stdout
+    assert f"{expected} message(s) rejected" in installation.run("doctor").stdout
     with installation.redis.client as client:
         assert not client.hlen("unacked"), "each was acknowledged"
         client.delete("posters:quarantine")

@@ -220,7 +220,7 @@ def test_a_file_that_fails_is_not_sent_again_and_again(watched):
 def test_what_the_system_does_not_tell_is_found_now_and_then(watched):
     """Changes on another machine's side of a network drive make no event: the next look at everything finds them."""
     watch = watched("--rescan", "2", PYTHONPATH=os.pathsep.join(["tests/support/no_file_events", *sys.path]))
-    watch.wait_to_hear("changes are not told at the moment (blind on purpose)")
+    watch.wait_to_hear("no file events at the moment (blind on purpose)")
     (watch.path / "unseen.jpg").write_bytes(image(8))
     watch.until(embedded=1)
 
@@ -415,7 +415,7 @@ def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
         (tmp_path / name).mkdir()
     events = Events(tmp_path, [".new", ".one.jpg"])
     events.start()
-    events.wait_until_begun(10)
+    events.wait_until_started(10)
     events.take()
     for name in (".new/a.jpg", ".new/.b.jpg", ".new/.deeper/c.jpg", "new/d.jpg", ".one.jpg", ".two.jpg"):
         (tmp_path / name).touch()
@@ -430,10 +430,10 @@ def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
 def test_a_burst_is_a_reason_to_look_at_everything(tmp_path, monkeypatch):
     """The system's queue may have overflowed, and it does not tell; nor are endless paths remembered."""
     monkeypatch.setattr("producer.watch.file_events.OVERFLOW", 5)
-    monkeypatch.setattr("producer.watch.file_events.HELD_MOST", 3)
+    monkeypatch.setattr("producer.watch.file_events.MAX_HELD_PATHS", 3)
     events = Events(tmp_path, [""])
     events.start()
-    events.wait_until_begun(10)
+    events.wait_until_started(10)
     assert events.take() == ({}, True)
     (tmp_path / "one.jpg").touch()
     time.sleep(1)

@@ -20,12 +20,12 @@ FILES = sorted(path for path in POSTERS.rglob("*") if path.is_file())
 def test_catalogue_and_folder_agree():
     """Every file has its entry, every entry its file; nothing is wrong with either."""
     catalogue = read_catalogue(PROJECT / "data" / "posters.json")
-    assert not catalogue.problems
+    assert not catalogue.count_problems()
     found = list(PosterScan(POSTERS, [], catalogue))
     assert all(isinstance(item, Poster) and item.size > 0 for item in found)
     assert {item.path for item in found} == {path.relative_to(POSTERS).as_posix() for path in FILES}
-    assert {item.path for item in found} == set(catalogue.entries)
-    assert all(entry.about.get("title") for entry in catalogue.entries.values())
+    assert {item.path for item in found} == {entry.file for entry in catalogue.entries()}
+    assert all(entry.about.get("title") for entry in catalogue.entries())
 
 
 def test_two_dozen_posters_of_every_promised_format():

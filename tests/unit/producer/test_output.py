@@ -48,17 +48,17 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
     """Once it has waited for its job."""
     monkeypatch.setattr("producer.watch.sync.follow", lambda *_, **__: PROGRESS)
     monkeypatch.setattr(producer, "begin", lambda: SimpleNamespace(id="j"))
-    rounds = Sync(
+    sync = Sync(
         producer,
         Path(producer.settings.root),
         prune=False,
         yes=False,
         settle_s=1,
         hold_back=lambda path: None,
-        say_once=lambda text: None,
-        tell=lambda done: None,
+        notify_once=lambda text: None,
+        on_pass=lambda done: None,
     )
-    rounds.run(iter(()), [""], None, always=True)
+    sync.run(iter(()), [""], None, always=True)
     said = capsys.readouterr().err
     assert "… and 3 more: `python -m producer failures j`" in said
     assert "it reads /elsewhere" in said

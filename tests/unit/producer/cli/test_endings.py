@@ -78,7 +78,7 @@ def test_a_prune_that_fails_after_the_job_says_so_by_its_status(run, monkeypatch
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("producer.cli.index.prune_and_say", fail)
+    monkeypatch.setattr("producer.cli.index.prune_and_notify", fail)
     done = run("--prune", "--json")
     assert done.exit_code == status
     assert f"error: {error}" in done.stderr

@@ -1,16 +1,18 @@
-"""Finding posters: every file once, under a stable id, and nothing dropped in silence."""
+"""Scanning for posters: every file once, under a stable id, and nothing dropped silently."""
 
 import json
 import os
 import sys
+import time
 
 import pytest
 
+from producer.collection import catalogue as catalogue_module
 from producer.collection.catalogue import read_catalogue
 from producer.collection.paths import poster_id
 from producer.collection.scan import PosterScan
 from producer.errors import ConfigurationError
-from producer.indexing.index_job import look_at_catalogue
+from producer.indexing.index_job import warn_of_wrong_catalogue
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 from producer.settings import load_settings
@@ -83,7 +85,7 @@ def test_the_catalogue_gives_ids_and_titles(root, tmp_path):
     entries = catalogue(tmp_path, [{"file": "b.jpg", "id": "bebop", "title": "Bebop", "year": 1998}])
     assert ids(PosterScan(root, [], entries)) == ["a.png", "bebop", "deep/d.JPEG", "deep/er/c.webp"]
     assert entries.title("bebop") == "Bebop"
-    assert entries.by_id["bebop"].about["year"] == 1998
+    assert entries.by_id(["bebop"])["bebop"].about["year"] == 1998
     assert entries.title("a.png") == ""
 
 
@@ -122,7 +124,7 @@ def test_a_catalogue_that_is_none_is_refused(tmp_path, text):
 
 def test_an_object_with_posters_is_a_catalogue_too(tmp_path):
     """Both shapes are read."""
-    assert catalogue(tmp_path, {"posters": [{"file": "a.png"}]}).by_id.keys() == {"a.png"}
+    assert catalogue(tmp_path, {"posters": [{"file": "a.png"}]}).by_id(["a.png"]).keys() == {"a.png"}
 
 
 def test_ids_are_nfc():
@@ -157,20 +159,62 @@ def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
     """The samples' catalogue with one's own posters: said before two dozen posters fail one by one."""
     (tmp_path / "posters.json").write_text('[{"file": "a.png"}, {"file": "b.png"}]')
     settings = load_settings(root=tmp_path, catalogue=tmp_path / "posters.json")
-    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
     assert "none of the 2 posters" in capsys.readouterr().err
     (tmp_path / "a.png").write_bytes(b"")
-    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
     assert capsys.readouterr().err == ""
 
 
 def test_no_catalogue_can_be_asked_for(tmp_path, capsys):
-    """`none` is silence; a name that is not there is said, and is no obstacle."""
+    """`none` is silence; a name that is not there is reported, and is no obstacle."""
     settings = load_settings(root=tmp_path, catalogue="none")
     assert settings.catalogue is None
-    assert read_catalogue(settings.catalogue).entries == {}
-    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    assert len(read_catalogue(settings.catalogue)) == 0
+    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
     assert capsys.readouterr().err == ""
     settings = load_settings(root=tmp_path, catalogue=tmp_path / "typo.json")
-    look_at_catalogue(settings, read_catalogue(settings.catalogue))
+    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
     assert "there is no catalogue" in capsys.readouterr().err
+
+
+def test_a_catalogue_without_room_for_temporary_files_is_an_error(tmp_path, monkeypatch):
+    """The text says that TMPDIR names another folder."""
+    make_database = catalogue_module._temporary_database
+
+    def make_small_database():
+        database = make_database()
+        database.execute("PRAGMA max_page_count = 20").close()  # 80 kB
+        return database
+
+    monkeypatch.setattr(catalogue_module, "_temporary_database", make_small_database)
+    path = tmp_path / "posters.jsonl"
+    path.write_text("".join(f'{{"file": "{number}.jpg"}}\n' for number in range(20_000)))
+    with pytest.raises(ConfigurationError, match=r"no room for temporary files .*full.*TMPDIR"):
+        read_catalogue(path)
+
+
+def test_many_entries_of_one_file_are_found_in_linear_time(tmp_path):
+    """40,000 of them: the first is kept, each other one names it."""
+    path = tmp_path / "posters.jsonl"
+    path.write_text("".join(f'{{"file": "a.jpg", "id": {number % 3}}}\n' for number in range(40_000)))
+    began = time.process_time()
+    entries = read_catalogue(path)
+    assert time.process_time() - began < 10
+    assert (len(entries), entries.count_problems()) == (1, 39_999)
+    assert all("which line 1 already has" in failure.reason for failure in entries.problems())
+
+
+def test_entries_are_looked_up_by_file_and_by_id(tmp_path):
+    """Many at once; a file in either spelling; what is in no entry, or is not text, is not in the answer."""
+    path = tmp_path / "posters.jsonl"
+    path.write_text("".join(f'{{"file": "{number}.jpg", "id": "n{number}"}}\n' for number in range(1200)))
+    entries = read_catalogue(path)
+    files = [f"{number}.jpg" for number in range(1200)]
+    assert {name: entry.id for name, entry in entries.by_file([*files, "x.jpg"]).items()} == {
+        file: f"n{number}" for number, file in enumerate(files)
+    }
+    assert entries.by_id(["n7", "7.jpg", "\ud800"]).keys() == {"n7"}
+    assert [entry.number for entry in entries.entries()] == list(range(1, 1201))
+    assert [entry.file for entry in entries.entries_below("7.jpg")] == ["7.jpg"]
+    assert len(list(entries.entries_below(""))) == 1200

@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
 from producer.collection.catalogue import read_catalogue
 from producer.collection.paths import walk
 from producer.collection.scan import PosterScan, ScanNote, was_sent
-from producer.collection.spill import SpooledNames
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
@@ -150,9 +148,8 @@ def test_no_two_spellings_share_an_id(root):
         assert len({item.id for item in items}) == len(items)
 
 
-def test_a_folder_larger_than_memory_holds_is_found_in_order(root, monkeypatch):
-    """Files and folders alike, sorted, each once."""
-    monkeypatch.setattr("producer.collection.paths.SpooledNames", partial(SpooledNames, 7))
+def test_files_and_folders_come_in_order(root):
+    """Sorted, each once, a folder's files before its folders."""
     for number in range(40):
         (root / f"{number * 37 % 40:02}.jpg").write_bytes(b"")
         (root / f"f{number * 37 % 40:02}").mkdir()

@@ -26,12 +26,12 @@ def producer(redis_url, tmp_path):
 
 
 @pytest.fixture
-def asked(producer, monkeypatch):
-    """The currency, which asks for workers every time, and what it said."""
-    monkeypatch.setattr(freshness, "ASK_AGAIN_S", 0.0)
-    said = []
-    current = UpToDateFilter(producer, said.append)
-    yield current, said
+def recorded(producer, monkeypatch):
+    """The filter, which reads the workers every time, and its messages."""
+    monkeypatch.setattr(freshness, "REFRESH_S", 0.0)
+    messages = []
+    current = UpToDateFilter(producer, messages.append)
+    yield current, messages
     current.close()
 
 
@@ -47,9 +47,9 @@ def announce(producer, state, space=MINE):
     producer.registry.publish("w", state, {"space": space.id, "space_json": space.to_json()})
 
 
-def test_size_and_time_decide_in_the_workers_space(producer, asked):
+def test_size_and_time_decide_in_the_workers_space(producer, recorded):
     """Both equal: current. Another size, an unknown file, a vector of another model: not."""
-    current, _ = asked
+    current, _ = recorded
     fill(producer, MINE, ["a", "c", "d"])
     fill(producer, OTHER, ["b"])
     announce(producer, READY)
@@ -58,32 +58,32 @@ def test_size_and_time_decide_in_the_workers_space(producer, asked):
     assert current(POSTERS) == {"b"}
 
 
-def test_until_a_worker_is_ready_nothing_is_current(producer, asked):
+def test_until_a_worker_is_ready_nothing_is_current(producer, recorded):
     """Silent, loading, ready: the answer comes with the last."""
-    current, said = asked
+    current, messages = recorded
     fill(producer, MINE, ["a"])
     assert (current(POSTERS), current.is_known()) == (set(), False)
     announce(producer, LOADING)
     assert (current(POSTERS), current.is_known()) == (set(), False)
     announce(producer, READY)
     assert (current(POSTERS), current.is_known()) == ({"a"}, True)
-    assert said == []
+    assert messages == []
 
 
-def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer, asked, tmp_path):
+def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer, recorded, tmp_path):
     """The first run of all: known, and empty; the worker makes the file, and then it is seen."""
-    current, said = asked
+    current, messages = recorded
     announce(producer, READY)
     assert (current(POSTERS), current.is_known()) == (set(), True)
     assert not (tmp_path / "v.db").exists()
     fill(producer, MINE, ["a"])
     assert current(POSTERS) == {"a"}
-    assert said == []
+    assert messages == []
 
 
-def test_a_store_out_of_reach_is_told_once_and_no_obstacle(producer, asked, monkeypatch):
+def test_a_store_out_of_reach_is_told_once_and_no_obstacle(producer, recorded, monkeypatch):
     """The worker looks instead."""
-    current, said = asked
+    current, messages = recorded
     fill(producer, MINE, ["a"])
     announce(producer, READY)
     assert current(POSTERS) == {"a"}
@@ -94,4 +94,4 @@ def test_a_store_out_of_reach_is_told_once_and_no_obstacle(producer, asked, monk
     monkeypatch.setattr(current._store, "rows", fail)
     assert current(POSTERS) == set()
     assert current(POSTERS) == set()
-    assert said == ["cannot look into the store from here, the worker will: locked"]
+    assert messages == ["the store is unreachable from here, so the worker decides what is up to date: locked"]

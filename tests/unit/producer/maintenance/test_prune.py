@@ -183,21 +183,21 @@ def test_a_folder_that_cannot_be_listed_hides_what_is_below(store, root, monkeyp
 
 def test_a_root_that_goes_away_while_pruning_ends_it(store, root, monkeypatch):
     """Nothing is deleted on the word of a disk that was taken out in between."""
-    monkeypatch.setattr("producer.maintenance.prune.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("producer.maintenance.prune.PAGE_IDS", 1)
     (root / "a.jpg").unlink()
     (root / "other" / "f.jpg").unlink()
     prune = prune_of(store, root)
     survey = prune.survey()
     shutil.rmtree(root)
     root.mkdir()
-    with pytest.raises(PruneRefused, match="was a disk taken out"):
+    with pytest.raises(PruneRefused, match="was a disk removed"):
         prune.remove(survey)
     assert len(held(store)) == 8
 
 
 def test_more_than_half_is_refused_even_if_it_goes_while_pruning(store, root, monkeypatch):
     """What was surveyed is what was agreed to; a folder that vanishes meanwhile stops it at half."""
-    monkeypatch.setattr("producer.maintenance.prune.JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr("producer.maintenance.prune.PAGE_IDS", 1)
     (root / "a.jpg").unlink()
     prune = prune_of(store, root)
     survey = prune.survey()
@@ -272,7 +272,7 @@ def test_names_are_found_however_the_disk_spells_them(store, root):
 def test_links_are_here_wherever_they_lead(root):
     """A link that leads nowhere is a poster that fails, not one that was deleted."""
     (root / "link.jpg").symlink_to(root / "nowhere")
-    assert FileStatusReader(root).look("link.jpg") is FileStatus.HERE
+    assert FileStatusReader(root).read("link.jpg") is FileStatus.HERE
 
 
 def test_a_catalogue_of_named_files_alone_is_a_collection(store, root):

@@ -9,7 +9,13 @@ from click.testing import CliRunner
 from producer.__main__ import main
 from producer.collection.catalogue import Catalogue
 from producer.errors import ConfigurationError, SpaceMismatch
-from producer.maintenance.spaces import completeness, find_space, last_words, require_same_space, store_for_reading
+from producer.maintenance.spaces import (
+    completeness,
+    find_space,
+    require_same_space,
+    store_for_reading,
+    unread_space_note,
+)
 from producer.queue.workers import READY, Announcement, common_space
 from producer.settings import load_settings
 from producer.vectors import open_store
@@ -224,12 +230,12 @@ def test_use_can_be_told_to_lose_posters(run, store, folder):
 
 
 def test_drop_refuses_what_readers_use(run, store):
-    """It says what would happen; with --yes readers go over to what is left."""
+    """It says what would happen; with --yes readers switch to what is left."""
     fill(store, ["a", "b"])
     fill(store, ["a"], space=OTHER)
     refused = run("spaces", "drop", "vit-b")
     assert refused.exit_code == 2
-    assert f"readers use {SPACE.id}, they would go over to {OTHER.id}: 2 vectors" in refused.stderr
+    assert f"readers use {SPACE.id}, they would switch to {OTHER.id}: 2 vectors" in refused.stderr
     assert store.count(SPACE.id) == 2
     done = run("spaces", "drop", "vit-b", "--yes")
     assert done.stdout == f"dropped {SPACE.id} with 2 vectors; readers use {OTHER.id}\n"
@@ -253,12 +259,12 @@ def test_index_offers_the_switch_when_it_is_due(store, folder, monkeypatch):
     files(folder, "a", "b")
     fill(store, ["a", "b"])
     fill(store, ["a"], space=OTHER)
-    assert last_words(settings, None) is None
-    assert last_words(settings, SPACE) is None
-    assert "1 poster(s) are still missing" in last_words(settings, OTHER)
+    assert unread_space_note(settings, None) is None
+    assert unread_space_note(settings, SPACE) is None
+    assert "1 poster(s) are still missing" in unread_space_note(settings, OTHER)
     fill(store, ["b"], space=OTHER)
-    assert f"python -m producer spaces use {OTHER.id}" in last_words(settings, OTHER)
-    assert last_words(load_settings(store="sqlite:/nowhere/v.db"), OTHER) is None
+    assert f"python -m producer spaces use {OTHER.id}" in unread_space_note(settings, OTHER)
+    assert unread_space_note(load_settings(store="sqlite:/nowhere/v.db"), OTHER) is None
 
 
 def test_a_store_that_is_not_there_is_not_made_by_looking(folder, run):

@@ -31,10 +31,10 @@ def test_a_file_is_let_go_when_it_has_rested(held, clock, tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"whole")
     held.add("a.jpg")
     clock.now = 1.9
-    assert not held.look()
+    assert not held.poll()
     clock.now = 2.0
-    assert held.look() == Settled(files=["a.jpg"])
-    assert not held.look()
+    assert held.poll() == Settled(files=["a.jpg"])
+    assert not held.poll()
     assert len(held) == 0
 
 
@@ -45,14 +45,14 @@ def test_a_file_that_grows_is_held(held, clock, tmp_path):
         path.write_bytes(b"x" * size)
         held.add("a.jpg") if size == 1 else None
         clock.now += 1.5
-        assert not held.look()
+        assert not held.poll()
     os.utime(path, ns=(5, 5))
     clock.now += 1.9
-    assert not held.look()
+    assert not held.poll()
     clock.now += 1.9
-    assert not held.look()
+    assert not held.poll()
     clock.now += 0.1
-    assert held.look() == Settled(files=["a.jpg"])
+    assert held.poll() == Settled(files=["a.jpg"])
 
 
 def test_a_file_that_is_told_again_waits_again(held, clock, tmp_path):
@@ -62,9 +62,9 @@ def test_a_file_that_is_told_again_waits_again(held, clock, tmp_path):
     clock.now = 1.5
     held.add("a.jpg")
     clock.now = 3.0
-    assert not held.look()
+    assert not held.poll()
     clock.now = 3.5
-    assert held.look().files == ["a.jpg"]
+    assert held.poll().files == ["a.jpg"]
 
 
 def test_a_file_that_is_replaced_by_renaming_rests_from_then(held, clock, tmp_path):
@@ -75,9 +75,9 @@ def test_a_file_that_is_replaced_by_renaming_rests_from_then(held, clock, tmp_pa
     (tmp_path / ".part").write_bytes(b"new!")
     os.replace(tmp_path / ".part", tmp_path / "a.jpg")
     clock.now = 2.5
-    assert not held.look()
+    assert not held.poll()
     clock.now = 4.5
-    assert held.look().files == ["a.jpg"]
+    assert held.poll().files == ["a.jpg"]
 
 
 def test_what_is_gone_and_stays_so_is_told_as_gone(held, clock, tmp_path):
@@ -87,12 +87,12 @@ def test_what_is_gone_and_stays_so_is_told_as_gone(held, clock, tmp_path):
         held.add(name)
     (tmp_path / "back.jpg").unlink()
     clock.now = 1.0
-    assert not held.look()
+    assert not held.poll()
     (tmp_path / "back.jpg").write_bytes(b"y")
     clock.now = 2.0
-    assert held.look() == Settled(gone=["gone.jpg"])
+    assert held.poll() == Settled(gone=["gone.jpg"])
     clock.now = 4.0
-    assert held.look() == Settled(files=["back.jpg"])
+    assert held.poll() == Settled(files=["back.jpg"])
 
 
 def test_only_new_folders_are_looked_into(held, clock, tmp_path):
@@ -103,13 +103,13 @@ def test_only_new_folders_are_looked_into(held, clock, tmp_path):
     held.add("new")  # told again, it is still new
     held.add("known")
     clock.now = 2.0
-    assert held.look() == Settled(folders=["new"])
+    assert held.poll() == Settled(folders=["new"])
     assert len(held) == 0
 
 
 def test_there_is_a_limit(held, monkeypatch):
     """Whoever changes more than that gets a search of everything; what is known may always be told again."""
-    monkeypatch.setattr(debounce, "HELD_MOST", 2)
+    monkeypatch.setattr(debounce, "MAX_HELD_PATHS", 2)
     assert held.add("a")
     assert held.add("b")
     assert not held.add("c")
