@@ -1,22 +1,28 @@
-"""Settings: one frozen object, read once at the edge and passed down."""
+"""Settings: one frozen object, read once at program start and passed down."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from producer.errors import ConfigurationError
 
 PREFIX = "POSTERS_"
-CONFIG_VARIABLE = "POSTERS_CONFIG"  # where config.json lies, if not in the current folder
+CONFIG_VARIABLE = "POSTERS_CONFIG"  # path of config.json, if not in the current folder
+
+
+def _field(section: Literal["clip", "images", "queue", "posters"], default: Any, description: str, **more: Any) -> Any:
+    """A setting: its section in config.json, its default, its meaning with its unit, and its constraints."""
+    return Field(default, description=description, json_schema_extra={"section": section}, **more)
 
 
 def _none_if_empty(value: object) -> object:
@@ -24,10 +30,10 @@ def _none_if_empty(value: object) -> object:
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, with its default, unit and meaning.
+    """All settings, each with its section of config.json, default, meaning and unit.
 
     Sources, the later winning: defaults, ``config.json``, ``POSTERS_*`` variables, arguments.
-    Relative paths are relative to the folder that the program is started in.
+    Relative paths are relative to the current folder.
     """
 
     model_config = SettingsConfigDict(
@@ -39,46 +45,48 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    # where things are
-    redis_url: str = Field("redis://localhost:6379/0", description="queue and ledger", repr=False)
-    root: Path = Field(Path("posters"), description="posters root; paths in messages are relative to it")
-    catalogue: Annotated[Path | None, BeforeValidator(lambda v: None if str(v).lower() == "none" else v)] = Field(
-        Path("data/posters.json"), description="list of posters; may be absent; `none`: there is none"
+    redis_url: str = _field("queue", "redis://localhost:6379/0", "Redis URL of the queue and the ledger", repr=False)
+    root: Path = _field("posters", Path("posters"), "posters root; paths in messages are relative to it")
+    catalogue: Annotated[Path | None, BeforeValidator(lambda v: None if str(v).lower() == "none" else v)] = _field(
+        "posters",
+        Path("data/posters.json"),
+        "file with ids and titles of posters; may be missing; `none`: there is none",
     )
-    store: str = Field("sqlite:data/embeddings.db", description="sqlite:PATH or redis://…", repr=False)
+    store: str = _field("posters", "sqlite:data/embeddings.db", "vector store: sqlite:PATH or redis://…", repr=False)
 
-    # the model (section `clip` of config.json)
-    model_name: str = Field("ViT-B/32", description="any model of open_clip; also local-dir:PATH")
-    pretrained: str = Field("openai", description="open_clip tag, checkpoint file, or `untrained`")
-    quick_gelu: bool | None = Field(None, description="activation of a bare checkpoint file; a tag knows its own")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N")
-    gpu: Annotated[str | None, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)] = Field(
-        None, description="the one card that the worker sees: index in PCI bus order, or UUID"
+    model_name: str = _field("clip", "ViT-B/32", "any model of open_clip; also local-dir:PATH")
+    pretrained: str = _field("clip", "openai", "open_clip tag, checkpoint file, or `untrained`")
+    quick_gelu: bool | None = _field("clip", None, "QuickGELU activation of a checkpoint file; a tag implies it")
+    device: str = _field("clip", "auto", "auto, cpu, cuda, cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    gpu: Annotated[str | None, BeforeValidator(lambda v: str(v) if isinstance(v, int) else v)] = _field(
+        "clip", None, "the only GPU that the worker sees: index in PCI bus order, or UUID; empty: all"
     )
-    gpu_memory_fraction: float | None = Field(
-        None, gt=0, le=1, description="share of the card this worker may take; none: all, on Windows 0.85"
+    gpu_memory_fraction: float | None = _field(
+        "clip", None, "share of GPU memory that the worker may use; empty: all, on Windows 0.85", gt=0, le=1
     )
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
-        64, description="images per forward pass, at most; auto: measured when the model is loaded"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = _field(
+        "clip", "auto", "number format of the model's arithmetic; auto: chosen for the device"
     )
-    cache_dir: Path | None = Field(None, description="where downloaded weights are kept")
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = _field(
+        "clip", 64, "images per forward pass at most; auto: measured when the model is loaded"
+    )
+    cache_dir: Path | None = _field("clip", None, "folder of downloaded weights; empty: the libraries' defaults")
 
-    # reading images
-    decode_threads: int = Field(0, ge=0, le=256, description="0: one per core that this process may use")
-    look_ahead_images: int = Field(0, ge=0, description="decoded posters that may wait; 0: three chunks")
-    max_pixels: int = Field(100_000_000, ge=1, description="larger posters fail as too-large")
-    decode_memory_bytes: int = Field(1 << 30, ge=1, description="large posters being decoded may hold, together")
-    max_file_bytes: int = Field(100_000_000, ge=1, description="larger files fail as too-large")
+    decode_threads: int = _field("images", 0, "threads that decode; 0: one per core available", ge=0, le=256)
+    look_ahead_images: int = _field("images", 0, "decoded posters that may wait for the GPU; 0: three chunks", ge=0)
+    max_pixels: int = _field("images", 100_000_000, "pixels; larger posters fail as too-large", ge=1)
+    decode_memory_bytes: int = _field(
+        "images", 1 << 30, "bytes that large posters may take together while they are decoded", ge=1
+    )
+    max_file_bytes: int = _field("images", 100_000_000, "bytes; larger files fail as too-large", ge=1)
 
-    # delivery
-    posters_per_batch: int = Field(256, ge=1, le=4096, description="posters in one message")
-    window: int = Field(32, ge=1, le=4096, description="batches of one job in flight at most")
-    batch_time_limit_s: int = Field(900, ge=10, description="a batch that takes longer ends its process")
-    attempts: int = Field(2, ge=1, le=100, description="tries of a batch before it is cut in two")
-    claim_s: int = Field(30, ge=3, description="a worker that is silent for so long has lost its batch")
-    stop_s: int = Field(30, ge=0, description="a worker that is asked to stop gives its batch back after so long")
-    keep_jobs_days: int = Field(30, ge=1, description="a finished job's ledger entry is kept for so long")
+    posters_per_batch: int = _field("queue", 256, "posters per message", ge=1, le=4096)
+    window: int = _field("queue", 32, "batches of one job in flight at most", ge=1, le=4096)
+    batch_time_limit_s: int = _field("queue", 900, "seconds after which the process of a batch is ended", ge=10)
+    attempts: int = _field("queue", 2, "attempts at a batch before it is split in two", ge=1, le=100)
+    claim_s: int = _field("queue", 30, "seconds without a heartbeat after which a worker loses its batch", ge=3)
+    stop_s: int = _field("queue", 30, "seconds after which a stopping worker releases its batch", ge=0)
+    keep_jobs_days: int = _field("queue", 30, "days that the ledger keeps a finished job", ge=1)
 
     _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", mode="before")(_none_if_empty)
 
@@ -110,40 +118,18 @@ class Settings(BaseSettings):
 
     @property
     def visibility_timeout_s(self) -> int:
-        """Twice the hard time limit of a batch: kombu must not hand out a batch that still runs."""
+        """Twice the hard time limit of a batch: kombu must not redeliver a batch that still runs."""
         return 2 * self.batch_time_limit_s
 
 
-SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "clip": (
-        "model_name",
-        "pretrained",
-        "quick_gelu",
-        "device",
-        "gpu",
-        "gpu_memory_fraction",
-        "precision",
-        "batch_size",
-        "cache_dir",
-    ),
-    "images": ("decode_threads", "look_ahead_images", "decode_memory_bytes", "max_pixels", "max_file_bytes"),
-    "queue": (
-        "redis_url",
-        "posters_per_batch",
-        "window",
-        "batch_time_limit_s",
-        "attempts",
-        "claim_s",
-        "stop_s",
-        "keep_jobs_days",
-    ),
-    "posters": ("root", "catalogue", "store"),
-}
-_HOME = {key: section for section, keys in SECTIONS.items() for key in keys}
+def section_of(setting: str) -> str:
+    """The section of config.json that holds a setting."""
+    extra = Settings.model_fields[setting].json_schema_extra
+    return str(extra["section"]) if isinstance(extra, dict) else ""
 
 
 class _ConfigFile(PydanticBaseSettingsSource):
-    """config.json: the sections of SECTIONS, nothing else."""
+    """config.json: an object of sections, each an object of settings."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # __call__ returns all fields at once
@@ -159,18 +145,24 @@ class _ConfigFile(PydanticBaseSettingsSource):
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} is not readable JSON: {error}") from error
+        sections: dict[str, list[str]] = {}
+        for name in Settings.model_fields:
+            sections.setdefault(section_of(name), []).append(name)
         if not isinstance(content, dict):
-            raise ConfigurationError(f"{path} must hold an object with the sections {', '.join(SECTIONS)}")
+            raise ConfigurationError(f"{path} must hold an object with the sections {', '.join(sections)}")
         values: dict[str, Any] = {}
         for section, entries in content.items():
-            if section not in SECTIONS:
-                raise ConfigurationError(f"{path}: unknown section {section!r}{_near(section, SECTIONS)}")
+            if section not in sections:
+                raise ConfigurationError(f"{path}: unknown section {section!r}{_suggestion(section, sections)}")
             if not isinstance(entries, dict):
                 raise ConfigurationError(f"{path}: section {section!r} must be an object")
             for key, value in entries.items():
-                if key not in SECTIONS[section]:
-                    hint = f"; it belongs in section {_HOME[key]!r}" if key in _HOME else _near(key, SECTIONS[section])
-                    raise ConfigurationError(f"{path}: unknown key {section}.{key}{hint}")
+                if key not in sections[section]:
+                    is_elsewhere = key in Settings.model_fields
+                    hint = f"; it belongs in section {section_of(key)!r}" if is_elsewhere else ""
+                    raise ConfigurationError(
+                        f"{path}: unknown key {section}.{key}{hint or _suggestion(key, sections[section])}"
+                    )
                 values[key] = value
         return values
 
@@ -179,35 +171,38 @@ def load_settings(**arguments: Any) -> Settings:
     """Read config.json, the environment and the arguments; arguments that are None are left out.
 
     Raises:
-        ConfigurationError: an unknown key or a bad value; the text names it and where it came from.
+        ConfigurationError: an unknown key or a bad value; the text names it and its source.
     """
+    known = Settings.model_fields
     for variable in os.environ:
-        key = variable.upper().removeprefix(PREFIX)
-        if variable.upper().startswith(PREFIX) and variable.upper() != CONFIG_VARIABLE and key.lower() not in _HOME:
-            near = difflib.get_close_matches(key.lower(), _HOME, n=1)
+        key = variable.upper().removeprefix(PREFIX).lower()
+        if variable.upper().startswith(PREFIX) and variable.upper() != CONFIG_VARIABLE and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
             raise ConfigurationError(f"unknown setting {variable} in the environment{hint}")
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = str(problem["loc"][0]) if problem["loc"] else "settings"
-            if key in given:
-                source = "argument"
-            elif f"{PREFIX}{key.upper()}" in {name.upper() for name in os.environ}:
-                source = f"variable {PREFIX}{key.upper()}"
-            else:
-                source = f"config.json {_HOME.get(key, '')}.{key}"
-            secret = key in Settings.model_fields and not Settings.model_fields[key].repr  # may hold a password
-            shown = "" if secret else f" (got {problem['input']!r})"
-            lines.append(f"{key}: {problem['msg']}{shown}, from {source}")
-        raise ConfigurationError("; ".join(lines)) from None
+        raise ConfigurationError("; ".join(_describe(problem, given) for problem in error.errors())) from None
+
+
+def _describe(problem: ErrorDetails, given: Collection[str]) -> str:
+    """What is wrong with which setting, and the source that it came from."""
+    key = str(problem["loc"][0]) if problem["loc"] else "settings"
+    if key in given:
+        source = "argument"
+    elif f"{PREFIX}{key.upper()}" in {name.upper() for name in os.environ}:
+        source = f"variable {PREFIX}{key.upper()}"
+    else:
+        source = f"config.json {section_of(key) if key in Settings.model_fields else ''}.{key}"
+    is_secret = key in Settings.model_fields and not Settings.model_fields[key].repr  # may hold a password
+    value = "" if is_secret else f" (got {problem['input']!r})"
+    return f"{key}: {problem['msg']}{value}, from {source}"
 
 
 def without_password(url: str) -> str:
-    """The URL as it may stand in a log: passwords, also those among its options, are replaced by ``***``."""
+    """The URL for a log: passwords, also those among its options, are replaced by ``***``."""
     parts = urlsplit(url)
     if parts.password is not None:
         user, host = parts.netloc.rsplit("@", 1)
@@ -222,6 +217,6 @@ def without_password(url: str) -> str:
     return urlunsplit(parts)
 
 
-def _near(word: str, known: Collection[str]) -> str:
+def _suggestion(word: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from producer.errors import ConfigurationError
-from producer.settings import load_settings, without_password
+from producer.settings import Settings, load_settings, section_of, without_password
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,13 @@ def test_a_bad_store_does_not_show_its_password(monkeypatch):
 def test_the_store_may_be_a_redis_behind_a_socket():
     """As the queue may."""
     assert load_settings(store="unix://posters:x@/run/redis.sock?db=1").store.startswith("unix:")
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_setting_has_a_section_and_a_description_with_its_unit(name):
+    """docs/settings.md is made of these; a setting whose name ends with a unit has that unit in its description."""
+    description = Settings.model_fields[name].description or ""
+    assert section_of(name) in ("clip", "images", "queue", "posters")
+    assert description
+    for suffix, unit in {"_s": "seconds", "_bytes": "bytes", "_days": "days", "_pixels": "pixels"}.items():
+        assert not name.endswith(suffix) or unit in description
