@@ -432,7 +432,7 @@ def test_an_index_whose_steps_redis_forgot_looks_again(installation):
     installation.worker("w").wait_until_ready()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "Looking again" in err
+    assert "Scanning again" in err
     ledger = json.loads(out)
     assert ledger["job"] != jobs[0]
     assert (ledger["submitted"], adds_up(ledger)) == (6, True)
