@@ -177,7 +177,7 @@ def test_doctor_finds_everything_in_order(installation):
         "model",
         "posters",
         "store",
-        "dead letters",
+        "dead",
     ]
     assert all(finding["ok"] for finding in json.loads(installation.run("doctor", "--json").stdout))
 

@@ -199,7 +199,7 @@ def test_the_catalogue_is_taken_at_its_word_and_its_faults_are_named(installatio
     ledger = dict(zip(*[iter(done.stdout.split())] * 2, strict=True))
     assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == ("8", "5", "3")
     assert "posters.csv#4: unsupported: line 4 of " in done.stderr
-    assert "has the id 'bebop', which line 2 has already" in done.stderr
+    assert "has the id 'bebop', which line 2 already has" in done.stderr
     assert "posters.csv#6: unsupported: line 6 of " in done.stderr
     assert "failed: named/gone.jpg: missing: line 5 of " in done.stderr
     assert f"2 of the entries of {tmp_path / 'posters.csv'} cannot be used" in done.stderr
