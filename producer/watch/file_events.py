@@ -34,7 +34,8 @@ class Events(threading.Thread):
         self._lock = threading.Lock()
         self._changed: dict[str, bool] = {}
         self._needs_full_scan = False
-        self._started, self._stopped = threading.Event(), threading.Event()
+        # not `_started`: that name is an attribute of Thread
+        self._watching, self._stopped = threading.Event(), threading.Event()
         self._stop_event = _StopEvent(self._on_start)
         self.error = ""
 
@@ -58,13 +59,13 @@ class Events(threading.Thread):
                     self._collect(changes)
             except RAISED as error:
                 self.error = str(error)
-                self._started.set()
+                self._watching.set()
                 self._stopped.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE_S)
 
     def wait_until_started(self, timeout_s: float) -> None:
         """Wait until events arrive, or the attempt to watch has failed."""
-        self._started.wait(timeout_s)
+        self._watching.wait(timeout_s)
 
     def restart(self) -> None:
         """Watch the folders that have these paths now; needed when a disk was mounted again."""
@@ -75,7 +76,7 @@ class Events(threading.Thread):
         self.error = ""
         with self._lock:
             self._needs_full_scan = True
-        self._started.set()
+        self._watching.set()
 
     def take(self) -> tuple[dict[str, bool], bool]:
         """Changed paths relative to the root, with whether each is new; and whether a full scan is needed."""
