@@ -13,10 +13,10 @@ from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addopti
 
 @pytest.fixture(scope="session")
 def redis_server():
-    """One redis-server for the whole run; a run in CI without redis-server fails."""
+    """One redis-server for the whole run; without redis-server the tests are skipped, in CI they fail."""
     if shutil.which("redis-server") is None:
         if os.environ.get("CI"):
-            pytest.fail("redis-server is not installed, and in CI that is no reason to skip")
+            pytest.fail("redis-server is not installed, and CI must not skip these tests")
         pytest.skip("redis-server is not installed: make setup")
     with RedisServer() as server:
         yield server
@@ -32,7 +32,7 @@ def redis_url(redis_server):
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
-    """A developer's own POSTERS_* variables must not change what a test sees."""
+    """Remove a developer's own POSTERS_* variables."""
     for name in list(os.environ):
         if name.upper().startswith("POSTERS_"):
             monkeypatch.delenv(name)
@@ -40,7 +40,7 @@ def _no_settings_from_outside(monkeypatch):
 
 @pytest.fixture
 def installation(redis_url, redis_server, tmp_path):
-    """An installation with nobody at work yet."""
+    """An installation without a worker."""
     from tests.support.installation import Installation
 
     installation = Installation(tmp_path, redis_server)
@@ -53,7 +53,7 @@ def installation(redis_url, redis_server, tmp_path):
 
 @pytest.fixture
 def new_installation(tmp_path):
-    """Makes installations of a test's own, with settings of their own."""
+    """A factory of chaos installations with settings of their own, closed after the test."""
     from tests.support.chaos_installation import ChaosInstallation
 
     installations = []
@@ -78,10 +78,10 @@ def _shared_installation(tmp_path_factory):
 
 @pytest.fixture
 def shared_installation(_shared_installation):
-    """One installation with one worker, for all the faults that a worker lives through.
+    """One installation with one worker, shared by all faults that a worker must survive.
 
-    That it is the same worker all the time, with whatever earlier faults have left behind in it, is
-    part of the proof: the test fails if its main process ended.
+    It is the same worker all the time, with whatever earlier faults have left behind in it: a test
+    fails if the worker's main process ended.
     """
     installation = _shared_installation
     installation.recover()
@@ -89,12 +89,12 @@ def shared_installation(_shared_installation):
         installation.worker(f"shared{len(installation.workers)}")
     worker = installation.workers[-1].wait_until_ready()
     yield installation
-    assert worker.process.poll() is None, f"the worker ended:\n{worker.said()[-4000:]}"
+    assert worker.process.poll() is None, f"the worker ended; its log:\n{worker.log_text()[-4000:]}"
 
 
 @pytest.fixture
 def measured(request):
-    """Note what a scenario has measured, for the table of `make chaos`."""
+    """A function that records the measurements of a scenario for the table of `make chaos`."""
 
     def note(recovered_s=None, twice=None, noted=""):
         recovered = NOT_RUN if recovered_s is None else f"{recovered_s:.1f} s"

@@ -1,4 +1,4 @@
-"""The clock jumps under all processes: after it, the invariant of tests/support/chaos_installation.py."""
+"""The wall clock jumps for all processes; afterwards the invariant of chaos_installation.py holds."""
 
 import os
 import subprocess
@@ -14,15 +14,15 @@ from tests.support.scenario_table import scenario
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 HOUR_S = 3600
 
-# libfaketime 0.9.10 spoils the absolute deadline that Python's sleep gives to the kernel, even of the clock that
-# it was told to leave alone. Locks with a timeout are not affected: each process sleeps on one of those instead.
+# libfaketime 0.9.10 distorts the absolute deadline that Python's sleep passes to the kernel, even for the monotonic
+# clock that it must not fake. Waiting on a lock with a timeout is not affected: each process sleeps that way instead.
 SLEEP = """
 import threading, time
 time.sleep = lambda seconds: threading.Event().wait(seconds) and None
 """
 
-# What a jump of its clock does to Redis, which keeps each deadline as a time of day. (libfaketime cannot be
-# loaded into redis-server itself: jemalloc asks for the time before libfaketime is ready, and both give up.)
+# What a jump of the clock does to Redis, which stores each expiry as wall clock time. (libfaketime cannot be
+# loaded into redis-server itself: jemalloc reads the time before libfaketime is initialized, and both abort.)
 JUMP = """
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', key)
@@ -33,28 +33,28 @@ end
 
 @pytest.fixture
 def clock(tmp_path):
-    """Variables that put a process under a clock of ours, and a function that sets that clock."""
+    """Environment variables that put a process under a fake clock, and a function that sets that clock."""
     if not LIBRARIES:
         pytest.skip("libfaketime is not installed: make chaos installs it (Debian package faketime)")
-    wish = tmp_path / "faketime"
+    file = tmp_path / "faketime"
 
     def jump(seconds):
-        beside = wish.with_suffix(".new")
-        beside.write_text(f"{seconds:+d}\n")
-        beside.replace(wish)
+        temporary = file.with_suffix(".new")
+        temporary.write_text(f"{seconds:+d}\n")
+        temporary.replace(file)
 
     jump(HOUR_S)
     (tmp_path / "sitecustomize.py").write_text(SLEEP)
     variables = {
         "PYTHONPATH": f"{PROJECT}{os.pathsep}{tmp_path}",
         "LD_PRELOAD": str(LIBRARIES[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(wish),
+        "FAKETIME_TIMESTAMP_FILE": str(file),
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    asked = [sys.executable, "-c", "import time; time.sleep(0.1); print(time.time(), time.monotonic())"]
-    seen = subprocess.run(asked, capture_output=True, text=True, timeout=30, env=os.environ | variables).stdout
-    wall, monotonic = map(float, seen.split())
+    command = [sys.executable, "-c", "import time; time.sleep(0.1); print(time.time(), time.monotonic())"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | variables).stdout
+    wall, monotonic = map(float, shown.split())
     assert abs(wall - time.time() - HOUR_S) < 60
     assert abs(monotonic - time.monotonic()) < 60
     jump(0)
@@ -64,11 +64,11 @@ def clock(tmp_path):
 @pytest.mark.chaos
 @pytest.mark.parametrize(("hours", "where"), [(2, "forward"), (-2, "back")])
 @scenario(
-    "the clock goes two hours {where} under all processes, and later returns",
-    "no deadline of ours reads the time of day: the job is done, and the worker stays",
+    "the clock of all processes is set two hours {where}, and later corrected",
+    "no deadline depends on the wall clock: the job is done, and the worker keeps running",
 )
 def test_the_clock_jumps(new_installation, clock, measured, hours, where):
-    """Redis, worker and producer together, in the middle of a job; and back again."""
+    """Redis, worker and producer all see the jump in the middle of a job, and the correction."""
     variables, jump = clock
     installation = new_installation()
     names = installation.draw(200)

@@ -1,4 +1,4 @@
-"""Posters that kill, change, or vanish: after each, the invariant of tests/support/chaos_installation.py."""
+"""Posters that crash the worker, change, or vanish; afterwards the invariant of chaos_installation.py holds."""
 
 import math
 import time
@@ -12,10 +12,10 @@ from tests.support.scenario_table import scenario
 @pytest.mark.parametrize(("count", "attempts"), [(4, 1), pytest.param(64, 2, marks=pytest.mark.chaos)])
 @scenario(
     "one of {count} posters makes the decoder abort (`POSTERS_ATTEMPTS={attempts}`)",
-    "found by halving: it alone fails, as `crashed-worker`; its neighbors are stored",
+    "found by bisection: it alone fails, as `crashed-worker`; its neighbors are stored",
 )
 def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, attempts):
-    """What a broken codec library does: abort() in the process that holds the model."""
+    """As a broken codec library does: abort() in the process that holds the model."""
     installation = new_installation(pause_s=0, attempts=str(attempts))
     names = installation.draw(count - 1)
     bad = installation.draw(1, "bad", ABORT)[0]
@@ -23,10 +23,10 @@ def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, att
     worker = installation.worker("w").wait_until_ready()
     job = installation.producer.enqueue([installation.root / name for name in names])
     began = time.monotonic()
-    assert job.wait(400).at_rest, worker.said()
+    assert job.wait(400).at_rest, worker.log_text()
     seconds = time.monotonic() - began
     installation.check(job, names, {bad: "crashed-worker"})
-    crashes = worker.said().count(" ready: ") - 1
+    crashes = worker.log_text().count(" ready: ") - 1
     sizes = int(math.log2(count)) + 1
     assert 1 <= crashes <= attempts * sizes
     measured(seconds, installation.embedded() - (count - 1), f"until all was done, with {crashes} crashes")
@@ -34,11 +34,11 @@ def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, att
 
 @pytest.mark.chaos
 @scenario(
-    "two poisonous posters in two batches, and another job behind them",
-    "each fails alone; the other job is done meanwhile or after, whole",
+    "two crashing posters in two batches, and another job behind them",
+    "each fails alone; the other job is completed",
 )
-def test_several_poisonous_posters(new_installation, measured):
-    """One sender's broken collection must not cost another sender a poster."""
+def test_several_crashing_posters(new_installation, measured):
+    """One sender's broken collection costs another sender no poster."""
     installation = new_installation(pause_s=0, attempts="1")
     worker = installation.worker("w").wait_until_ready()
     mixed, bad = [], []
@@ -51,8 +51,8 @@ def test_several_poisonous_posters(new_installation, measured):
     began = time.monotonic()
     job = producer.enqueue([installation.root / name for name in mixed])
     other = producer.enqueue([installation.root / name for name in others])
-    assert other.wait(400).at_rest, worker.said()
-    assert job.wait(400).at_rest, worker.said()
+    assert other.wait(400).at_rest, worker.log_text()
+    assert job.wait(400).at_rest, worker.log_text()
     installation.check(job, mixed, dict.fromkeys(bad, "crashed-worker"))
     installation.check(other, others)
     measured(time.monotonic() - began, installation.embedded() - 6 - 16, "until all was done")
@@ -63,8 +63,8 @@ def test_several_poisonous_posters(new_installation, measured):
     "the vector is that of the bytes that were read, with their digest; the deleted one fails as `missing`; "
     "the next `index` finds every change",
 )
-def test_posters_that_change_meanwhile(shared_installation, measured):
-    """A person tidies up while the queue is long."""
+def test_posters_that_change_before_they_are_embedded(shared_installation, measured):
+    """As when a person tidies up while the queue is long."""
     installation = shared_installation
     names = installation.draw(60, "change/")
     installation.references.remember(names)
@@ -72,7 +72,7 @@ def test_posters_that_change_meanwhile(shared_installation, measured):
     installation.wait_for_some(running.job, 1)
     replaced, deleted = names[0:60:3], names[40:60:3]
     deleted = [name for name in deleted if name not in replaced]
-    for name in deleted:  # first: painting takes longer than a worker's chunk
+    for name in deleted:  # first, because painting takes longer than a worker's chunk
         (installation.root / name).unlink()
     for name in replaced:
         installation.paint(name)
@@ -91,12 +91,12 @@ def test_posters_that_change_meanwhile(shared_installation, measured):
 
 @pytest.mark.chaos
 @scenario(
-    "posters that are overwritten in place all the time while they are read",
-    "each ends as a vector of what its bytes were, or fails by name; "
-    "once the writer rests, `index` makes all of them right",
+    "posters overwritten in place again and again while they are read",
+    "each gets the vector of bytes that the file held, or a failure; "
+    "once the writer stops, `index` embeds all of them correctly",
 )
-def test_posters_written_while_they_are_read(shared_installation, measured):
-    """A download folder: half files, files that change between stat and read."""
+def test_posters_that_are_written_while_they_are_read(shared_installation, measured):
+    """As in a download folder: half files, files that change between stat and read."""
     installation = shared_installation
     names = installation.draw(24, "busy/")
     before = {name: (installation.root / name).read_bytes() for name in names}

@@ -1,4 +1,4 @@
-"""The producer dies, or is stopped: what it took is done, and the same command goes on from there."""
+"""The producer is killed or stopped: what it accepted is done, and the same command continues from there."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from tests.support.wait import wait_for
 
 @scenario(
     "`index` killed (`kill -9`) while it sends",
-    "what was written down is done and counted; the same command again sends the rest: no gap, no work twice",
+    "what the ledger holds is done and counted; the same command again sends the rest: no gap, no duplicate work",
 )
 def test_a_killed_producer(shared_installation, measured):
-    """Then the same command, started while the first one's batches are still open."""
+    """The same command is started again while the first one's batches are still open."""
     installation = shared_installation
     names, before = installation.draw(100, "producer/"), installation.embedded()
     running = installation.index_in_background("producer", batch=5, POSTERS_WINDOW="4")
@@ -38,11 +38,11 @@ def test_a_killed_producer(shared_installation, measured):
 
 @pytest.mark.chaos
 @scenario(
-    "`index` killed between writing a batch down and sending it",
-    "the batch is in the ledger and on no queue: a live worker sends it",
+    "`index` killed after it recorded a batch and before it sent it",
+    "the batch is in the ledger and in no queue: a running worker sends it",
 )
 def test_a_batch_that_was_never_sent(shared_installation, measured):
-    """As if the producer had died between its two steps, with nobody waiting for the job."""
+    """As if the producer had died between its two steps; no process waits for the job."""
     installation = shared_installation
     names = installation.draw(12, "unsent/")
     producer = installation.producer_with(posters_per_batch=4)
@@ -50,32 +50,32 @@ def test_a_batch_that_was_never_sent(shared_installation, measured):
     job = producer.enqueue([installation.root / name for name in names])
     written = time.monotonic()
     assert job.progress().open_batches == 3
-    wait_for(lambda: job.progress().at_rest, "the worker's own repair", 60)
+    wait_for(lambda: job.progress().at_rest, "the worker's redelivery", 60)
     installation.check(job, names)
     measured(time.monotonic() - written, None, "nobody waited for the job")
 
 
 @pytest.mark.chaos
 @scenario(
-    "`index` stopped with Ctrl-C, and `cancel` while a batch is in work",
-    "the batch in work is finished and counted, the others leave `submitted`",
+    "`cancel` of a running `index` while a batch is in progress",
+    "the batch in progress is finished and counted, the others leave `submitted`",
 )
 def test_a_cancelled_job(shared_installation, measured):
-    """The counts stay true, whoever finishes first."""
+    """The counts stay correct, whichever of the two finishes first."""
     installation = shared_installation
     installation.draw(120, "cancelled/")
     running = installation.index_in_background("cancelled", batch=10)
     installation.wait_for_some(running.job, 15)
-    asked = time.monotonic()
-    done = installation.run("cancel", running.job.id)
-    assert done.returncode == 0
+    began = time.monotonic()
+    result = installation.run("cancel", running.job.id)
+    assert result.returncode == 0
     ledger = running.finish()
-    took = time.monotonic() - asked
+    took = time.monotonic() - began
     progress = running.job.progress()
     assert progress.state == "cancelled"
     assert progress.cancelled > 0
     assert progress.cancelled + progress.submitted == 120
-    wait_for(lambda: running.job.progress().doing == 0, "the batch in work")
+    wait_for(lambda: running.job.progress().doing == 0, "the batch in progress")
     settled = running.job.progress()
     assert settled.settled == settled.submitted == ledger["submitted"]
     installation.check_nothing_open()
@@ -85,10 +85,10 @@ def test_a_cancelled_job(shared_installation, measured):
 @pytest.mark.chaos
 @scenario(
     "`index` stopped (SIGSTOP) for 40 s while it sends",
-    "called abandoned meanwhile, goes on when it wakes: every poster counted once",
+    "shown as abandoned meanwhile, continues when it wakes: every poster counted once",
 )
-def test_a_producer_that_sleeps(shared_installation, measured):
-    """A laptop that was closed; longer than the sender's sign of life holds."""
+def test_a_suspended_producer(shared_installation, measured):
+    """As on a closed laptop; for longer than the sender's lease lasts."""
     installation = shared_installation
     names, before = installation.draw(120, "asleep/"), installation.embedded()
     running = installation.index_in_background("asleep", batch=5, POSTERS_WINDOW="2")
@@ -104,10 +104,10 @@ def test_a_producer_that_sleeps(shared_installation, measured):
     measured(took, installation.embedded() - before - 120, "until the job's end")
 
 
-@scenario("the same batch delivered twice at once, to two workers", "one works, the other steps back; counted once")
+@scenario("the same batch delivered twice at once, to two workers", "one embeds it, the other skips it; counted once")
 @pytest.mark.chaos
-def test_the_same_message_twice_at_once(new_installation, measured):
-    """The copies wait on the queue before anybody works, next to each other."""
+def test_a_message_that_is_delivered_twice_at_once(new_installation, measured):
+    """The copies lie next to each other in the queue before a worker starts."""
     installation = new_installation()
     names = installation.draw(60)
     job = installation.producer_with(posters_per_batch=10).enqueue([installation.root / name for name in names])
@@ -127,23 +127,23 @@ def test_the_same_message_twice_at_once(new_installation, measured):
 
 @pytest.mark.chaos
 @scenario(
-    "`index` and a Ctrl-C (SIGINT)",
-    "what was sent goes on, its id printed (status 130); the same command sends the rest",
+    "`index` interrupted with Ctrl-C (SIGINT)",
+    "what was sent is done, the job's id is printed (status 130); the same command sends the rest",
 )
 def test_an_interrupted_index(shared_installation, measured):
-    """The person has other things to do."""
+    """The command leaves at once, and its job is done without it."""
     installation = shared_installation
     names, before = installation.draw(120, "interrupted/"), installation.embedded()
     running = installation.index_in_background("interrupted", batch=5, POSTERS_WINDOW="2")
     job = running.job
     installation.wait_for_some(job, 10)
     running.process.send_signal(signal.SIGINT)
-    asked = time.monotonic()
+    interrupted = time.monotonic()
     try:
         _, err = running.process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         pytest.fail("index did not leave")
-    left = time.monotonic() - asked
+    left = time.monotonic() - interrupted
     assert running.process.returncode == 130
     assert job.id in err
     running.close()

@@ -1,4 +1,4 @@
-"""Redis stops, hangs, forgets, fills up: after each, the invariant of tests/support/chaos_installation.py."""
+"""Redis stops, hangs, loses data, fills up; afterwards the invariant of chaos_installation.py holds."""
 
 import time
 
@@ -8,11 +8,9 @@ from producer.errors import PosterError, RedisUnreachable
 from tests.support.scenario_table import scenario
 from tests.support.wait import wait_for
 
-MAXMEMORY_OVER_BYTES = 200_000  # room for a few batches more, then Redis refuses
-
 
 def interrupted(installation, name, fault, *, count=120, batch=12, at=12):
-    """Run a job, let `fault` happen in its middle; seconds until the next batch counted, and done twice."""
+    """Run a job with `fault` in its middle; returns seconds to the next counted batch, and images embedded twice."""
     names, before = installation.draw(count, f"{name}/"), installation.embedded()
     running = installation.index_in_background(name, batch=batch)
     installation.wait_for_some(running.job, at)
@@ -25,9 +23,9 @@ def interrupted(installation, name, fault, *, count=120, batch=12, at=12):
 
 
 @pytest.mark.chaos
-@scenario("Redis stopped (SIGTERM) for 5 s and started again", "`index` and worker wait and go on; nothing is lost")
+@scenario("Redis stopped (SIGTERM) for 5 s and started again", "`index` and worker wait and continue; nothing is lost")
 def test_redis_stopped(shared_installation, measured):
-    """As an upgrade does."""
+    """As an upgrade of Redis does."""
 
     def fault():
         shared_installation.redis.stop()
@@ -37,7 +35,7 @@ def test_redis_stopped(shared_installation, measured):
     measured(*interrupted(shared_installation, "stopped", fault))
 
 
-@scenario("Redis killed (SIGKILL), started again after 3 s", "the same: every answered write is in the AOF")
+@scenario("Redis killed (SIGKILL), started again after 3 s", "the same: every acknowledged write is in the AOF")
 def test_redis_killed(shared_installation, measured):
     """The producer is in the middle of sending, the worker in the middle of a batch."""
 
@@ -50,7 +48,7 @@ def test_redis_killed(shared_installation, measured):
 
 
 @pytest.mark.chaos
-@scenario("Redis killed again and again, every 2 s", "the job ends as soon as Redis stays")
+@scenario("Redis killed again and again, every 2 s", "the job completes as soon as Redis stays up")
 def test_redis_flapping(shared_installation, measured):
     """A container that restarts in a loop."""
 
@@ -67,17 +65,17 @@ def test_redis_flapping(shared_installation, measured):
 @pytest.mark.chaos
 @pytest.mark.parametrize("store", ["SQLite", "Redis"])
 @scenario(
-    "Redis comes back from an AOF that is some seconds old; vectors in {store}",
-    "what it forgot is sent again: every poster that `index` took is counted",
+    "Redis restarts from an AOF that is some seconds old; vectors in {store}",
+    "what it lost is sent again: every poster that `index` accepted is counted",
 )
 def test_redis_from_a_stale_aof(new_installation, measured, store):
-    """Batches that were finished are open again, and others were never written down, nor were vectors."""
+    """Finished batches are open again; others, and vectors, were never recorded."""
     installation = new_installation(window="4", **({"store": "redis"} if store == "Redis" else {}))
     names = installation.draw(240)
     installation.worker("w").wait_until_ready()
     running = installation.index_in_background(batch=10)
     installation.wait_for_some(running.job, 30)
-    with installation.redis_from_the_past():
+    with installation.stale_redis():
         installation.wait_for_some(running.job, 120)
     back = time.monotonic()
     recovered = installation.wait_for_a_finish(running.job, back)
@@ -88,18 +86,18 @@ def test_redis_from_a_stale_aof(new_installation, measured, store):
 
 @pytest.mark.chaos
 @scenario(
-    "Redis comes back from a stale AOF after everything was sent",
-    "batches that were finished are open again, done again without embedding, and counted once",
+    "Redis restarts from a stale AOF after everything was sent",
+    "finished batches are open again, finished again without embedding, and counted once",
 )
 def test_redis_from_a_stale_aof_after_sending(new_installation, measured):
-    """The producer has nothing more to send and only waits."""
+    """The producer has nothing left to send and only waits."""
     installation = new_installation(window="100")
     names = installation.draw(240)
     installation.worker("w").wait_until_ready()
     running = installation.index_in_background(batch=10)
     installation.wait_for_some(running.job, 30)
     wait_for(lambda: running.job.progress().state == "sent", "everything sent")
-    with installation.redis_from_the_past():
+    with installation.stale_redis():
         installation.wait_for_some(running.job, 150)
     back = time.monotonic()
     recovered = installation.wait_for_a_finish(running.job, back)
@@ -113,7 +111,7 @@ def test_redis_from_a_stale_aof_after_sending(new_installation, measured):
 )
 @scenario(
     "Redis hangs (SIGSTOP) for {seconds} s",
-    "a backend's call fails within 5 s and says so; `index` and worker go on when Redis answers",
+    "a backend's call fails within 5 s with an error; `index` and worker continue when Redis answers",
 )
 def test_redis_hangs(shared_installation, measured, seconds):
     """Connections stay open, and nothing is answered."""
@@ -126,11 +124,11 @@ def test_redis_hangs(shared_installation, measured, seconds):
             lambda: shared_installation.producer.enqueue([shared_installation.root / f"hang{seconds}" / "0000.jpg"]),
             lambda: shared_installation.producer.job("last").progress(),
         ]
-        for call in calls[: 1 if seconds < 10 else 2]:  # the second could meet a Redis that answers again
-            asked = time.monotonic()
+        for call in calls[: 1 if seconds < 10 else 2]:  # in 5 s, a second call could reach a Redis that answers again
+            called = time.monotonic()
             with pytest.raises(RedisUnreachable):
                 call()
-            waited.append(time.monotonic() - asked)
+            waited.append(time.monotonic() - called)
         time.sleep(max(0.0, ends - time.monotonic()))
         shared_installation.redis.resume()
 
@@ -139,7 +137,7 @@ def test_redis_hangs(shared_installation, measured, seconds):
     measured(recovered, twice, f"a backend's call failed after {max(waited):.1f} s")
 
 
-@scenario("every connection cut (CLIENT KILL), four times in 2 s", "all connect again; nothing is lost")
+@scenario("every connection cut (CLIENT KILL), four times in 2 s", "all reconnect; nothing is lost")
 def test_connections_cut(shared_installation, measured):
     """What a proxy or a firewall does to idle and busy connections alike."""
 
@@ -155,10 +153,10 @@ def test_connections_cut(shared_installation, measured):
 @pytest.mark.chaos
 @scenario(
     "maxmemory reached (noeviction) for 20 s",
-    "a clear error for a backend, nothing half-written; `index` and worker go on when there is room",
+    "a clear error for a backend, nothing half-written; `index` and worker continue when there is room",
 )
 def test_redis_full(new_installation, measured):
-    """Somebody else fills the Redis that the queue lives in."""
+    """As when another program fills the Redis that the queue uses."""
     installation = new_installation(window="100")
     names = installation.draw(240)
     installation.worker("w").wait_until_ready()
@@ -166,19 +164,19 @@ def test_redis_full(new_installation, measured):
     installation.wait_for_some(running.job, 30)
     with installation.redis.client as client:
         client.config_set("maxmemory", client.info("memory")["used_memory"] - 1_000_000)
-        asked = time.monotonic()
+        called = time.monotonic()
         with pytest.raises(PosterError, match=r"full|maxmemory"):
             installation.producer.enqueue([installation.root / names[0]])
-        waited = time.monotonic() - asked
+        waited = time.monotonic() - called
         assert waited < 5
         time.sleep(20)
         client.config_set("maxmemory", 0)
-    room = time.monotonic()
+    freed = time.monotonic()
     if installation.workers[-1].process.poll() is not None:
-        installation.worker("w").wait_until_ready()  # the supervisor
+        installation.worker("w").wait_until_ready()  # as a service manager does
         noted = "the worker left and was started again"
     else:
         noted = "the worker stayed"
-    recovered = installation.wait_for_a_finish(running.job, room)
+    recovered = installation.wait_for_a_finish(running.job, freed)
     installation.check(running.finish()["job"], names)
     measured(recovered, installation.embedded() - 240, f"a backend's call failed after {waited:.1f} s; {noted}")

@@ -1,9 +1,9 @@
-"""The soak: faults drawn at random for as long as it is told, then the invariant, flat memory, flat descriptors.
+"""Soak test: random faults for CHAOS_SECONDS, the invariant after each job, no leak of memory or descriptors.
 
     make chaos SECONDS=600            # SEED=… repeats a run
 
-Each round indexes new posters, and old ones again, while one to three faults strike; after each, the job
-is checked, and with it every vector that the store has ever got.
+Each round indexes new posters, and old ones again, while one to three faults strike; after it the job
+is checked, and with it every vector in the store.
 """
 
 import os
@@ -24,13 +24,13 @@ from tests.support.wait import wait_for
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
 POSTERS, BATCH = 80, 10  # of one round
-SAMPLES_LEAST = 6  # of one process, before growth can be told from noise
+MIN_SAMPLES = 6  # of one process, before growth can be told from noise
 GROWTH_KB = 20_000
 GROWTH_DESCRIPTORS = 8
 
 
 class Soak:
-    """The faults that a round may draw; each waits until its part is over."""
+    """The faults that a round may draw; each returns when the fault itself is over."""
 
     def __init__(self, installation, chance):
         self.installation, self.chance = installation, chance
@@ -99,7 +99,7 @@ class Soak:
                 client.rpush(QUEUES["bulk"], message)
 
     def lose_messages(self):
-        """As a Redis that forgot a part: what the queue held is gone, the ledger is not."""
+        """Delete the queue and keep the ledger, as a Redis that lost part of its data."""
         with self.installation.redis.client as client:
             client.delete(QUEUES["bulk"])
 
@@ -113,23 +113,23 @@ class Soak:
         send_garbage,
     )
 
-    def alive(self):
-        """What a supervisor does."""
+    def restart_worker_if_dead(self):
+        """Do what a service manager does."""
         if self.worker.process.poll() is not None:
             self.worker.kill()
             self.worker = self.installation.worker("w")
 
     def sample(self):
-        """Memory and descriptors of all processes, at rest."""
+        """Record memory and open descriptors of all processes while they are idle."""
         pids = {"redis": self.installation.redis.pid, "parent": self.worker.process.pid, "child": self._child()}
         for role, pid in pids.items():
-            seen = pid and _resources(pid)
-            if seen:
-                self.samples[role, pid].append(seen)
+            resources = pid and _resources(pid)
+            if resources:
+                self.samples[role, pid].append(resources)
 
     def _child(self):
-        heard = self.worker.heard()
-        return int(heard.get("pid") or 0) if heard else 0
+        announcement = self.worker.announcement()
+        return int(announcement.get("pid") or 0) if announcement else 0
 
 
 @pytest.mark.chaos
@@ -137,8 +137,8 @@ class Soak:
     "the soak: faults drawn at random, one to three in each job of 80 posters",
     "the invariant after each job; memory and file descriptors of long-lived processes stay flat",
 )
-def test_the_soak(new_installation, measured):
-    """Everything at once, in no order that anybody thought of."""
+def test_soak(new_installation, measured):
+    """Faults in random order, on top of each other."""
     print(f"\nsoak: {SECONDS:.0f} s, seed {SEED} (repeat with: make chaos SECONDS={SECONDS:.0f} SEED={SEED})")
     chance = random.Random(SEED)
     installation = new_installation(pause_s=0.1, attempts="3")
@@ -146,12 +146,14 @@ def test_the_soak(new_installation, measured):
     ends, rounds, struck, slowest_s, needed = time.monotonic() + SECONDS, 0, 0, 0.0, 0
     while time.monotonic() < ends:
         rounds += 1
-        place = f"round{rounds}/"
-        names = installation.draw(POSTERS, place)
-        bad = installation.draw(1, f"{place}bad", ABORT) if chance.random() < 0.05 else []
+        folder = f"round{rounds}/"
+        names = installation.draw(POSTERS, folder)
+        bad = installation.draw(1, f"{folder}bad", ABORT) if chance.random() < 0.05 else []
         faults = chance.sample(Soak.FAULTS, chance.randint(1, 3))
-        print(f"soak: round {rounds}: {', '.join(fault.__name__ for fault in faults)}{' and a poison' if bad else ''}")
-        running = installation.index_in_background(place, batch=BATCH)
+        print(
+            f"soak: round {rounds}: {', '.join(fault.__name__ for fault in faults)}{', crashing poster' if bad else ''}"
+        )
+        running = installation.index_in_background(folder, batch=BATCH)
         job = running.job
         for fault in faults:
             time.sleep(2 * chance.random())
@@ -159,9 +161,9 @@ def test_the_soak(new_installation, measured):
             struck += 1
         over = time.monotonic()
         while running.process.poll() is None:
-            soak.alive()
+            soak.restart_worker_if_dead()
             time.sleep(0.1)
-            assert time.monotonic() - over < 400, (faults, job.progress(), soak.worker.said()[-4000:])
+            assert time.monotonic() - over < 400, (faults, job.progress(), soak.worker.log_text()[-4000:])
         slowest_s = max(slowest_s, time.monotonic() - over)
         ledger = running.finish(status=1 if bad else 0)
         soak.worker.wait_until_ready()
@@ -170,11 +172,11 @@ def test_the_soak(new_installation, measured):
         soak.sample()
     installation.recover()
     installation.draw(POSTERS, "quiet/")
-    for _ in range(SAMPLES_LEAST):  # without faults, so that even a short soak has something to compare
+    for _ in range(MIN_SAMPLES):  # without faults, so that even a short run has samples to compare
         installation.index(str(installation.root / "quiet"), "--force", "--batch", str(BATCH))
         needed += POSTERS
         soak.sample()
-    growth = [text for (role, _), seen in soak.samples.items() if (text := _growth(role, seen))]
+    growth = [text for (role, _), samples in soak.samples.items() if (text := _growth(role, samples))]
     assert not growth, growth
     wait_for(lambda: not installation.producer.job_store.list_active(), "no job open")
     measured(
@@ -184,21 +186,21 @@ def test_the_soak(new_installation, measured):
     )
 
 
-def _growth(role, seen):
-    """What grew from the first third of the samples to the last; None where nothing did, or too few were taken."""
-    if len(seen) < SAMPLES_LEAST:
+def _growth(role, samples):
+    """What grew from the first third of the samples to the last third; None: nothing, or there are too few samples."""
+    if len(samples) < MIN_SAMPLES:
         return None
-    third = len(seen) // 3
+    third = len(samples) // 3
     memory, descriptors = (
-        statistics.median(values[-third:]) - statistics.median(values[:third]) for values in zip(*seen, strict=True)
+        statistics.median(values[-third:]) - statistics.median(values[:third]) for values in zip(*samples, strict=True)
     )
     if memory > GROWTH_KB or descriptors > GROWTH_DESCRIPTORS:
-        return f"{role} grew by {memory} kB and {descriptors} descriptors over {len(seen)} jobs"
+        return f"{role} grew by {memory} kB and {descriptors} descriptors over {len(samples)} jobs"
     return None
 
 
 def _resources(pid):
-    """Resident kB, open descriptors; None when the process is gone."""
+    """Resident kB and open descriptors of a process; None when it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))

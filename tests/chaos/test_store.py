@@ -1,4 +1,4 @@
-"""The store's disk is full, its file locked, its writer killed: after each, the invariant."""
+"""Full disk, locked file, killed writer under the store; afterwards the invariant of chaos_installation.py holds."""
 
 import os
 import sqlite3
@@ -15,7 +15,7 @@ from tests.support.wait import wait_for
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own; SQLite's journal alone may take 32 MB before it is folded back."""
+    """A file system of 64 MB; SQLite's write-ahead log alone may take 32 MB before it is checkpointed."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("mounting a small file system needs Linux and root")
     folder = tmp_path / "disk"
@@ -32,34 +32,34 @@ def small_disk(tmp_path):
 @pytest.mark.chaos
 @scenario(
     "the disk under the SQLite store is full for 10 s",
-    "batches are given back and tried again; no poster fails; the file stays whole",
+    "batches are released and retried; no poster fails; the file stays intact",
 )
 def test_a_full_disk(new_installation, small_disk, measured):
-    """ENOSPC in the middle of a chunk's transaction."""
+    """ENOSPC strikes in the middle of a chunk's transaction."""
     installation = new_installation(store=f"sqlite:{small_disk / 'vectors.db'}")
     names = installation.draw(160)
     worker = installation.worker("w").wait_until_ready()
     running = installation.index_in_background(batch=20)
     installation.wait_for_some(running.job, 30)
     ballast = _fill(small_disk)
-    wait_for(lambda: "cannot be written for now" in worker.said(), "the worker's complaint")
+    wait_for(lambda: "cannot be written for now" in worker.log_text(), "the worker's log line")
     time.sleep(10)
     assert not running.job.progress().at_rest
     ballast.unlink()
-    room = time.monotonic()
-    recovered = installation.wait_for_a_finish(running.job, room)
+    freed = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, freed)
     installation.check(running.finish()["job"], names)
-    _is_whole(small_disk / "vectors.db")
+    _assert_intact(small_disk / "vectors.db")
     measured(recovered, installation.embedded() - 160)
 
 
 @pytest.mark.chaos
 @scenario(
     "another program locks the SQLite file for 25 s",
-    "the same; longer than SQLite itself is told to wait",
+    "the same; 25 s is longer than SQLite's busy timeout",
 )
 def test_a_locked_store(new_installation, measured):
-    """A backup, or a person with a shell and an open transaction."""
+    """As a backup does, or a person with a shell and an open transaction."""
     installation = new_installation()
     names = installation.draw(120)
     worker = installation.worker("w").wait_until_ready()
@@ -68,7 +68,7 @@ def test_a_locked_store(new_installation, measured):
     other = sqlite3.connect(installation.folder / "vectors.db", isolation_level=None, timeout=30)
     other.execute("BEGIN IMMEDIATE")
     time.sleep(25)
-    assert "locked" in worker.said()
+    assert "locked" in worker.log_text()
     assert not running.job.progress().at_rest
     other.execute("ROLLBACK")
     other.close()
@@ -79,11 +79,11 @@ def test_a_locked_store(new_installation, measured):
 
 
 @scenario(
-    "`kill -9` in the middle of a write, rows half inserted",
-    "the chunk is in the store whole or not at all; the file stays whole",
+    "`kill -9` in the middle of a write, with some of the rows inserted",
+    "the chunk is stored completely or not at all; the file stays intact",
 )
 def test_a_kill_during_a_write(shared_installation, measured):
-    """Inside SQLite's transaction, between two rows."""
+    """The process is killed inside SQLite's transaction, between two rows."""
     installation, worker = shared_installation, shared_installation.workers[-1]
     names, before = installation.draw(60, "write/"), installation.embedded()
     running = installation.index_in_background("write", batch=20)
@@ -94,15 +94,15 @@ def test_a_kill_during_a_write(shared_installation, measured):
     killed = time.monotonic()
     recovered = installation.wait_for_pass(after=killed)
     installation.check(running.finish()["job"], names)
-    installation.new_child(worker, old)
-    _is_whole(installation.folder / "vectors.db")
+    installation.wait_for_new_child(worker, old)
+    _assert_intact(installation.folder / "vectors.db")
     twice = installation.embedded() - before - 60
     assert 1 <= twice <= 24, "the chunk in the transaction was lost with it, and embedded again"
     measured(recovered, twice)
 
 
 def _fill(folder):
-    """Take all the room there is; the file that holds it."""
+    """Fill the file system; returns the file to delete afterwards."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -110,7 +110,7 @@ def _fill(folder):
     return ballast
 
 
-def _is_whole(path):
+def _assert_intact(path):
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     counts = connection.execute(

@@ -1,4 +1,4 @@
-"""The proof is proven: the invariant's check can fail, and the table names every scenario."""
+"""The checks can fail: wrong vectors are noticed, and the table lists every scenario."""
 
 import importlib
 import itertools
@@ -19,7 +19,7 @@ DOCUMENT = PROJECT / "docs" / "reliability.md"
 
 @pytest.fixture
 def stored(new_installation):
-    """A world whose store holds six posters as it should, without any worker."""
+    """An installation without a worker, whose store holds six posters correctly."""
     installation = new_installation()
     names = installation.draw(6)
     embedder = CLIPEmbedder(installation.model, "cpu", precision="fp32")
@@ -34,22 +34,22 @@ def stored(new_installation):
     store.close()
 
 
-def test_a_right_store_passes(stored):
-    """All six, each next to its own file."""
+def test_a_correct_store_passes(stored):
+    """All six vectors match their files."""
     installation, names, *_ = stored
     assert installation.check_store() == set(names)
 
 
-def test_two_vectors_under_each_others_ids_are_noticed(stored):
-    """The worst bug there could be."""
+def test_swapped_vectors_are_noticed(stored):
+    """Two vectors under each other's ids: the worst bug there could be."""
     installation, _, rows, vectors, put = stored
     put(rows[:2], vectors[[1, 0]])
     with pytest.raises(AssertionError, match=r"p0000\.jpg in .* from its reference"):
         installation.check_store()
 
 
-def test_two_rows_of_each_others_files_are_noticed(stored):
-    """Vector and digest agree, and belong to another poster."""
+def test_swapped_rows_are_noticed(stored):
+    """Vector and digest agree but belong to another poster."""
     installation, _, rows, vectors, put = stored
     put([rows[0]._replace(id=rows[1].id), rows[1]._replace(id=rows[0].id)], vectors[:2])
     with pytest.raises(AssertionError, match="other bytes"):
@@ -57,7 +57,7 @@ def test_two_rows_of_each_others_files_are_noticed(stored):
 
 
 def test_an_old_vector_of_a_changed_file_is_noticed(stored):
-    """Unless the scenario says that it may be there; and even then not if `index` would not see it."""
+    """Unless the scenario allows it; and even then if `index` would not see the change."""
     installation, names, rows, vectors, put = stored
     installation.references.remember(names)
     installation.paint(names[3])
@@ -70,8 +70,8 @@ def test_an_old_vector_of_a_changed_file_is_noticed(stored):
         installation.check_store(replaced=names)
 
 
-def test_a_vector_of_a_file_that_it_never_was_is_noticed(stored):
-    """Even where files change while they are read: only what this very file has held will do."""
+def test_a_vector_of_bytes_that_the_file_never_had_is_noticed(stored):
+    """Even where files change while they are read, only bytes that this very file has held are accepted."""
     installation, names, rows, vectors, put = stored
     installation.references.remember(names)
     installation.paint(names[3])
@@ -80,15 +80,15 @@ def test_a_vector_of_a_file_that_it_never_was_is_noticed(stored):
         installation.check_store(replaced=names)
 
 
-def test_posters_are_far_enough_apart_to_be_told_apart(stored):
-    """The nearest two differ by a hundred times of what counts as the same."""
+def test_posters_are_far_enough_apart_to_be_distinguished(stored):
+    """The nearest two differ by more than a hundred times the tolerance."""
     _, _, _, vectors, _ = stored
     apart = [np.abs(a - b).max() for a, b in itertools.combinations(vectors, 2)]
     assert min(apart) > 100 * SAME
 
 
 def scenarios():
-    """Fault and promise of every scenario there is, with its parameters filled in."""
+    """Fault and promise of every scenario, with its parameters filled in."""
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         for test in vars(importlib.import_module(f"tests.chaos.{path.stem}")).values():
             marks = {mark.name: mark for mark in reversed(getattr(test, "pytestmark", []))}
@@ -104,15 +104,15 @@ def scenarios():
                 yield tuple(text.format(**parameters) for text in marks["scenario"].args)
 
 
-def test_the_table_holds_every_scenario_and_nothing_else():
-    """docs/reliability.md promises what the scenarios prove, word for word."""
+def test_the_table_lists_every_scenario_and_nothing_else():
+    """docs/reliability.md has the texts of the scenarios, word for word."""
     table = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0].strip().removeprefix(HEAD).splitlines()
     listed = [tuple(line.split(" | ")[:2]) for line in table if line]
     assert {(fault.removeprefix("| "), promise) for fault, promise in listed} == set(scenarios())
 
 
-def test_a_run_replaces_its_rows_and_leaves_the_others():
-    """`make chaos WRITE=1` after a run of one scenario must not empty the table."""
+def test_a_run_replaces_its_rows_and_keeps_the_others():
+    """`make chaos WRITE=1` after a run of one scenario does not empty the table."""
     text = f"before\n{BEGIN}\n{HEAD}\n| a | x | 1 s | 0 |  |\n| b | y | 2 s | 0 |  |\n{END}\nafter\n"
     new = replaced(text, [Fact("b", "y", "3 s", "1"), Fact("c", "z")])
     assert new == text.replace("| b | y | 2 s | 0 |  |", "| b | y | 3 s | 1 |  |\n| c | z | – | – |  |")

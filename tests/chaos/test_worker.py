@@ -1,4 +1,4 @@
-"""Processes die, hang, or come late: after each, the invariant of tests/support/chaos_installation.py."""
+"""Worker processes die, hang, or start late; afterwards the invariant of chaos_installation.py holds."""
 
 import os
 import time
@@ -12,10 +12,10 @@ from tests.support.wait import wait_for
 
 @scenario(
     "`kill -9` of the child in the middle of a batch",
-    "a new child takes over at once; only the chunk in hand is done again",
+    "a new child takes over at once; only the chunk in progress is embedded again",
 )
 def test_a_killed_child(shared_installation, measured):
-    """The parent starts another, which loads the model and goes on with the same batch."""
+    """The parent starts another child, which loads the model and continues the same batch."""
     installation, worker = shared_installation, shared_installation.workers[-1]
     names, before = installation.draw(72, "child/"), installation.embedded()
     running = installation.index_in_background("child", batch=24)
@@ -25,20 +25,20 @@ def test_a_killed_child(shared_installation, measured):
     ledger = running.finish()
     assert installation.check(ledger["job"], names).embedded == 72
     twice = installation.embedded() - before - 72
-    assert twice <= 3 * 8, "more than the chunks that were on their way was done twice"
+    assert twice <= 3 * 8, "more than the chunks in progress was embedded twice"
     assert recovered < 60
-    installation.new_child(worker, old)
+    installation.wait_for_new_child(worker, old)
     measured(recovered, twice)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("store", ["SQLite", "Redis"])
 @scenario(
-    "`kill -9` of the whole worker, and a supervisor that starts it again; vectors in {store}",
-    "its batches come back no later than the claim's lifetime and 20 s after the new one is ready",
+    "`kill -9` of the whole worker, restarted by a service manager; vectors in {store}",
+    "its batches are taken up within the claim's lifetime plus 20 s after the new worker is ready",
 )
 def test_a_killed_worker(new_installation, measured, store):
-    """Parent and child at once, as a power cut does."""
+    """Parent and child are killed at once, as by a power cut."""
     installation = new_installation(**({"store": "redis"} if store == "Redis" else {}))
     names = installation.draw(120)
     first = installation.worker("w").wait_until_ready()
@@ -54,9 +54,9 @@ def test_a_killed_worker(new_installation, measured, store):
 
 
 @pytest.mark.chaos
-@scenario("`kill -9` of the parent alone", "its child leaves by itself; the next worker goes on")
+@scenario("`kill -9` of the parent alone", "its child exits by itself; the next worker continues")
 def test_a_killed_parent(new_installation, measured):
-    """An orphan that kept the card would stand in the way of its successor."""
+    """An orphan that kept the GPU lock would block its successor."""
     installation = new_installation()
     names = installation.draw(120)
     first = installation.worker("w").wait_until_ready()
@@ -66,7 +66,7 @@ def test_a_killed_parent(new_installation, measured):
     killed = time.monotonic()
     first.process.kill()
     first.process.wait()
-    wait_for(lambda: not _lives(child), "the orphan's end", 30)
+    wait_for(lambda: not _is_alive(child), "the orphan's end", 30)
     gone = time.monotonic() - killed
     installation.worker("w").wait_until_ready()
     ready = time.monotonic()
@@ -76,12 +76,12 @@ def test_a_killed_parent(new_installation, measured):
 
 
 @scenario(
-    "`kill -9` between Redis' pop and kombu's note of it",
-    "the message is gone, the ledger knows the batch: sent again 8 s after it was missed",
+    "`kill -9` after kombu popped a message and before it is in `unacked`",
+    "the message is gone, the ledger has the batch: sent again 8 s after it is found missing",
 )
 @pytest.mark.chaos
-def test_a_kill_between_pop_and_note(new_installation, measured):
-    """The one moment in which a message is nowhere: neither queued nor reserved."""
+def test_a_kill_between_pop_and_unacked(new_installation, measured):
+    """The one moment in which a message is neither in the queue nor in `unacked`."""
     installation = new_installation()
     names = installation.draw(60)
     installation.worker("w").wait_until_ready()
@@ -91,8 +91,8 @@ def test_a_kill_between_pop_and_note(new_installation, measured):
     assert not installation.armed("kill-after-pop")
     installation.workers[0].kill()
     with installation.redis.client as client:
-        assert client.hlen("unacked") == 0, "kombu noted the message: this is not the moment that was meant"
-        wait_for(lambda: client.llen("posters.bulk") == 2, "the two others on the queue", 10)
+        assert client.hlen("unacked") == 0, "the message is in unacked: the kill came too late"
+        wait_for(lambda: client.llen("posters.bulk") == 2, "the other two in the queue", 10)
     installation.worker("w").wait_until_ready()
     ready = time.monotonic()
     ledger = running.finish()
@@ -105,7 +105,7 @@ def test_a_kill_between_pop_and_note(new_installation, measured):
 @pytest.mark.chaos
 @scenario("two workers, one of them killed", "the other does the rest; no batch is embedded by both")
 def test_two_workers(new_installation, measured):
-    """Both take from the same lanes; what the dead one held comes to the living one."""
+    """Both consume the same lanes; the batch of the dead worker goes to the other."""
     installation = new_installation()
     names = installation.draw(200)
     first, second = installation.worker("a"), installation.worker("b")
@@ -118,14 +118,14 @@ def test_two_workers(new_installation, measured):
     recovered = installation.wait_for_a_finish(running.job, killed)
     installation.check(running.finish()["job"], names)
     twice = installation.embedded() - 200
-    assert twice <= 10, "more than the dead worker's batch was done twice"
+    assert twice <= 10, "more than the dead worker's batch was embedded twice"
     measured(recovered, twice)
 
 
 @pytest.mark.chaos
 @scenario(
     "worker started before Redis",
-    "it waits; `index` meanwhile says what is missing (status 3); the job is done when Redis comes",
+    "it waits; `index` meanwhile says what is missing (status 3); the job is done once Redis is up",
 )
 def test_started_before_redis(new_installation, measured):
     """As after a reboot, when services start in any order."""
@@ -137,7 +137,7 @@ def test_started_before_redis(new_installation, measured):
     assert refused.returncode == 3
     assert "does not answer" in refused.stderr
     time.sleep(8)
-    assert worker.process.poll() is None, worker.said()
+    assert worker.process.poll() is None, worker.log_text()
     installation.redis.start()
     back = time.monotonic()
     worker.wait_until_ready()
@@ -147,9 +147,9 @@ def test_started_before_redis(new_installation, measured):
 
 
 @pytest.mark.chaos
-@scenario("the model hangs", "the batch's time limit (here 10 s) ends the child; the batch is done by the next")
+@scenario("the model hangs", "the batch's time limit (here 10 s) ends the child; the next one does the batch")
 def test_a_hang_in_the_model(new_installation, measured):
-    """A device that neither answers nor fails."""
+    """As with a device that neither answers nor fails."""
     installation = new_installation(batch_time_limit_s="10")
     names = installation.draw(60)
     installation.worker("w").wait_until_ready()
@@ -165,9 +165,9 @@ def test_a_hang_in_the_model(new_installation, measured):
 
 
 @pytest.mark.chaos
-@scenario("the GPU's context breaks for good", "the child leaves, a fresh one takes over at once")
+@scenario("the CUDA context is lost", "the child exits, a fresh one takes over at once")
 def test_a_lost_device(shared_installation, measured):
-    """CUDA's 'unspecified launch failure': every further call in the process would fail."""
+    """As after CUDA's 'unspecified launch failure': every further call in the process would fail."""
     installation, worker = shared_installation, shared_installation.workers[-1]
     names, before = installation.draw(60, "device/"), installation.embedded()
     old = worker.child()
@@ -178,16 +178,16 @@ def test_a_lost_device(shared_installation, measured):
     lost = time.monotonic()
     recovered = installation.wait_for_pass(after=lost)
     installation.check(running.finish()["job"], names)
-    installation.new_child(worker, old)
-    assert "context is broken" in worker.said()
+    installation.wait_for_new_child(worker, old)
+    assert "context is broken" in worker.log_text()
     measured(recovered, installation.embedded() - before - 60)
 
 
 @scenario(
-    "memory runs out for more than two images", "the chunk is halved in place, nothing fails, nothing is done twice"
+    "memory runs out for more than two images", "the chunk is halved in place; nothing fails, nothing is embedded twice"
 )
 def test_out_of_memory(shared_installation, measured):
-    """While another program has most of the card."""
+    """As while another program uses most of the GPU's memory."""
     installation, worker = shared_installation, shared_installation.workers[-1]
     names, before = installation.draw(30, "memory/"), installation.embedded()
     installation.arm("run-out", "2")
@@ -197,7 +197,7 @@ def test_out_of_memory(shared_installation, measured):
         installation.disarm("run-out")
     installation.check(ledger["job"], names)
     assert max(images for _, _, images in installation.passes() if installation.embedded()) >= 2
-    assert "out of memory" in worker.said()
+    assert "out of memory" in worker.log_text()
     assert installation.embedded() - before == 30
     measured(None, 0)
 
@@ -208,7 +208,7 @@ def test_out_of_memory(shared_installation, measured):
     "every vector lies in the space of the model that made it; `index` then fills the new space",
 )
 def test_a_changed_model(new_installation, measured):
-    """A vector of one model never meets a vector of another."""
+    """Vectors of two models are never mixed."""
     installation = new_installation()
     old, queued = installation.draw(20, "old/"), installation.draw(20, "queued/")
     first = installation.worker("a").wait_until_ready()
@@ -231,7 +231,7 @@ def test_a_changed_model(new_installation, measured):
     measured(None, None)
 
 
-def _lives(pid):
+def _is_alive(pid):
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -241,5 +241,5 @@ def _lives(pid):
 
 
 def _is_ready(installation, worker):
-    heard = worker.heard()
-    return heard is not None and heard.state == "ready"
+    announcement = worker.announcement()
+    return announcement is not None and announcement.state == "ready"

@@ -147,7 +147,7 @@ def test_workers_on_one_card(installation, ledger, redis_server):
         client.delete(card_key(CARD))
     assert other.acquire() is None
     until(lambda: (notify := heard(installation, "second")) and notify.state == WAITING)
-    assert "the card went to quicker/1" in second.said()
+    assert "the card went to quicker/1" in second.log_text()
     other.release()
     second.wait_until_ready()
     assert second.child() != child
@@ -161,12 +161,12 @@ def test_workers_of_one_name_are_two(installation, tmp_path):
     names = installation.draw(5)
     first = with_card(installation, "same").wait_until_ready()
     second = with_card(installation, "same")
-    until(lambda: (notify := second.heard()) and notify.state == WAITING)
+    until(lambda: (notify := second.announcement()) and notify.state == WAITING)
     third = with_card(installation, "same", POSTERS_ROOT=str(tmp_path / "nowhere"))
     assert third.process.wait(60) == 78
     time.sleep(2)  # an attendant looks every second
     assert (first.process.poll(), second.process.poll()) == (None, None)
-    assert (first.heard().state, second.heard().state) == (READY, WAITING)
+    assert (first.announcement().state, second.announcement().state) == (READY, WAITING)
     assert first.stop() == 0
-    until(lambda: (notify := second.heard()) and notify.state == READY)
+    until(lambda: (notify := second.announcement()) and notify.state == READY)
     assert installation.producer.enqueue(names).wait(30).embedded == 5

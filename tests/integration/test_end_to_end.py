@@ -400,8 +400,8 @@ def test_a_worker_without_weights_says_why_and_leaves(installation):
     worker = installation.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
     process = installation.start("index")
     assert worker.process.wait(90) == 78
-    assert "no checkpoint file /nowhere/weights.pt" in worker.said()
-    assert "POSTERS_PRETRAINED" in worker.said()
+    assert "no checkpoint file /nowhere/weights.pt" in worker.log_text()
+    assert "POSTERS_PRETRAINED" in worker.log_text()
     assert any("poor@tests cannot start" in line for line in process.stderr)  # it asks every other second
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
@@ -412,8 +412,8 @@ def test_a_wrong_setting_ends_the_worker_at_once(installation):
     """Before Redis, before torch."""
     worker = installation.worker("wrong", POSTERS_BATCH_SIZE="lots")
     assert worker.process.wait(30) == 78
-    assert "batch_size" in worker.said()
-    assert "Traceback" not in worker.said()
+    assert "batch_size" in worker.log_text()
+    assert "Traceback" not in worker.log_text()
 
 
 def test_an_index_whose_steps_redis_forgot_looks_again(installation):

@@ -301,7 +301,7 @@ def stored_some(installation, at_least):
         if len(stored) >= at_least:
             return stored
         time.sleep(0.02)
-    raise AssertionError(installation.workers[-1].said())
+    raise AssertionError(installation.workers[-1].log_text())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")

@@ -30,7 +30,7 @@ def in_work(installation, pool, *, ending=b""):
     job = installation.producer.enqueue(names)
     ends = time.monotonic() + 30
     while job.progress().doing == 0:
-        assert time.monotonic() < ends, worker.said()
+        assert time.monotonic() < ends, worker.log_text()
         time.sleep(0.05)
     return worker, job
 
@@ -65,7 +65,7 @@ def test_a_batch_that_cannot_be_finished_is_given_back(installation, pool, signa
         time.sleep(0.3)
     worker.process.wait(30)
     assert time.monotonic() - began < within_s
-    assert given_back(installation, job), worker.said()
+    assert given_back(installation, job), worker.log_text()
     if worker.process.returncode >= 0:  # a fourth Ctrl-C may end Python itself; the announcement expires then
         assert installation.producer.workers() == []
 
@@ -78,7 +78,7 @@ def test_a_batch_that_hangs_does_not_hold_up_the_stop(installation):
     worker.stop(within_s=STOP_S + 12)
     assert time.monotonic() - began < STOP_S + 12
     time.sleep(installation.settings.claim_s)
-    assert given_back(installation, job), worker.said()
+    assert given_back(installation, job), worker.log_text()
 
 
 @pytest.mark.slow
@@ -99,5 +99,5 @@ def test_what_a_worker_cannot_be_is_refused_in_a_sentence(installation, argument
     """More processes would share one card; the pools of threads run a batch twice after a lost connection."""
     worker = installation.worker("odd", *arguments)
     assert worker.process.wait(60) == 78
-    assert "configuration: " in worker.said()
-    assert "Traceback" not in worker.said()
+    assert "configuration: " in worker.log_text()
+    assert "Traceback" not in worker.log_text()

@@ -122,8 +122,8 @@ def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(installation):
     path.write_bytes(path.read_bytes()[:1000])
     worker = installation.worker("w")
     assert worker.process.wait(90) == 78
-    assert "the file is damaged" in worker.said()
-    assert "Traceback" not in worker.said()
+    assert "the file is damaged" in worker.log_text()
+    assert "Traceback" not in worker.log_text()
 
 
 @pytest.mark.slow
@@ -136,10 +136,10 @@ def test_a_worker_outwaits_a_store_that_is_away(redis_url, redis_server, tmp_pat
             one, two = installation.worker("one"), installation.worker("two")
             for worker in (one, two):
                 ends = time.monotonic() + 60
-                while not ((heard := worker.heard()) and heard.get("stage") == STORE):
-                    assert time.monotonic() < ends, worker.said()
+                while not ((heard := worker.announcement()) and heard.get("stage") == STORE):
+                    assert time.monotonic() < ends, worker.log_text()
                     time.sleep(0.1)
-            assert "the store cannot be used for now" in one.heard().get("reason")
+            assert "the store cannot be used for now" in one.announcement().get("reason")
             model = {finding["name"]: finding for finding in json.loads(installation.run("doctor", "--json").stdout)}[
                 "model"
             ]
@@ -148,7 +148,7 @@ def test_a_worker_outwaits_a_store_that_is_away(redis_url, redis_server, tmp_pat
             assert one.process.poll() is None
             elsewhere.start()
             one.wait_until_ready()
-            assert one.heard().get("reason") == ""
+            assert one.announcement().get("reason") == ""
             assert installation.producer.enqueue(installation.draw(3)).wait(30).embedded == 3
         finally:
             installation.close()

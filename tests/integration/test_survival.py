@@ -31,7 +31,7 @@ def test_a_worker_whose_device_is_lost_or_hangs_goes_on_in_a_fresh_process(insta
     assert (ledger["submitted"], ledger["embedded"], ledger["failed"]) == (60, 60, 0)
     assert installation.stored() == set(names)
     assert not (tmp_path / fate).exists()
-    said = worker.said()
+    said = worker.log_text()
     if fate == "lose-device":
         assert "the GPU's context is broken: CUDA error: an illegal memory access" in said
         assert "a fresh one takes over" in said
@@ -54,5 +54,5 @@ def test_what_held_a_batch_up_is_said_where_people_look(installation):
     assert "% of the time" in sentence
     assert sentence in done.stderr
     assert sentence in installation.run("status").stderr
-    assert "s on the device, waited" in worker.said()
-    assert "-bound" in worker.said() or "bound by no one thing" in worker.said()
+    assert "s on the device, waited" in worker.log_text()
+    assert "-bound" in worker.log_text() or "bound by no one thing" in worker.log_text()

@@ -71,7 +71,7 @@ def test_worker_and_producer_work_behind_tls(locked, certificates, tmp_path):
             installation.run("doctor", "--json"),
         ]
         assert worker.stop() == 0
-        said = worker.said() + "".join(one.stdout + one.stderr for one in done)
+        said = worker.log_text() + "".join(one.stdout + one.stderr for one in done)
         assert "localhost" in said
         assert PASSWORD not in said
         assert PASSWORD not in str(installation.producer.registry.alive())

@@ -1,8 +1,8 @@
-"""An installation that is made to suffer: faults, a journal of the work done, and the invariant after them.
+"""An installation with fault injection, a journal of forward passes, and the invariant that must hold afterwards.
 
-The invariant (`ChaosWorld.check`): every accepted poster ended as exactly one of {a vector, a failure
+The invariant (`ChaosInstallation.check`): every accepted poster ended as exactly one of {a vector, a failure
 with a reason}; the counts add up; nothing is open or queued; and every vector in the store, not only
-the job's, is what references.py says that it must be.
+those of the job, equals its reference (reference_vectors.py).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tests.support.index_process import IndexProcess
 from tests.support.installation import Installation, Worker, adds_up
 from tests.support.redis_server import RedisServer
 from tests.support.reference_vectors import ReferenceVectors
-from tests.support.wait import LONG_S, LOOK_S, wait_for
+from tests.support.wait import POLL_S, TIMEOUT_S, wait_for
 
 AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-compose.yml starts it
 
 
 class ChaosInstallation(Installation):
-    """A world with a Redis of its own that keeps an AOF, and workers that carry `faults`."""
+    """An installation with a Redis server of its own that keeps an AOF, and workers that load fault_injection."""
 
     def __init__(self, folder: Path, *, pause_s: float = 0.05, **settings: str) -> None:
-        """`pause_s` is slept before each forward pass, so that there is a middle to hit."""
+        """Workers sleep `pause_s` before each forward pass, so that a fault can strike in the middle of a batch."""
         (folder / "redis").mkdir(parents=True)
         (folder / "faults").mkdir()
         server = RedisServer(AOF, folder=folder / "redis")
-        if settings.get("store") == "redis":  # the same server, another database, as docker-compose.yml has it
+        if settings.get("store") == "redis":  # the same server, another database, as in docker-compose.yml
             settings["store"] = server.url.removesuffix("/0") + "/1"
         super().__init__(folder, server, **settings)
         self.running: list[IndexProcess] = []
@@ -49,22 +49,22 @@ class ChaosInstallation(Installation):
         self.references.learn(self.model)
         self._drawn = 0
 
-    # people and posters
+    # workers, producers and posters
 
     def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
         return super().worker(name, "--include", "tests.support.fault_injection", *arguments, **environment)
 
     def index_in_background(self, below: str = "", *, batch: int, **environment: str) -> IndexProcess:
-        """Start ``index`` for a folder below the root, and go on."""
+        """Start ``index`` for a folder below the root and return at once."""
         return IndexProcess(self, str(self.root / below), "--batch", str(batch), **environment)
 
     def producer_with(self, **settings: Any) -> Producer:
-        """Another producer of this installation, closed with it."""
+        """Another producer of this installation with other settings; `close` closes it."""
         self._producers.append(Producer(self.settings.model_copy(update=settings)))
         return self._producers[-1]
 
     def draw(self, count: int, prefix: str = "p", ending: bytes = b"") -> list[str]:
-        """Posters that differ as pictures, not only as bytes: a vector under a wrong id shows."""
+        """Write posters that differ as images, not only as bytes, so that a vector under a wrong id is noticed."""
         names = []
         for number in range(count):
             name = f"{prefix}{number:04}.jpg"
@@ -73,17 +73,17 @@ class ChaosInstallation(Installation):
         return names
 
     def paint(self, name: str, ending: bytes = b"") -> None:
-        """Draw one poster, another picture each time; put in place at once, as an editor saves."""
+        """Write one poster with a new image each time, replaced atomically, as an editor saves."""
         self._drawn += 1
-        path, beside = self.root / name, self.root / f"{name}.part"
+        path, temporary = self.root / name, self.root / f"{name}.part"
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(encoded(picture(160, 240, seed=1000 + self._drawn), "JPEG", quality=80) + ending)
-        beside.replace(path)
+        temporary.write_bytes(encoded(picture(160, 240, seed=1000 + self._drawn), "JPEG", quality=80) + ending)
+        temporary.replace(path)
 
     # faults
 
     def arm(self, fault: str, text: str = "") -> None:
-        """Let one of faults's faults happen at the next chance."""
+        """Arm a fault of fault_injection.py; it strikes when its place in the code is reached."""
         (self._faults / fault).write_text(text)
 
     def disarm(self, fault: str) -> None:
@@ -93,22 +93,22 @@ class ChaosInstallation(Installation):
         return (self._faults / fault).exists()
 
     def kill_child(self, worker: Worker) -> int:
-        """kill -9 of the process with the model; its id."""
+        """Kill the child that holds the model (SIGKILL); returns its process id."""
         pid = worker.child()
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def new_child(self, worker: Worker, old: int) -> None:
-        """Wait until another child is ready."""
+    def wait_for_new_child(self, worker: Worker, old: int) -> None:
+        """Wait until another child than `old` is ready."""
         wait_for(lambda: self.wait_for_redis(worker.child) != old, "a new child")
         worker.wait_until_ready()
 
     @contextmanager
-    def redis_from_the_past(self) -> Iterator[None]:
-        """Redis as it was when the block began: its AOF is put back, as from a stale disk or copy."""
+    def stale_redis(self) -> Iterator[None]:
+        """At the end of the block, put back the AOF of its beginning, as from a stale disk or backup."""
         now, past = self.redis.folder / "appendonlydir", self.folder / "past"
         with self.redis.client as client:
-            client.config_set("appendfsync", "always")  # so that the copy is whole
+            client.config_set("appendfsync", "always")  # so that the copy is complete
         self.redis.pause()
         shutil.copytree(now, past)
         self.redis.resume()
@@ -120,10 +120,10 @@ class ChaosInstallation(Installation):
             past.rename(now)
             self.redis.start()
 
-    # what was done
+    # the work that was done
 
     def passes(self) -> list[tuple[float, int, int]]:
-        """The journal of forward passes: monotonic seconds, process id, images."""
+        """The journal of forward passes as (monotonic seconds, process id, images)."""
         try:
             lines = (self._faults / "passes").read_text().splitlines()
         except FileNotFoundError:
@@ -131,15 +131,15 @@ class ChaosInstallation(Installation):
         return [(float(at), int(pid), int(images)) for at, pid, images in map(str.split, lines)]
 
     def embedded(self) -> int:
-        """Images that went through the model so far, whatever became of them."""
+        """Number of images that went through the model so far, including work that was lost."""
         return sum(images for _, _, images in self.passes())
 
-    def wait_for_pass(self, after: float, within_s: float = LONG_S) -> float:
-        """Seconds from `after` (monotonic) to the first forward pass after it."""
+    def wait_for_pass(self, after: float, within_s: float = TIMEOUT_S) -> float:
+        """Wait for the first forward pass after `after` (monotonic); returns the seconds between them."""
         return wait_for(lambda: [at for at, _, _ in self.passes() if at > after], "a forward pass", within_s)[0] - after
 
-    def wait_for_some(self, job: Job, at_least: int, within_s: float = LONG_S) -> Progress:
-        """Until so many posters of the job are stored."""
+    def wait_for_some(self, job: Job, at_least: int, within_s: float = TIMEOUT_S) -> Progress:
+        """Wait until so many posters of the job are stored."""
 
         def enough() -> Progress | None:
             progress = job.progress()
@@ -147,8 +147,8 @@ class ChaosInstallation(Installation):
 
         return wait_for(lambda: self.wait_for_redis(enough), f"{at_least} posters done", within_s)
 
-    def wait_for_a_finish(self, job: Job, since: float, within_s: float = LONG_S) -> float:
-        """Seconds from `since` (monotonic) until the ledger counts the next batch."""
+    def wait_for_a_finish(self, job: Job, since: float, within_s: float = TIMEOUT_S) -> float:
+        """Wait until the ledger counts the next batch; returns the seconds from `since` (monotonic)."""
         before = self.wait_for_redis(job.progress)
 
         def more() -> bool:
@@ -159,15 +159,15 @@ class ChaosInstallation(Installation):
         return time.monotonic() - since
 
     def wait_for_redis(self, call: Callable[[], Any]) -> Any:
-        """Ask again while Redis is away."""
-        ends = time.monotonic() + LONG_S
+        """Repeat a call while Redis is unreachable."""
+        ends = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 return call()
             except RedisUnreachable:
                 if time.monotonic() > ends:
                     raise
-                time.sleep(LOOK_S)
+                time.sleep(POLL_S)
 
     # the invariant
 
@@ -179,12 +179,12 @@ class ChaosInstallation(Installation):
         *,
         replaced: Collection[str] = (),
     ) -> Progress:
-        """The invariant, for a job that is at rest, and for the whole store.
+        """Assert the invariant for a job that is at rest, and for the whole store.
 
         Args:
-            accepted: ids that the job took.
-            failing: of those, the ones that must have failed → the word.
-            replaced: as for References.check.
+            accepted: ids that the job accepted.
+            failing: those of them that must have failed → the failure's word.
+            replaced: as for ReferenceVectors.check.
         """
         job = self.producer.job(job) if isinstance(job, str) else job
         progress, failing = job.progress(), failing or {}
@@ -205,9 +205,9 @@ class ChaosInstallation(Installation):
         return progress
 
     def check_nothing_open(self) -> None:
-        """No batch is open, and the queues run empty: what is left in them was a duplicate."""
+        """Assert that no batch is open and that the queues run empty; what is left in them are duplicates."""
         if all(worker.process.poll() is not None for worker in self.workers):
-            return  # nobody is there to empty them
+            return  # no worker is left to empty them
         ledger = self.producer.job_store
 
         def at_rest() -> bool:
@@ -218,7 +218,7 @@ class ChaosInstallation(Installation):
             wait_for(lambda: not any(client.llen(queue) for queue in QUEUES.values()), "empty queues", 30)
 
     def check_store(self, replaced: Collection[str] = ()) -> set[str]:
-        """Every vector against its reference; the ids in the space that the workers make now."""
+        """Compare every vector with its reference; returns the ids in the space of the current workers."""
         store = self.producer.store()
         try:
             self.references.check(store, replaced)
@@ -229,7 +229,7 @@ class ChaosInstallation(Installation):
             store.close()
 
     def recover(self) -> None:
-        """Take back what a scenario that failed has left behind."""
+        """Undo what a failed scenario has left behind."""
         if self.redis.is_up:
             self.redis.resume()
         else:

@@ -1,4 +1,4 @@
-"""Makes a real worker (``--include tests.support.fake_gpu``) believe that its CPU is the GPU named in FAKE_GPU."""
+"""Make a real worker (``--include tests.support.fake_gpu``) take its CPU for the GPU with the UUID in FAKE_GPU."""
 
 import os
 

@@ -1,16 +1,16 @@
-"""Faults for a real worker (``--include tests.support.fault_injection``): slowness, crashes, and a journal.
+"""Fault injection for a real worker (``--include tests.support.fault_injection``), and a journal of its work.
 
 A poster whose bytes end in KILL, ABORT or HANG kills, aborts or stops the process that decodes it, as a
-broken decoder would. FAULT_SLEEP_S is slept before each forward pass.
+broken decoder would. The worker sleeps FAULT_SLEEP_S before each forward pass.
 
-In the folder FAULTS, if that is set, each forward pass leaves a line in ``passes`` (monotonic seconds,
-process id, images), and a file arms a fault that happens once, when its place in the code is reached:
+If FAULTS names a folder, each forward pass appends a line to its file ``passes`` (monotonic seconds,
+process id, images), and a file in it arms a fault that strikes once, when its place in the code is reached:
 
-    lose-device      the GPU's context breaks for good (prefork: the process leaves)
-    run-out          memory runs out for more images than the file says, until the file is gone
-    hang             the model never answers
-    kill-in-write    the process dies inside the store's transaction, rows half written
-    kill-after-pop   the whole worker dies after Redis gave it a message and before it is noted
+    lose-device      the CUDA context is lost (prefork: the process exits)
+    run-out          out of memory for more images than the file says, until the file is removed
+    hang             the forward pass never returns
+    kill-in-write    the process is killed inside the store's transaction, with some of the rows written
+    kill-after-pop   the whole worker is killed after it popped a message and before kombu notes it as unacked
 """
 
 import os
@@ -26,13 +26,13 @@ from producer.queue.messages import QUEUES
 KILL, ABORT, HANG = b"#kill-this-process", b"#abort-this-process", b"#hang-for-ever"
 LANES = set(QUEUES.values())
 LONG_S = 1e6
-STEPS_INTO_WRITING = 150  # SQLite's own machine steps: past BEGIN and the first rows, before COMMIT
+WRITE_STEPS = 150  # SQLite virtual machine instructions: past BEGIN and the first rows, before COMMIT
 
 FOLDER = Path(os.environ["FAULTS"]) if "FAULTS" in os.environ else None
 
 
-def _armed(name: str) -> bool:
-    """True once after the file was made, in whichever process gets there first."""
+def _disarm(name: str) -> bool:
+    """True for the first process that gets here after the fault was armed."""
     if FOLDER is None:
         return False
     try:
@@ -42,8 +42,8 @@ def _armed(name: str) -> bool:
     return True
 
 
-def _fits() -> int:
-    """How many images fit into memory; no limit unless it is armed."""
+def _memory_images() -> int:
+    """How many images fit into memory; unlimited unless ``run-out`` is armed."""
     try:
         return int((FOLDER / "run-out").read_text()) if FOLDER else 1 << 30
     except (FileNotFoundError, ValueError):
@@ -57,17 +57,17 @@ def _die(*_: object) -> None:
 _deliver = kombu_redis.Transport._deliver
 
 
-def _popped(self: object, message: object, queue: str) -> None:
-    if queue in LANES and _armed("kill-after-pop"):  # Celery sends itself things, too
+def _deliver_or_die(self: object, message: object, queue: str) -> None:
+    if queue in LANES and _disarm("kill-after-pop"):  # Celery uses queues of its own, too
         os.killpg(os.getpgid(0), signal.SIGKILL)
     _deliver(self, message, queue)
 
 
-kombu_redis.Transport._deliver = _popped
+kombu_redis.Transport._deliver = _deliver_or_die
 
 
 @signals.worker_process_init.connect
-def _sabotage(**_: object) -> None:
+def _patch(**_: object) -> None:
     import torch
 
     from producer.vectors.sqlite import SQLiteStore
@@ -92,29 +92,29 @@ def _sabotage(**_: object) -> None:
         if not warm:
             return launch(self, pixels)
         time.sleep(pause_s)
-        if _armed("lose-device"):
+        if _disarm("lose-device"):
             error = RuntimeError("CUDA error: an illegal memory access was encountered")
             error.error_code = 700
             raise error
-        if _armed("hang"):
+        if _disarm("hang"):
             time.sleep(LONG_S)
-        if len(pixels) > _fits():
+        if len(pixels) > _memory_images():
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to embed {len(pixels)} images")
         if FOLDER is not None:
             with (FOLDER / "passes").open("a") as journal:
                 journal.write(f"{time.monotonic()} {os.getpid()} {len(pixels)}\n")
         return launch(self, pixels)
 
-    def run_batch_seen(self: pipeline.Pipeline, *arguments: object, **options: object) -> object:
+    def run_batch_after_warm_up(self: pipeline.Pipeline, *arguments: object, **options: object) -> object:
         nonlocal warm
-        warm = True  # from now on forward passes are work, and no warming up
+        warm = True  # earlier forward passes warm up the model and are not counted
         return run_batch(self, *arguments, **options)
 
     def make_known_or_die(self: SQLiteStore, db: object, *arguments: object) -> object:
-        if _armed("kill-in-write"):
-            db.set_progress_handler(_die, STEPS_INTO_WRITING)
+        if _disarm("kill-in-write"):
+            db.set_progress_handler(_die, WRITE_STEPS)
         return make_known(self, db, *arguments)
 
     loader.decode = decode_or_die
-    CpuForward.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_seen
+    CpuForward.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_after_warm_up
     SQLiteStore._make_known = make_known_or_die

@@ -1,4 +1,4 @@
-"""``index`` in the background, while things happen to it."""
+"""The command ``index`` as a background process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from producer.client import Job
 from tests.support.installation import adds_up
-from tests.support.wait import LONG_S, wait_for
+from tests.support.wait import TIMEOUT_S, wait_for
 
 if TYPE_CHECKING:
     from tests.support.chaos_installation import ChaosInstallation
 
 
 class IndexProcess:
-    """``index --json`` in the background, and its job."""
+    """A running ``index --json`` and its job."""
 
     def __init__(self, installation: ChaosInstallation, *arguments: str, **environment: str) -> None:
         known = (
@@ -30,31 +30,31 @@ class IndexProcess:
 
     @property
     def job(self) -> Job:
-        """The job, as soon as the ledger has it."""
+        """Its job; waits until the ledger has it."""
         if not self._job:
-            ledger = self.installation.producer.job_store
-            found = wait_for(lambda: set(ledger.list_jobs()) - self._known, "a job in the ledger")
-            self._job = found.pop()
+            job_store = self.installation.producer.job_store
+            new = wait_for(lambda: set(job_store.list_jobs()) - self._known, "a job in the ledger")
+            self._job = new.pop()
         return self.installation.producer.job(self._job)
 
-    def finish(self, *, status: int = 0, within_s: float = LONG_S) -> dict[str, Any]:
-        """Wait for its end; the ledger that it printed, which adds up."""
+    def finish(self, *, status: int = 0, within_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """Wait for its end; returns the counts that it printed, after checking that they add up."""
         try:
             out, self.err = self.process.communicate(timeout=within_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            said = self.process.communicate()[1]
-            logs = "\n".join(worker.said()[-4000:] for worker in self.installation.workers)
-            raise AssertionError(f"index did not end within {within_s} s; it said {said}\n{logs}") from None
+            stderr = self.process.communicate()[1]
+            logs = "\n".join(worker.log_text()[-4000:] for worker in self.installation.workers)
+            raise AssertionError(f"index did not end within {within_s} s; its output: {stderr}\n{logs}") from None
         finally:
             self.installation.running.remove(self)
         assert self.process.returncode == status, (self.process.returncode, self.err)
-        ledger: dict[str, Any] = json.loads(out)
-        assert adds_up(ledger), ledger
-        return ledger
+        counts: dict[str, Any] = json.loads(out)
+        assert adds_up(counts), counts
+        return counts
 
     def close(self) -> None:
-        """End it, wherever it is."""
+        """Kill it."""
         self.process.kill()
         self.process.communicate()
         self.installation.running.remove(self)

@@ -1,4 +1,4 @@
-"""A whole installation for tests: posters, a tiny model, a store, and worker processes as a user starts them."""
+"""A complete installation for tests: posters, a tiny model, a store, and worker processes started as a user does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import write_tiny_model
 
-START_S = 90.0  # a loaded machine imports torch in ten seconds, four at a time in forty
+START_S = 90.0  # a loaded machine imports torch in 10 s; four processes at a time take 40 s
 
 
 class Worker:
@@ -41,40 +41,41 @@ class Worker:
             )
 
     def wait_until_ready(self) -> Worker:
-        """Until it has announced itself with a model."""
+        """Wait until it has published the state READY."""
         ends = time.monotonic() + START_S
         while time.monotonic() < ends:
             if self.process.poll() is not None:
                 break
-            heard = self.heard()
-            if heard is not None and heard.state == READY:
+            announcement = self.announcement()
+            if announcement is not None and announcement.state == READY:
                 return self
             time.sleep(0.1)
-        raise AssertionError(f"{self.name} is not ready; it said:\n{self.said()}")
+        raise AssertionError(f"{self.name} is not ready; its log:\n{self.log_text()}")
 
-    def heard(self) -> Announcement | None:
-        """What this very worker announces, whoever else has its name, or had it before."""
-        everyone = self._installation.producer.registry.alive()
-        mine = f"{self.name}/{self.process.pid}/"
-        return next((worker for worker in everyone if worker.owner.startswith(mine)), None)
+    def announcement(self) -> Announcement | None:
+        """Registry entry of this process, not of another worker with the same node name."""
+        workers = self._installation.producer.registry.alive()
+        prefix = f"{self.name}/{self.process.pid}/"
+        return next((worker for worker in workers if worker.owner.startswith(prefix)), None)
 
-    def said(self) -> str:
+    def log_text(self) -> str:
+        """Everything that it has written to stdout and stderr."""
         return self.log.read_text(errors="replace")
 
     def child(self) -> int:
         """Process id of the child that holds the model."""
-        heard = self.heard()
-        assert heard is not None
-        return int(heard.get("pid"))
+        announcement = self.announcement()
+        assert announcement is not None
+        return int(announcement.get("pid"))
 
     def kill(self) -> None:
-        """Parent and child at once, as a power cut does."""
+        """Kill parent and child at once, as a power cut does."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self, within_s: float = 30.0) -> int:
-        """As a supervisor does: SIGTERM, and its exit status."""
+        """Send SIGTERM, as a service manager does; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(within_s)
@@ -84,7 +85,7 @@ class Worker:
 
 
 class Installation:
-    """Everything below one folder; `environment` is what a user would export."""
+    """Posters, model, store and workers below one folder; `environment` holds the variables a user would export."""
 
     def __init__(self, folder: Path, redis: RedisServer, **settings: str) -> None:
         self.folder, self.redis, self.root = folder, redis, folder / "posters"
@@ -109,7 +110,7 @@ class Installation:
         self.workers: list[Worker] = []
 
     def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
-        """Start a worker; the world ends it."""
+        """Start a worker; `close` ends it."""
         self.workers.append(Worker(self, name, *arguments, **environment))
         return self.workers[-1]
 
@@ -125,40 +126,40 @@ class Installation:
         )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line to its end."""
+        """Run the command line and wait for its end."""
         process = self.start(*arguments, **environment)
         try:
             out, err = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"{arguments} did not end; it said: {process.communicate()}") from None
+            raise AssertionError(f"{arguments} did not end; its output: {process.communicate()}") from None
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def index(self, *arguments: str, status: int = 0, **environment: str) -> dict[str, Any]:
-        """``index --json``; its ledger, after checking that it adds up."""
-        done = self.run("index", *arguments, "--json", **environment)
-        assert done.returncode == status, done.stderr
-        ledger: dict[str, Any] = json.loads(done.stdout)
-        assert adds_up(ledger), ledger
-        return ledger
+        """Run ``index --json``; returns its counts, after checking that they add up."""
+        result = self.run("index", *arguments, "--json", **environment)
+        assert result.returncode == status, result.stderr
+        counts: dict[str, Any] = json.loads(result.stdout)
+        assert adds_up(counts), counts
+        return counts
 
     def draw(self, count: int, prefix: str = "p", ending: bytes = b"") -> list[str]:
-        """Posters of different content; their ids."""
+        """Write `count` posters that differ in their bytes; returns their ids."""
         names = []
         for number in range(count):
             name = f"{prefix}{number:04}.jpg"
-            # a comment behind the end of the picture makes the content another, and costs no drawing
+            # trailing bytes change the digest without rendering another image
             data = encoded(picture(120, 180, seed=number % 16), "JPEG", quality=80)
             (self.root / name).write_bytes(data + f"{prefix}{number}".encode() + ending)
             names.append(name)
         return names
 
     def claims(self) -> Claims:
-        """In whose hands batches are."""
+        """The claims of this installation's batches."""
         return self.producer.claims
 
     def stored(self) -> set[str]:
-        """Ids in the store's current space."""
+        """Ids in the current space of the store."""
         store = self.producer.store()
         try:
             space = store.current()
@@ -167,13 +168,13 @@ class Installation:
             store.close()
 
     def close(self) -> None:
-        """End every worker and let go."""
+        """End every worker and close the connections."""
         for worker in self.workers:
             worker.kill()
         self.producer.close()
 
 
-def adds_up(ledger: dict[str, Any]) -> bool:
-    """The second promise."""
+def adds_up(counts: dict[str, Any]) -> bool:
+    """The second promise: every submitted poster is counted exactly once."""
     parts = ("embedded", "reused", "unchanged", "failed")
-    return bool(ledger["submitted"] == sum(ledger[part] for part in parts))
+    return bool(counts["submitted"] == sum(counts[part] for part in parts))

@@ -1,7 +1,7 @@
-"""A redis-server of the tests' own: free port, loopback only, nothing on disk unless asked for.
+"""A redis-server for tests: a free port, loopback only, nothing persisted unless `options` say so.
 
-Workers and producers come in as the user of docs/redis.acl, with no more rights than it gives; tests
-themselves look and meddle as the default user.
+Workers and producers connect as the user of docs/redis.acl, with no more rights than it grants; tests
+themselves connect as the default user, who may do everything.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ USER, PASSWORD = "posters", "only-for-tests"
 
 
 class RedisServer:
-    """Starts on construction; `stop` or `kill` it, `start` it again on the same port and folder."""
+    """A server that starts on construction; after `stop` or `kill`, `start` uses the same port and folder."""
 
     def __init__(self, options: Sequence[str] = (), folder: Path | None = None) -> None:
-        """`options` are added to the command line, for example ``["--appendonly", "yes"]``."""
+        """Start the server; `options` are appended to its command line, as in ``["--appendonly", "yes"]``."""
         program = shutil.which("redis-server")
         if program is None:
             raise FileNotFoundError("redis-server is not installed: make setup")
@@ -87,7 +87,7 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def pause(self) -> None:
-        """Let it hang: connections stay, nothing is answered."""
+        """Make it hang (SIGSTOP): connections stay open, nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:

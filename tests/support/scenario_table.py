@@ -1,4 +1,4 @@
-"""What the scenarios promise and what was measured, as the table that docs/reliability.md holds."""
+"""The table of docs/reliability.md: what each scenario promises, and what was measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_RUN = "–"
 
 
 class Fact(NamedTuple):
-    """One scenario: the fault, the promise, and what was seen of it."""
+    """One scenario: the fault, the promise, and the measurements."""
 
     fault: str
     promise: str
@@ -28,12 +28,12 @@ class Fact(NamedTuple):
 
 
 def scenario(fault: str, promise: str) -> Callable[[Any], Any]:
-    """Mark a test as a scenario: what is done to the system, and what it promises nevertheless."""
+    """Mark a test as a scenario: the fault that is injected, and what the system promises all the same."""
     return pytest.mark.scenario(fault, promise)
 
 
 def promised(item: pytest.Item) -> tuple[str, str] | None:
-    """Fault and promise of a test; parameters stand in braces in the text: ``{pool}``."""
+    """Fault and promise of a test, with its parameters filled in for ``{pool}`` and the like; None: not a scenario."""
     mark = item.get_closest_marker("scenario")
     if mark is None:
         return None
@@ -43,12 +43,12 @@ def promised(item: pytest.Item) -> tuple[str, str] | None:
 
 
 def facts(reports: Iterable[pytest.TestReport]) -> list[Fact]:
-    """The facts that `measured` (see conftest.py) left in the reports, in the order of the run."""
+    """The facts that the fixture `measured` (conftest.py) added to the reports, in the order of the run."""
     return [Fact(*value) for report in reports for name, value in report.user_properties if name == "fact"]
 
 
 def replaced(text: str, rows: Iterable[Fact]) -> str:
-    """The document with its table replaced; rows that were not run this time stay as they are."""
+    """The document with the rows of this run replaced; the other rows stay as they are."""
     new = {fact.fault: fact.row() for fact in rows}
     before, table, after = re.split(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", text, maxsplit=1, flags=re.DOTALL)
     kept = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()[2:]}
@@ -57,8 +57,8 @@ def replaced(text: str, rows: Iterable[Fact]) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--table", action="store_true", help="Print what the scenarios measured, as a table.")
-    parser.addoption("--write-table", metavar="FILE", type=Path, help="Replace the table in FILE by what was measured.")
+    parser.addoption("--table", action="store_true", help="Print the measurements of the scenarios as a table.")
+    parser.addoption("--write-table", metavar="FILE", type=Path, help="Replace the rows of this run in FILE.")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for something to come true in processes that are being hurt."""
+"""Wait for a condition while processes fail."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import redis
 
 from producer.errors import PosterError
 
-LOOK_S = 0.02
-LONG_S = 120.0  # a noisy machine with two cores starts a worker in 20 s
+POLL_S = 0.02
+TIMEOUT_S = 120.0  # a busy machine with two cores starts a worker in 20 s
 
 
-def wait_for(look: Callable[[], Any], what: str, within_s: float = LONG_S) -> Any:
-    """Until `look` returns something true, which is returned; Redis may be away meanwhile."""
+def wait_for(condition: Callable[[], Any], what: str, within_s: float = TIMEOUT_S) -> Any:
+    """Call `condition` until it returns something true, and return that; errors of Redis count as false."""
     ends = time.monotonic() + within_s
     while True:
         try:
-            found = look()
+            found = condition()
         except (PosterError, redis.RedisError, AssertionError):
             found = None
         if found:
             return found
         if time.monotonic() > ends:
-            raise AssertionError(f"waited {within_s:.0f} s in vain for {what}")
-        time.sleep(LOOK_S)
+            raise AssertionError(f"timed out after {within_s:.0f} s waiting for {what}")
+        time.sleep(POLL_S)
