@@ -32,7 +32,7 @@ from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Outcome
 from producer.queue.sender import create_sender, send
 from producer.settings import Settings, load_settings
-from worker.broker.validation import objection
+from worker.broker.validation import rejection_reason
 
 POSTERS: Final = 256  # in a batch, as settings.posters_per_batch
 WARM: Final = 20  # batches that are not measured
@@ -101,7 +101,7 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
     bodies = [one.encode() for one in batches]
     found |= {
-        "worker: look at it at the door": _each(elements, objection),
+        "worker: validate it": _each(elements, rejection_reason),
         "worker: unpack and check it": _each(bodies, EmbedBatch.decode),
         "worker: claim it": _each(batches, lambda one: claims.claim(one, holders[one.batch])),
         "worker: say how far it is": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),

@@ -1,6 +1,7 @@
-"""The Celery application. ``celery -A worker worker`` finds it here as ``app``.
+"""The worker's Celery application, which ``celery -A worker worker`` finds here as ``app``.
 
-Every setting that differs from Celery's default does so for a reason that was tried: docs/delivery.md.
+Every setting that differs from Celery's default has a reason that was tested: docs/delivery.md. Read in celery
+5.7.0 and kombu 5.7.0; the tables `ALIASES` and `TRANSPORT_ALIASES` get our solo pool and our transport.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ from producer.redis_client import broker
 from producer.settings import Settings, load_settings
 from worker.broker.consumer import Gate
 
-EX_CONFIG: Final = 78  # sysexits.h: something was found in an unconfigured or misconfigured state
-LOAD_LIMIT_S: Final = 3600  # a first start downloads the weights; a large model over a slow line takes its time
-CONSUMER_TIMEOUT_S: Final = 10  # above kombu's blocking read of one second, below a human's patience
+EX_CONFIG: Final = 78  # sysexits.h: configuration error
+LOAD_LIMIT_S: Final = 3600  # a first start may download a large model over a slow line
+CONSUMER_TIMEOUT_S: Final = 10  # above kombu's blocking read of one second
 SOLO: Final = "worker.celery:SoloPool"
-TRANSPORT_NAME: Final = "posters-redis"  # kombu's name for the transport of broker.py, for workers alone
+TRANSPORT_NAME: Final = "posters-redis"  # worker/broker/transport.py as kombu knows it; senders use kombu's own
 
 
 class SoloPool(TaskPool):
     """Celery's solo pool, except that a second Ctrl-C does not acknowledge the running batch as failed."""
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Leave the batch alone: unacknowledged, it is delivered again."""
+        """Do nothing: the batch stays unacknowledged and is delivered again."""
 
 
 def create_app(settings: Settings) -> Celery:
-    """The worker's application; it may wait for Redis, unlike a sender's."""
+    """The worker's application; unlike a sender's, it may wait for Redis."""
     url, ssl = broker(settings.redis_url, TRANSPORT_NAME)
     app = Celery("worker", broker=url, include=["worker.tasks"])
     TRANSPORT_ALIASES[TRANSPORT_NAME] = "worker.broker.transport:Transport"
-    concurrency.ALIASES["solo"] = SOLO  # `--pool solo` means ours
+    concurrency.ALIASES["solo"] = SOLO  # so that `--pool solo` selects it
     app.steps["consumer"].add(Gate)
     app.conf.update(
         **message_settings(),
         task_acks_late=True,
-        task_reject_on_worker_lost=False,  # has no cap: a poisonous batch would run for ever
+        task_reject_on_worker_lost=False,  # it has no limit: a batch that crashes its child would run forever
         task_retry_on_worker_lost=True,
         task_time_limit=settings.batch_time_limit_s,
         worker_concurrency=1,  # one card, one model
@@ -50,13 +51,13 @@ def create_app(settings: Settings) -> Celery:
         worker_pool="solo" if sys.platform == "win32" else "prefork",
         worker_consumer="worker.broker.consumer:Consumer",
         worker_proc_alive_timeout=LOAD_LIMIT_S,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # the ledger sorts out what runs twice
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # the ledger resolves what runs twice
         worker_send_task_events=False,
         broker_use_ssl=ssl,
         broker_transport_options=transport_options(settings, CONSUMER_TIMEOUT_S),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # a Redis that is full refuses commands; the worker must outlive that
+        broker_channel_error_retry=True,  # a full Redis refuses commands; the worker must survive that
     )
     if sys.platform != "win32":
         app.conf.worker_pool_start_method = "spawn"  # a forked child cannot use CUDA
@@ -64,7 +65,7 @@ def create_app(settings: Settings) -> Celery:
 
 
 def __getattr__(name: str) -> Any:
-    """Build `app` when Celery asks for it, and not when somebody merely imports this module."""
+    """Build `app` on first access, so that importing this module reads no settings."""
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

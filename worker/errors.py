@@ -1,3 +1,3 @@
-"""An alias that stays importable: the errors live in producer.errors."""
+"""Alias of producer.errors, for code that imports the errors from here."""
 
 from producer.errors import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""An alias that stays importable: the settings live in producer.settings."""
+"""Alias of producer.settings, for code that imports the settings from here."""
 
 from producer.settings import *  # noqa: F403

@@ -1,1 +1,1 @@
-"""Extensions of kombu and Celery, each with the version it was written against."""
+"""What this worker changes in kombu and Celery; each module names the version it was read in."""

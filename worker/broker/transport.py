@@ -13,7 +13,7 @@ from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.settings import load_settings
-from worker.broker.validation import objection
+from worker.broker.validation import rejection_reason
 
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
 
@@ -26,7 +26,7 @@ class Client(redis.Redis):
         answer = super().parse_response(connection, command_name, **options)
         if command_name != "BRPOP" or not answer or answer[0] not in LANES:
             return answer
-        reason = objection(answer[1])
+        reason = rejection_reason(answer[1])
         if reason is None:
             return answer
         text = answer[1].decode(errors="backslashreplace")
