@@ -1,7 +1,7 @@
-"""The Celery tasks: unwrap, call, report. And the signals that give a worker process its station.
+"""The Celery tasks, and the signal handlers that load the model, supervise the worker and shut it down.
 
-This module is imported by the parent process too, which must stay without torch: what needs torch is
-imported by the handler that runs in the process that does the work.
+Celery's parent process imports this module too and must stay without torch: only the process that runs the tasks
+imports what needs it, in `start_runner`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import secrets
 import sys
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from celery import Task, shared_task, signals
 from celery.exceptions import Reject
@@ -27,63 +28,61 @@ from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.startup import start_runner
 from worker.runtime.supervisor import Supervisor
 
-RETRIES_AFTER_A_LOST_CHILD: Final = 100  # the ledger cuts and buries a poisonous batch long before
-OWNER: Final = "_POSTERS_OWNER"  # the variable in which a child hears whose child it is
-LEAVING_S: Final = 1.0  # a worker without a model is ended by its attendant in about that time
-logger = logging.getLogger(__name__)
+MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
+OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
+EXIT_S: Final = 1.0  # the supervisor ends a worker without a model in about that time
+Content = TypeVar("Content")
 _runner: BatchRunner | None = None
 _supervisor: Supervisor | None = None
 
 
-# A delay would make Celery set an `eta`, which is a time on the wall clock; the new child takes seconds anyway.
-@shared_task(
-    name=EMBED_TASK, bind=True, max_retries=RETRIES_AFTER_A_LOST_CHILD, default_retry_delay=0, ignore_result=True
-)
+# No retry delay: Celery would set an `eta`, which depends on the wall clock; a new child takes seconds anyway.
+@shared_task(name=EMBED_TASK, bind=True, max_retries=MAX_RETRIES, default_retry_delay=0, ignore_result=True)
 def embed(task: Task, message: Any) -> None:
     """Embed one batch."""
-    if _runner is None:
-        time.sleep(LEAVING_S)
-        raise Reject("this worker has no model and is about to leave", requeue=True)
-    try:
-        batch = EmbedBatch.decode(message)
-    except BadMessage as error:
-        _runner.dead_letters(message, error, str(task.request.id))
-        return
-    if not _runner.work(batch):
-        raise Reject("this worker stops before the batch is done", requeue=True)
+    _run(task, message, EmbedBatch.decode, lambda runner, batch: runner.work(batch))
 
 
 @shared_task(name=QUERY_TASK, bind=True, max_retries=1, default_retry_delay=0, ignore_result=True)
 def answer(task: Task, message: Any) -> None:
-    """Answer one query."""
+    """Answer one image request."""
+    _run(task, message, decode_query, lambda runner, token: runner.answer(token))
+
+
+def _run(
+    task: Task, message: Any, decode: Callable[[Any], Content], run: Callable[[BatchRunner, Content], bool | None]
+) -> None:
+    """Decode and run a message; a malformed one is dead-lettered, one that `run` answers with False is requeued."""
     if _runner is None:
-        time.sleep(LEAVING_S)
-        raise Reject("this worker has no model and is about to leave", requeue=True)
+        time.sleep(EXIT_S)
+        raise Reject("this worker has no model and is about to exit", requeue=True)
     try:
-        token = decode_query(message)
+        content = decode(message)
     except BadMessage as error:
         _runner.dead_letters(message, error, str(task.request.id))
         return
-    _runner.answer(token)
+    if run(_runner, content) is False:
+        raise Reject("this worker stops before the batch is done", requeue=True)
 
 
 @signals.after_setup_logger.connect
 def _enable_info_logging(**_: Any) -> None:
-    """Show what this project says at INFO even where Celery's own INFO is off."""
-    logging.getLogger("worker").setLevel(logging.INFO)
+    """Show this project's INFO messages even where Celery runs at a higher log level."""
+    for package in ("worker", "producer"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 @signals.worker_init.connect
 def _reject_unsupported_options(sender: Any, **_: Any) -> None:
-    """Refuse what the command line can ask of Celery and this worker cannot give."""
+    """Refuse options of Celery's command line that this worker does not support."""
     pool = getattr(sender.pool_cls, "__module__", str(sender.pool_cls))
     problem = ""
     if pool not in ("prefork", "solo", "celery.concurrency.prefork", "worker.celery"):
-        problem = f"this worker runs in the pool prefork or solo, not in {pool}"
+        problem = f"this worker supports the pools prefork and solo, not {pool}"
     elif sender.concurrency != 1 or sender.options.get("autoscale"):
         problem = (
-            "a worker is one model on one card: leave --concurrency and --autoscale out, "
-            "and start a worker for each card (POSTERS_GPU)"
+            "a worker runs one model on one GPU: omit --concurrency and --autoscale, "
+            "and start one worker per GPU (POSTERS_GPU)"
         )
     if problem:
         print(f"configuration: {problem}", file=sys.stderr)
@@ -92,37 +91,37 @@ def _reject_unsupported_options(sender: Any, **_: Any) -> None:
 
 @signals.worker_init.connect
 def _set_owner_id(sender: Any, **_: Any) -> None:
-    """Decide who announces, claims and holds a card: equal for a child and the child that replaces it.
+    """Set the id that registers the worker, claims batches and holds the GPU lock.
 
-    So that it takes over at once. Name and process id are no proof of that: two workers may have been started
-    with one name, and in two containers of one host name both are process 1.
+    A child that replaces a dead one has the same id and so takes over at once. Node name and process id alone are
+    not unique: two workers may share a node name, and in two containers with one host name both are process 1.
     """
-    os.environ[OWNER] = f"{sender.hostname}/{os.getpid()}/{secrets.token_hex(4)}"
+    os.environ[OWNER_VARIABLE] = f"{sender.hostname}/{os.getpid()}/{secrets.token_hex(4)}"
 
 
 @signals.worker_process_init.connect
 def _load_model(**_: Any) -> None:
-    """Load the model in the process that will use it: the prefork child, or the solo process."""
+    """Load the model in the process that runs the tasks: the prefork child, or the solo process."""
     global _runner
-    _runner = start_runner(os.environ[OWNER], solo=_is_main())
+    _runner = start_runner(os.environ[OWNER_VARIABLE], solo=_is_main())
     if _is_main():
         if _runner is None:
             sys.exit(EX_CONFIG)
-        atexit.register(_shut_down)  # a cold shutdown tells nobody
+        atexit.register(_shut_down)  # a cold shutdown sends no signal
 
 
 @signals.worker_ready.connect
 def _start_supervisor(sender: Any, **_: Any) -> None:
-    """Start the thread that looks after lost batches, and after this worker's start and end."""
+    """Start the thread that redelivers lost batches and supervises this worker's start and shutdown."""
     global _supervisor
-    _supervisor = Supervisor(load_settings(), sender, os.environ[OWNER], give_up=_give_up, runner=_runner)
+    _supervisor = Supervisor(load_settings(), sender, os.environ[OWNER_VARIABLE], give_up=_give_up, runner=_runner)
     _supervisor.start()
 
 
 @signals.task_retry.connect
 @signals.task_failure.connect
 def _release_batch_of_dead_child(sender: Any = None, request: Any = None, args: Any = None, **_: Any) -> None:
-    """In the parent process: its child died with a batch (Celery sends it again), or was ended after its time limit."""
+    """In the parent process: its child died with a batch (Celery retries it), or was ended by the time limit."""
     arguments = args if request is None else request.args
     if _supervisor is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
         _supervisor.release_dead(arguments[0])
@@ -130,7 +129,7 @@ def _release_batch_of_dead_child(sender: Any = None, request: Any = None, args: 
 
 @signals.worker_shutting_down.connect
 def _begin_shutdown(how: str = "", **_: Any) -> None:
-    """Give the batch in work its time; none when it was said twice."""
+    """Let the batch in progress finish within the grace period; a cold shutdown has none."""
     if _supervisor is not None:
         _supervisor.close(at_once=how == "Cold")
 
@@ -145,12 +144,12 @@ def _shut_down(**_: Any) -> None:
 
 
 def _give_up() -> None:
-    """End the whole worker with a status that tells a supervisor that a restart will not help."""
+    """End the whole worker with a status that tells a service manager not to restart it."""
     celery_state.should_stop = EX_CONFIG
 
 
 def _is_main() -> bool:
-    """True in the process that consumes; where a model is loaded in it, this is the solo pool."""
+    """True in the process that consumes; in the solo pool, this process also holds the model."""
     from billiard.process import current_process
 
     return bool(current_process().name == "MainProcess")
