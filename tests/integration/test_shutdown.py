@@ -1,4 +1,4 @@
-"""However a worker is stopped: in bounded time, nothing lost, and no attempt counted against the batch in work."""
+"""A worker stops in bounded time, nothing is lost, and no attempt is counted against the batch in progress."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def installation(redis_url, redis_server, tmp_path):
     installation.close()
 
 
-def in_work(installation, pool, *, ending=b""):
+def with_batch_in_progress(installation, pool, *, ending=b""):
     """A worker in the middle of a long batch, and the batch's job."""
     worker = installation.worker(
         "w", "--pool", pool, "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.5"
@@ -35,8 +35,8 @@ def in_work(installation, pool, *, ending=b""):
     return worker, job
 
 
-def given_back(installation, job):
-    """The batch is open, free, uncounted, and on its way to whoever is alive."""
+def is_released(installation, job):
+    """The batch is open, unclaimed, its attempt not counted, and it is queued or returned."""
     name = f"{job.id}.1"
     assert installation.claims().open_batches(job.id) == {name}
     with installation.redis.client as client:
@@ -56,34 +56,34 @@ def given_back(installation, job):
     ],
     ids=lambda value: "+".join(number.name for number in value) if isinstance(value, list) else str(value),
 )
-def test_a_batch_that_cannot_be_finished_is_given_back(installation, pool, signals, within_s):
-    """SIGTERM gives it stop_s, the second Ctrl-C and SIGQUIT no time at all; in both pools."""
-    worker, job = in_work(installation, pool)
+def test_a_batch_that_cannot_be_finished_is_released(installation, pool, signals, within_s):
+    """After stop_s on SIGTERM, at once on a second Ctrl-C or SIGQUIT; in both pools."""
+    worker, job = with_batch_in_progress(installation, pool)
     began = time.monotonic()
     for number in signals:
         worker.process.send_signal(number)
         time.sleep(0.3)
     worker.process.wait(30)
     assert time.monotonic() - began < within_s
-    assert given_back(installation, job), worker.log_text()
-    if worker.process.returncode >= 0:  # a fourth Ctrl-C may end Python itself; the announcement expires then
+    assert is_released(installation, job), worker.log_text()
+    if worker.process.returncode >= 0:  # a further Ctrl-C may end Python itself; the registry entry expires then
         assert installation.producer.workers() == []
 
 
 @pytest.mark.slow
-def test_a_batch_that_hangs_does_not_hold_up_the_stop(installation):
-    """The process is ended, and the batch is free at once or when its claim expires."""
-    worker, job = in_work(installation, "prefork", ending=b"#hang-for-ever")
+def test_a_batch_that_hangs_does_not_delay_the_shutdown(installation):
+    """The process is killed, and the batch is released at once or when its claim expires."""
+    worker, job = with_batch_in_progress(installation, "prefork", ending=b"#hang-for-ever")
     began = time.monotonic()
     worker.stop(within_s=STOP_S + 12)
     assert time.monotonic() - began < STOP_S + 12
     time.sleep(installation.settings.claim_s)
-    assert given_back(installation, job), worker.log_text()
+    assert is_released(installation, job), worker.log_text()
 
 
 @pytest.mark.slow
 def test_a_batch_that_can_be_finished_is_finished(installation):
-    """And counted; then the worker leaves with status 0."""
+    """And counted; the worker then exits with status 0."""
     worker = installation.worker(
         "w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.5"
     ).wait_until_ready()
@@ -95,8 +95,8 @@ def test_a_batch_that_can_be_finished_is_finished(installation):
 
 
 @pytest.mark.parametrize("arguments", [["--pool", "threads"], ["--concurrency", "2"], ["--autoscale", "3,1"]])
-def test_what_a_worker_cannot_be_is_refused_in_a_sentence(installation, arguments):
-    """More processes would share one card; the pools of threads run a batch twice after a lost connection."""
+def test_unsupported_options_are_refused(installation, arguments):
+    """Several processes would share one GPU; thread pools run a batch twice after a lost connection."""
     worker = installation.worker("odd", *arguments)
     assert worker.process.wait(60) == 78
     assert "configuration: " in worker.log_text()
