@@ -1,4 +1,4 @@
-"""kombu's Redis transport as the worker uses it: what it has taken it can let go of, whatever Redis does."""
+"""The extended Redis transport: a failed acknowledgement does not block the worker; other queues are not validated."""
 
 import pytest
 from kombu import Connection
@@ -9,7 +9,7 @@ from worker.celery import TRANSPORT_NAME
 
 
 @pytest.mark.parametrize(
-    "let_go",
+    "settle",
     [
         lambda qos: qos.ack("tag"),
         lambda qos: qos.reject("tag"),
@@ -17,8 +17,8 @@ from worker.celery import TRANSPORT_NAME
     ],
     ids=["ack", "reject", "requeue"],
 )
-def test_a_message_that_cannot_be_acknowledged_keeps_no_place(redis_url, monkeypatch, let_go):
-    """Redis hangs for longer than the timeout: with one message at a time, no other would ever be taken."""
+def test_a_failed_acknowledgement_does_not_block_the_next_message(redis_url, monkeypatch, settle):
+    """With a prefetch count of one, kombu's own QoS would never fetch a message again after a time-out."""
     monkeypatch.setitem(TRANSPORT_ALIASES, TRANSPORT_NAME, "worker.broker.transport:Transport")
     with Connection(redis_url.replace("redis://", f"{TRANSPORT_NAME}://")) as connection:
         channel = connection.channel()
@@ -33,14 +33,14 @@ def test_a_message_that_cannot_be_acknowledged_keeps_no_place(redis_url, monkeyp
         monkeypatch.setattr(qos, "_remove_from_indices", hang)
         monkeypatch.setattr(qos, "restore_by_tag", hang)
         with pytest.raises(TimeoutError):
-            let_go(qos)
+            settle(qos)
         assert qos.can_consume()
-        qos._delivered.clear()  # it never was in Redis; closing would put it back
+        qos._delivered.clear()  # it was never in Redis; closing would restore it
         qos._dirty.clear()
 
 
-def test_the_door_is_on_our_lanes_alone(redis_url, redis_server):
-    """What Celery sends itself, an answer to `inspect ping` for example, is none of its business."""
+def test_only_our_lanes_are_validated(redis_url, redis_server):
+    """What Celery sends itself passes, a reply to `inspect ping` for example."""
     client = Client.from_url(redis_url)
     with redis_server.client as admin:
         admin.lpush("some.reply.celery.pidbox", "anything")
