@@ -1,7 +1,7 @@
 """The Celery tasks, and the signal handlers that load the model, supervise the worker and shut it down.
 
 Celery's parent process imports this module too and must stay without torch: only the process that runs the tasks
-imports what needs it, in `start_runner`.
+imports what needs it, in `start_runners`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from producer.queue.image_requests import decode_query
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
 from producer.settings import load_settings
 from worker.celery import EX_CONFIG
-from worker.runtime.batch_runner import BatchRunner
-from worker.runtime.startup import start_runner
+from worker.runtime.startup import Runners, start_runners
 from worker.runtime.supervisor import Supervisor
 
 MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
 EXIT_S: Final = 1.0  # the supervisor ends a worker without a model in about that time
 Content = TypeVar("Content")
-_runner: BatchRunner | None = None
+_runners: Runners | None = None
 _supervisor: Supervisor | None = None
 
 
@@ -40,28 +39,28 @@ _supervisor: Supervisor | None = None
 @shared_task(name=EMBED_TASK, bind=True, max_retries=MAX_RETRIES, default_retry_delay=0, ignore_result=True)
 def embed(task: Task, message: Any) -> None:
     """Embed one batch."""
-    _run(task, message, EmbedBatch.decode, lambda runner, batch: runner.work(batch))
+    _run(task, message, EmbedBatch.decode, lambda runners, batch: runners.batches.run(batch))
 
 
 @shared_task(name=QUERY_TASK, bind=True, max_retries=1, default_retry_delay=0, ignore_result=True)
 def answer(task: Task, message: Any) -> None:
     """Answer one image request."""
-    _run(task, message, decode_query, lambda runner, token: runner.answer(token))
+    _run(task, message, decode_query, lambda runners, token: runners.requests.run(token))
 
 
 def _run(
-    task: Task, message: Any, decode: Callable[[Any], Content], run: Callable[[BatchRunner, Content], bool | None]
+    task: Task, message: Any, decode: Callable[[Any], Content], run: Callable[[Runners, Content], bool | None]
 ) -> None:
     """Decode and run a message; a malformed one is dead-lettered, one that `run` answers with False is requeued."""
-    if _runner is None:
+    if _runners is None:
         time.sleep(EXIT_S)
         raise Reject("this worker has no model and is about to exit", requeue=True)
     try:
         content = decode(message)
     except BadMessage as error:
-        _runner.dead_letters(message, error, str(task.request.id))
+        _runners.batches.reject(message, error, str(task.request.id))
         return
-    if run(_runner, content) is False:
+    if run(_runners, content) is False:
         raise Reject("this worker stops before the batch is done", requeue=True)
 
 
@@ -102,10 +101,10 @@ def _set_owner_id(sender: Any, **_: Any) -> None:
 @signals.worker_process_init.connect
 def _load_model(**_: Any) -> None:
     """Load the model in the process that runs the tasks: the prefork child, or the solo process."""
-    global _runner
-    _runner = start_runner(os.environ[OWNER_VARIABLE], solo=_is_main())
+    global _runners
+    _runners = start_runners(os.environ[OWNER_VARIABLE], solo=_is_main())
     if _is_main():
-        if _runner is None:
+        if _runners is None:
             sys.exit(EX_CONFIG)
         atexit.register(_shut_down)  # a cold shutdown sends no signal
 
@@ -114,7 +113,8 @@ def _load_model(**_: Any) -> None:
 def _start_supervisor(sender: Any, **_: Any) -> None:
     """Start the thread that redelivers lost batches and supervises this worker's start and shutdown."""
     global _supervisor
-    _supervisor = Supervisor(load_settings(), sender, os.environ[OWNER_VARIABLE], give_up=_give_up, runner=_runner)
+    runner = _runners.batches if _runners else None
+    _supervisor = Supervisor(load_settings(), sender, os.environ[OWNER_VARIABLE], give_up=_give_up, runner=runner)
     _supervisor.start()
 
 
@@ -137,10 +137,10 @@ def _begin_shutdown(how: str = "", **_: Any) -> None:
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def _shut_down(**_: Any) -> None:
-    global _runner
-    runner, _runner = _runner, None
-    if runner is not None:
-        runner.close()
+    global _runners
+    runners, _runners = _runners, None
+    if runners is not None:
+        runners.close()
 
 
 def _give_up() -> None:

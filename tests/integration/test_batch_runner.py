@@ -1,4 +1,4 @@
-"""The station: what is given back, what is counted, what is cut, and what is buried; on a real ledger."""
+"""BatchRunner on a real ledger: what is released, counted, split, and failed."""
 
 import os
 import threading
@@ -6,14 +6,11 @@ import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-import worker.runtime.heartbeat
-from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, UnreadablePoster
+from producer.errors import BadMessage, NewerMessage, RedisUnreachable, StoreUnavailable
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
-from producer.queue.image_requests import Answer, ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
@@ -21,46 +18,37 @@ from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
 from tests.support.memory_store import MemoryStore
 from worker.pipeline.timings import Timings
-from worker.runtime.batch_runner import ASK_AGAIN_S, BatchRunner
+from worker.runtime.batch_runner import LANE_PAUSE_S, BatchRunner
 from worker.runtime.heartbeat import Heartbeat
-from worker.runtime.startup import _pin_card
+from worker.runtime.startup import _pin_gpu
 
 
 @dataclass
 class FakePipeline:
-    """Does as it is told."""
+    """Embeds every batch, or raises `error`."""
 
     error: BaseException | None = None
     runs: int = 0
     begun_before: bool = False
-    before: list = field(default_factory=list)  # called with `progress` at each run
+    before: list = field(default_factory=list)  # called with `report` at each run
     timings = Timings()
 
-    def run(self, batch, progress, *, begun_before):
+    def run(self, batch, report, *, begun_before):
         self.runs += 1
         self.begun_before = begun_before
-        progress(1)
+        report(1)
         for action in self.before:
-            action(progress)
+            action(report)
         if self.error:
             raise self.error
         return Outcome(embedded=len(batch.posters))
-
-    def embed_one(self, data):
-        if self.error:
-            raise self.error
-        return np.full(4, 0.5, np.float32)
-
-    @property
-    def embedder(self):
-        return SimpleNamespace(space=SimpleNamespace(id="space-1"))
 
     def close(self):
         pass
 
 
 class Installation:
-    """A station without a model, on a real ledger."""
+    """A BatchRunner without a model, on a real ledger."""
 
     def __init__(self, url):
         settings = load_settings(redis_url=url, attempts=2, claim_s=3)
@@ -94,60 +82,60 @@ def installation(redis_url):
 
 
 def release(redis_server, batch):
-    """As if the pause of a batch that was given back, or a dead worker's claim, were over."""
+    """End the pause of a released batch, or the claim of a dead worker."""
     with redis_server.client as client:
         client.delete(f"posters:claim:{batch.batch}")
 
 
 def test_a_batch_is_embedded_and_counted(installation):
-    """The plain way."""
-    assert installation.runner.work(installation.batch(3))
+    """The regular case."""
+    assert installation.runner.run(installation.batch(3))
     installation.job_store.mark_sent("J")
     progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
 
 
 def test_a_clock_that_stands_still_costs_no_batch(installation, monkeypatch):
-    """As on Windows, where a batch of small posters may be done between two of its ticks."""
+    """As on Windows, where a batch of small posters may be done between two ticks of the clock."""
     monkeypatch.setattr(
         "worker.runtime.batch_runner.time",
         SimpleNamespace(**vars(time) | dict.fromkeys(("monotonic", "perf_counter"), lambda: 5.0)),
     )
-    assert installation.runner.work(installation.batch(3))
+    assert installation.runner.run(installation.batch(3))
     assert installation.job_store.progress("J").embedded == 3
 
 
-def test_a_pace_that_cannot_be_announced_costs_no_batch(installation, monkeypatch, caplog):
-    """It is a nicety; the count is a promise."""
+def test_a_speed_that_cannot_be_published_costs_no_batch(installation, monkeypatch, caplog):
+    """The speed is informative; the count is a promise."""
 
     def fail(*arguments, **fields):
         raise ValueError("a defect")
 
     monkeypatch.setattr(installation.heartbeat, "publish", fail)
-    assert installation.runner.work(installation.batch(3))
+    assert installation.runner.run(installation.batch(3))
     assert installation.job_store.progress("J").embedded == 3
-    assert "its pace could not be announced" in caplog.text
+    assert "its speed could not be published" in caplog.text
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("the disk is full"), OSError(116, "Stale file handle")])
-def test_passing_trouble_costs_no_attempt_and_fails_no_poster(installation, redis_server, error):
-    """However often it happens, the batch stays whole and open."""
+def test_a_transient_failure_costs_no_attempt_and_fails_no_poster(installation, redis_server, error):
+    """However often it happens, the batch stays complete and open."""
     batch = installation.batch(2)
     installation.pipeline.error = error
     for _ in range(6):
-        assert installation.runner.work(batch), "its message is done with: the ledger has it sent again"
+        assert installation.runner.run(batch), "its message is acknowledged: redelivery sends the batch again"
         release(redis_server, batch)
     assert installation.pipeline.runs == 6
     assert installation.open() == ["J.1"]
     assert installation.claims.take_returned() == [("J", "J.1")]
     installation.pipeline.error = None
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.pipeline.begun_before
     assert installation.job_store.progress("J").embedded == 2
 
 
-def test_the_pause_grows_and_is_never_the_same(installation, monkeypatch):
-    """2 s, 4 s … 60 s, a quarter more or less, so that workers that met the same trouble do not come back at once."""
+def test_the_pause_grows_and_has_jitter(installation, monkeypatch):
+    """2 s, 4 s … 60 s, a quarter more or less, so that workers with the same failure do not retry together."""
     pauses, release = [], installation.runner._claims.release
 
     def noted(batch, holder, pause):
@@ -158,66 +146,66 @@ def test_the_pause_grows_and_is_never_the_same(installation, monkeypatch):
     installation.pipeline.error = StoreUnavailable("locked")
     batch = installation.batch(1)
     for _ in range(8):
-        installation.runner.work(batch)
-        installation.runner._backoff._grows_at = 0.0  # as if the pause were over, and the trouble were not
+        installation.runner.run(batch)
+        installation.runner._backoff._ends_at = 0.0  # as if the pause were over, and the failure were not
     for pause, middle in zip(pauses, (2, 4, 8, 16, 32, 60, 60, 60), strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert len(set(pauses)) == len(pauses)
 
 
-def test_a_batch_that_was_given_back_rests_for_a_while(installation):
-    """Nobody takes it before its pause is over."""
+def test_a_released_batch_has_a_pause(installation):
+    """No worker can claim it before the pause is over."""
     batch = installation.batch(2)
     installation.pipeline.error = StoreUnavailable("locked")
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1")[0] is Claim.BUSY
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a defect"), MemoryError()])
-def test_a_defect_of_ours_counts_and_is_closed_in_upon(installation, redis_server, error):
-    """After two attempts the batch is cut, and its halves are to be sent. Celery hears nothing of it."""
+def test_a_defect_counts_as_an_attempt_and_splits_the_batch(installation, redis_server, error):
+    """After two attempts the batch is split, and redelivery sends its halves. Celery does not see the error."""
     batch = installation.batch(4)
     installation.pipeline.error = error
     for _ in range(2):
-        assert installation.runner.work(batch)
+        assert installation.runner.run(batch)
         release(redis_server, batch)
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.pipeline.runs == 2
     assert installation.open() == ["J.1.0", "J.1.1"]
     assert installation.claims.take_returned() == [("J", "J.1.0"), ("J", "J.1.1")]
     assert installation.job_store.progress("J").submitted == 4
 
 
-def test_the_one_poster_that_is_left_is_buried(installation, redis_server):
-    """It fails as crashed-worker, with the number of deaths."""
+def test_a_single_poster_that_crashes_its_worker_fails(installation, redis_server):
+    """As crashed-worker, with the number of crashes."""
     batch = installation.batch(1)
     for number in range(2):
-        installation.claims.claim(batch, f"one that dies#{number}")
+        installation.claims.claim(batch, f"crashed#{number}")
         release(redis_server, batch)
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.pipeline.runs == 0
     (failure,) = installation.job_store.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
     assert "ended 2 times" in failure.reason
 
 
-def test_a_poisonous_poster_is_found_in_log2_deaths(installation, redis_server):
-    """Of 256: two deaths of the whole, one for each cut of seven, two of the poster alone. Its neighbors are kept."""
-    deaths, waiting = 0, [installation.batch(256)]
+def test_a_crashing_poster_is_found_in_log2_crashes(installation, redis_server):
+    """Of 256: two crashes of the whole batch, one for each of seven splits, two of the poster alone."""
+    crashes, waiting = 0, [installation.batch(256)]
     while waiting:
         batch = waiting.pop()
-        poisonous = any(poster.id == "200" for poster in batch.posters)
-        holder = f"worker#{deaths}"
+        crashing = any(poster.id == "200" for poster in batch.posters)
+        holder = f"worker#{crashes}"
         verdict, attempt, _ = installation.claims.claim(batch, holder)
         assert verdict is Claim.WORK
-        if poisonous and attempt <= 2:
-            deaths += 1
+        if crashing and attempt <= 2:
+            crashes += 1
             waiting.append(batch)
             continue
         installation.claims.release(batch, holder)
-        installation.runner.work(batch)
+        installation.runner.run(batch)
         waiting += [part for part in _parts(batch) if part.batch in installation.open()]
-    assert deaths == 2 + 7 + 2
+    assert crashes == 2 + 7 + 2
     assert [(failure.id, failure.word) for failure in installation.job_store.failures("J")] == [
         ("200", "crashed-worker")
     ]
@@ -228,181 +216,181 @@ def _parts(batch):
     return batch.halves() if len(batch.posters) > 1 else ()
 
 
-def test_the_halves_are_what_the_whole_was(installation, redis_server):
-    """Lane, space, force and reply survive the cut."""
+def test_halves_keep_the_fields_of_the_batch(installation, redis_server):
+    """Lane, space, force and reply survive the split."""
     batch = installation.batch(2, force=True, reply=True, space="mine", lane="interactive")
     for number in range(2):
-        installation.claims.claim(batch, f"one that dies#{number}")
+        installation.claims.claim(batch, f"crashed#{number}")
         release(redis_server, batch)
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     for name in ("J.1.0", "J.1.1"):
         half = installation.claims.load("J", name)
         assert (half.lane, half.space, half.force, half.reply) == ("interactive", "mine", True, True)
 
 
-def test_a_batch_that_another_works_on_is_left_alone(installation):
-    """No poster is embedded twice at once."""
+def test_a_batch_that_another_worker_has_claimed_is_skipped(installation):
+    """No poster is embedded twice at the same time."""
     batch = installation.batch(2)
     installation.claims.claim(batch, "another#1")
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.pipeline.runs == 0
 
 
 def test_a_batch_of_a_cancelled_job_is_withdrawn(installation, redis_server):
     """Its message was on the way when the job was cancelled, or its worker died afterwards."""
     batch = installation.batch(2)
-    installation.claims.claim(batch, "one that dies#1")
+    installation.claims.claim(batch, "crashed#1")
     installation.claims.cancel("J")
     release(redis_server, batch)
-    installation.runner.work(batch)
+    installation.runner.run(batch)
     assert installation.pipeline.runs == 0
     progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.cancelled, progress.at_rest) == (0, 2, True)
 
 
-def go_away(installation, monkeypatch, times):
-    """Let Redis not answer so many commands of the runner that come after the batch was embedded."""
+def make_unreachable(installation, monkeypatch, times):
+    """Fail the runner's first `times` commands after the batch was embedded."""
     client, left = installation.runner._claims._redis, [times]
     execute = client.translated
 
-    def away(call, *arguments, **options):
+    def fail_or_execute(call, *arguments, **options):
         if installation.pipeline.runs and left[0]:
             left[0] -= 1
             raise RedisUnreachable("gone")
         return execute(call, *arguments, **options)
 
-    monkeypatch.setattr(client, "translated", away)
+    monkeypatch.setattr(client, "translated", fail_or_execute)
 
 
-def test_a_redis_that_goes_away_in_the_middle_is_waited_for(installation, monkeypatch, caplog):
-    """What was embedded is counted when Redis is back, and is not embedded again; one line tells of the outage."""
+def test_an_unreachable_redis_is_waited_for(installation, monkeypatch, caplog):
+    """What was embedded is counted when Redis is back, and not embedded again; the outage is logged once."""
     monkeypatch.setattr("producer.redis_client.RETRY_S", 0.01)
     batch = installation.batch(2)
-    go_away(installation, monkeypatch, times=2)
-    assert installation.runner.work(batch)
+    make_unreachable(installation, monkeypatch, times=2)
+    assert installation.runner.run(batch)
     assert installation.pipeline.runs == 1
     assert (installation.job_store.progress("J").open_batches, installation.job_store.progress("J").embedded) == (0, 2)
     assert caplog.text.count("waits for it") == 1
 
 
 def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
-    """The batch goes back to its lane; nothing was counted."""
+    """The batch stays open; nothing was counted."""
     batch = installation.batch(2)
-    go_away(installation, monkeypatch, times=1000)
-    threading.Timer(0.3, installation.runner.leave).start()
-    assert not installation.runner.work(batch)
+    make_unreachable(installation, monkeypatch, times=1000)
+    threading.Timer(0.3, installation.runner.stop_after_chunk).start()
+    assert not installation.runner.run(batch)
     assert installation.job_store.progress("J").open_batches == 1
 
 
-def test_a_worker_that_stops_gives_its_batch_back_after_the_chunk(installation):
-    """Uncounted, free at once, and its message returns to its lane."""
+def test_a_worker_that_stops_releases_its_batch_after_the_chunk(installation):
+    """The attempt is not counted, the batch is unclaimed at once, and its message returns to its lane."""
     batch = installation.batch(2)
-    installation.pipeline.before = [lambda progress: installation.runner.leave(), lambda progress: progress(2)]
-    assert not installation.runner.work(batch)
+    installation.pipeline.before = [lambda report: installation.runner.stop_after_chunk(), lambda report: report(2)]
+    assert not installation.runner.run(batch)
     assert installation.claims.take_returned() == [("J", "J.1")]
     assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
 def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation):
-    """Celery's parent sends its child SIGTERM when it stops; billiard makes SystemExit of it."""
+    """Celery's parent sends its child SIGTERM when it stops; billiard turns it into SystemExit."""
     batch = installation.batch(2)
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
-        installation.runner.work(batch)
+        installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
 
 
-def test_a_signal_that_ends_a_batch_that_hangs_counts(installation, monkeypatch):
-    """Or a batch that always hangs would be tried for ever."""
+def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, monkeypatch):
+    """Otherwise a batch that always hangs would be retried forever."""
     batch = installation.batch(2)
-    monkeypatch.setattr(installation.heartbeat, "overdue", lambda: True)
+    monkeypatch.setattr(installation.heartbeat, "is_overdue", lambda: True)
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
-        installation.runner.work(batch)
+        installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 2, True)
 
 
-def test_a_batch_that_was_taken_over_is_left(installation, redis_server):
-    """As after a pause of the whole process: another has the batch, and doing the rest would be doing it twice."""
+def test_a_batch_that_was_taken_over_is_interrupted(installation, redis_server):
+    """As after a suspension of the whole process: another worker has the batch, and this one must not go on."""
     batch = installation.batch(2)
 
-    def lose(progress):
+    def lose(report):
         release(redis_server, batch)
         installation.claims.claim(batch, "another#1")
         ends = time.monotonic() + 5
         while time.monotonic() < ends:
-            progress(1 + int(10 * time.monotonic()))
+            report(1 + int(10 * time.monotonic()))
             time.sleep(0.05)
 
     installation.pipeline.before = [lose]
     began = time.monotonic()
-    assert installation.runner.work(batch), "the message is done with"
+    assert installation.runner.run(batch), "the message is acknowledged"
     assert time.monotonic() - began < 4
-    assert installation.claims.claim(batch, "third#1")[0] is Claim.BUSY, "the other's claim is untouched"
+    assert installation.claims.claim(batch, "third#1")[0] is Claim.BUSY, "the other worker's claim is unchanged"
 
 
 @pytest.mark.parametrize(("state", "space"), [(READY, "theirs"), (LOADING, "")])
 def test_a_batch_for_another_workers_space_is_left_to_it(installation, redis_url, state, space):
-    """Also while that worker loads its model, as after a crash."""
+    """Also while that worker still loads its model, as after a crash."""
     other = WorkerRegistry(redis_url)
     other.publish("other@tests", state, {"space": space})
     batch = installation.batch(2, space="theirs")
-    assert installation.runner.work(batch)
+    assert installation.runner.run(batch)
     assert installation.pipeline.runs == 0
     assert installation.open() == ["J.1"]
-    assert installation.claims.claim(batch, "other#1")[0] is Claim.BUSY, "it rests, so that nobody runs in circles"
+    assert installation.claims.claim(batch, "other#1")[0] is Claim.BUSY, "it has a pause, so that it does not circulate"
     other.withdraw("other@tests")
     other.close()
 
 
-def test_a_stand_in_for_the_card_makes_nothing(installation, redis_url):
-    """It waits for as long as this worker lives: a batch that was left to it would run in circles for ever."""
+def test_no_batch_is_left_to_a_standby_worker(installation, redis_url):
+    """It waits for the GPU as long as this worker lives: a batch that was left to it would circulate forever."""
     other = WorkerRegistry(redis_url)
     other.publish("other@tests", WAITING, {"reason": "w@tests works on the card"})
-    assert installation.runner.work(installation.batch(2, space="of the old model"))
+    assert installation.runner.run(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
     other.close()
 
 
-def test_batches_for_a_worker_that_loads_hold_up_nothing(installation, redis_url):
-    """It takes no messages, so the lane need not be left to it; each of its batches rests, so nobody spins."""
+def test_batches_for_a_loading_worker_delay_no_others(installation, redis_url):
+    """It consumes no messages yet, so the lane is not left to it; each of its batches has a pause."""
     other = WorkerRegistry(redis_url)
     other.publish("other@tests", LOADING, {})
     began = time.monotonic()
     for number in range(1, 5):
-        assert installation.runner.work(installation.batch(1, number, space="theirs"))
-    assert installation.runner.work(installation.batch(1, 5, space="mine"))
-    assert time.monotonic() - began < ASK_AGAIN_S
+        assert installation.runner.run(installation.batch(1, number, space="theirs"))
+    assert installation.runner.run(installation.batch(1, 5, space="mine"))
+    assert time.monotonic() - began < LANE_PAUSE_S
     assert installation.pipeline.runs == 1
     assert installation.claims.claimed(installation.open()) == set(installation.open()) == {"J.1", "J.2", "J.3", "J.4"}
     assert installation.claims.take_returned() == [], "nothing is sent again before its pause is over"
     other.close()
 
 
-def test_an_idle_worker_leaves_the_lane_to_the_one_whose_batches_they_are(installation, redis_url):
-    """The first it passes on at once; when the next is the other's as well, it steps back for a second."""
+def test_an_idle_worker_leaves_the_lane_to_the_worker_with_the_right_space(installation, redis_url):
+    """It releases the first batch at once; when the next is the other worker's as well, it pauses for a second."""
     other = WorkerRegistry(redis_url)
     other.publish("other@tests", READY, {"space": "theirs"})
     took = []
     for number, space in enumerate(["theirs", "mine", "theirs", "theirs"], 1):
         batch, began = installation.batch(1, number, space=space), time.monotonic()
-        assert installation.runner.work(batch)
-        took.append(time.monotonic() - began >= ASK_AGAIN_S)
+        assert installation.runner.run(batch)
+        took.append(time.monotonic() - began >= LANE_PAUSE_S)
     assert took == [False, False, False, True]
     other.close()
 
 
-def test_a_batch_for_a_space_that_nobody_makes_any_more_goes_to_the_pipeline(installation):
-    """Which fails its posters with a reason: the model was changed."""
-    assert installation.runner.work(installation.batch(2, space="of the old model"))
+def test_a_batch_for_a_space_that_no_worker_produces_goes_to_the_pipeline(installation):
+    """The pipeline fails its posters with a reason: the model was changed."""
+    assert installation.runner.run(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
 
 
-def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(installation, redis_url):
-    """The batch stays open for a newer worker; this one neither loses it nor runs in circles."""
+def test_a_message_of_a_newer_version_is_dead_lettered_once_and_deferred(installation, redis_url):
+    """The batch stays open for a newer worker; this one neither loses it nor receives it again and again."""
     batch = installation.batch(2)
     for _ in range(2):
-        installation.runner.dead_letters({"version": 99}, NewerMessage("version 99 is newer"), batch.batch)
+        installation.runner.reject({"version": 99}, NewerMessage("version 99 is newer"), batch.batch)
     dead_letters = DeadLetters(installation.job_store)
     assert (dead_letters.count(), dead_letters.newest_reason()) == (1, "version 99 is newer")
     assert installation.claims.claimed(["J.1"]) == {"J.1"}
@@ -410,18 +398,18 @@ def test_a_message_of_a_newer_version_is_put_aside_once_and_rests(installation, 
 
 
 @pytest.mark.parametrize("reason", [BadMessage("it is no batch"), NewerMessage("version 99 is newer")])
-def test_a_message_that_cannot_be_put_aside_holds_up_nothing(installation, redis_server, caplog, reason):
-    """With a Redis that is full, finishing other batches is what frees it. The batch, if it is one, stays open."""
+def test_a_message_that_cannot_be_dead_lettered_delays_nothing(installation, redis_server, caplog, reason):
+    """When Redis is full, finishing other batches frees its memory. The batch, if it is one, stays open."""
     batch = installation.batch(2)
     with redis_server.client as client:
         client.config_set("maxmemory", "1")
         try:
             ended = threading.Timer(
-                5, installation.runner.leave
-            )  # or a worker that insists would hold up this test as well
+                5, installation.runner.stop_after_chunk
+            )  # a worker that waited for Redis would block this test
             ended.start()
             began = time.monotonic()
-            installation.runner.dead_letters({"version": 99}, reason, batch.batch)
+            installation.runner.reject({"version": 99}, reason, batch.batch)
             assert time.monotonic() - began < 2
         finally:
             ended.cancel()
@@ -432,102 +420,20 @@ def test_a_message_that_cannot_be_put_aside_holds_up_nothing(installation, redis
     assert installation.open() == ["J.1"]
 
 
-@pytest.mark.parametrize("card", ["1", "GPU-6a1e"])
-def test_the_card_is_pinned_in_the_order_of_nvidia_smi(monkeypatch, card):
-    """Both variables, before CUDA is looked at; nothing where no card was asked for."""
+@pytest.mark.parametrize("gpu", ["1", "GPU-6a1e"])
+def test_the_gpu_is_pinned_in_the_order_of_nvidia_smi(monkeypatch, gpu):
+    """Both variables are set before CUDA is initialized; none where no GPU is configured."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
-    _pin_card(None)
+    _pin_gpu(None)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    _pin_card(card)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == card
+    _pin_gpu(gpu)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
     assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-@pytest.fixture
-def queries(redis_url):
-    queries = ImageRequests(redis_url)
-    yield queries
-    queries.close()
-
-
-def test_a_query_is_answered_with_vector_and_space(installation, queries):
-    """Of the worker's own model; the ledger never hears of it."""
-    token = queries.put(b"image", 5)
-    installation.runner.answer(token)
-    assert queries.wait(token, 5) == Answer("space-1", np.full(4, 0.5, "<f4").tobytes())
-    assert installation.pipeline.runs == 0
-    assert installation.job_store.progress("J").submitted == 0
-
-
-def test_a_query_that_was_taken_before_ended_its_worker(installation, queries):
-    """Whoever still waits is told at once, instead of waiting for nothing."""
-    token = queries.put(b"image", 5)
-    queries.take(token)
-    installation.runner.answer(token)
-    with pytest.raises(UnreadablePoster, match="the image: crashed-worker"):
-        queries.wait(token, 5)
-
-
-def test_an_image_without_a_vector_has_its_reason(installation, queries):
-    """As a poster has."""
-    installation.pipeline.error = UnreadablePoster("the image", "too-large", "it has 9 pixels")
-    token = queries.put(b"image", 5)
-    installation.runner.answer(token)
-    with pytest.raises(UnreadablePoster, match="too-large: it has 9 pixels"):
-        queries.wait(token, 5)
-
-
-def test_a_defect_is_told_to_whoever_waits_and_reaches_the_log(installation, queries, caplog):
-    """It is ours, not the image's."""
-    installation.pipeline.error = ZeroDivisionError("oops")
-    token = queries.put(b"image", 5)
-    installation.runner.answer(token)
-    assert "ZeroDivisionError" in caplog.text
-    with pytest.raises(UnreadablePoster, match="internal: ZeroDivisionError: oops"):
-        queries.wait(token, 5)
-
-
-def test_a_lost_device_ends_the_process_in_a_query_too(installation, queries, monkeypatch):
-    """A fresh process takes over, and tells whoever waits."""
-    ended = []
-
-    def leave(status):
-        ended.append(status)
-        raise SystemExit(status)
-
-    monkeypatch.setattr(os, "_exit", leave)
-    installation.pipeline.error = DeviceLost("the context is broken")
-    token = queries.put(b"image", 5)
-    with pytest.raises(SystemExit):
-        installation.runner.answer(token)
-    assert ended == [70]
-
-
-def test_a_redis_that_is_away_does_not_end_a_worker(installation, monkeypatch):
-    """Whoever waits hears nothing in time, and may ask again."""
-
-    def away(token):
-        raise RedisUnreachable("Redis is away")
-
-    monkeypatch.setattr(installation.runner._queries, "take", away)
-    installation.runner.answer("0" * 32)
-
-
-def test_a_query_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
-    """Nobody else would: there is no parent process with a time limit."""
-    ended = threading.Event()
-    monkeypatch.setattr(worker.runtime.heartbeat, "_exit", ended.set)
-    settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=0.2, claim_s=3)
-    heartbeat = Heartbeat(settings, "solo@tests", JobStore(redis_url, claim_s=3), solo=True)
-    heartbeat.start()
-    with heartbeat.look():
-        assert ended.wait(5)
-    heartbeat.stop()
-
-
-def test_many_batches_in_one_outage_make_no_longer_pause(installation, monkeypatch):
-    """Eight batches that meet a full disk within a moment are one outage; one that lasts makes the pause longer."""
+def test_many_batches_in_one_outage_do_not_lengthen_the_pause(installation, monkeypatch):
+    """Eight batches that fail on a full disk at once are one outage; an outage that lasts lengthens the pause."""
     pauses, release = [], installation.runner._claims.release
 
     def noted(batch, holder, after_s=0.0, **options):
@@ -537,8 +443,8 @@ def test_many_batches_in_one_outage_make_no_longer_pause(installation, monkeypat
     monkeypatch.setattr(installation.runner._claims, "release", noted)
     installation.pipeline.error = StoreUnavailable("the disk is full")
     for number in range(1, 9):
-        installation.runner.work(installation.batch(1, number))
+        installation.runner.run(installation.batch(1, number))
     assert max(pauses) <= 1.25 * 2
-    installation.runner._backoff._grows_at -= 2  # as if the pause were over
-    installation.runner.work(installation.batch(1, 9))
+    installation.runner._backoff._ends_at -= 2  # as if the pause were over
+    installation.runner.run(installation.batch(1, 9))
     assert 0.75 * 4 <= pauses[-1] <= 1.25 * 4

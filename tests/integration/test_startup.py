@@ -1,4 +1,4 @@
-"""How a station opens: whatever stands in its way is said, and leaves no worker behind that has no model."""
+"""Start of a worker: every failure is published, and leaves no worker without a model behind."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.support.installation import Installation
 from tests.support.redis_server import RedisServer
 from worker.runtime import startup
 
-NAME, CARD = "w@tests", "GPU-6a1e0000-0000-0000-0000-000000000000"
+NAME, GPU = "w@tests", "GPU-6a1e0000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture
@@ -29,74 +29,74 @@ def registry(redis_url, monkeypatch):
 
 
 @pytest.fixture
-def pulses(monkeypatch):
-    """The pulses that were started; the process that they beat in would have ended with them."""
+def heartbeats(monkeypatch):
+    """The heartbeats that were started; a real worker ends them with its process."""
     started = []
 
-    class Noted(startup.Heartbeat):
+    class RecordedHeartbeat(startup.Heartbeat):
         def start(self):
             started.append(self)
             super().start()
 
-    monkeypatch.setattr(startup, "Heartbeat", Noted)
+    monkeypatch.setattr(startup, "Heartbeat", RecordedHeartbeat)
     yield started
     for heartbeat in started:
         heartbeat.stop()
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory left"), ZeroDivisionError("a defect of ours")])
-def test_no_exception_leaves_a_worker_that_loads_for_ever(registry, pulses, monkeypatch, redis_url, caplog, error):
-    """Celery would swallow it: FAILED is said, with a traceback for us in the log, and the card is left to others."""
-    ledger = JobStore(redis_url)
+def test_no_exception_leaves_a_worker_that_loads_forever(registry, heartbeats, monkeypatch, redis_url, caplog, error):
+    """Celery would swallow it: FAILED is published, the traceback is logged, and the GPU is released."""
+    job_store = JobStore(redis_url)
 
-    def fail(settings, owner, ledger, heartbeat):
-        heartbeat.card = Lease(ledger, card_key(CARD), owner, 15)
-        heartbeat.card.acquire()
+    def fail(settings, owner, job_store, heartbeat):
+        heartbeat.gpu_lease = Lease(job_store, card_key(GPU), owner, 15)
+        heartbeat.gpu_lease.acquire()
         raise error
 
-    monkeypatch.setattr(startup, "_open", fail)
-    assert startup.start_runner(f"{NAME}/1/a", solo=True) is None
-    heard = registry.find(NAME)
-    assert heard.state == FAILED
-    assert heard.get("reason") == f"{type(error).__name__}: {error}"
+    monkeypatch.setattr(startup, "_load", fail)
+    assert startup.start_runners(f"{NAME}/1/a", solo=True) is None
+    entry = registry.find(NAME)
+    assert entry.state == FAILED
+    assert entry.get("reason") == f"{type(error).__name__}: {error}"
     assert "Traceback" in caplog.text
-    assert Lease(ledger, card_key(CARD), "another", 15).acquire() is None
-    assert pulses[0].card is None, "nor does its pulse take the card again"
-    ledger.close()
+    assert Lease(job_store, card_key(GPU), "another", 15).acquire() is None
+    assert heartbeats[0].gpu_lease is None, "nor does its heartbeat take the GPU again"
+    job_store.close()
 
 
-def test_settings_that_a_new_child_cannot_read_end_the_worker(registry, monkeypatch):
-    """As when config.json was edited: nobody knows in which Redis to say so, and the parent is asked to end."""
-    asked = []
+def test_unreadable_settings_end_the_worker(registry, monkeypatch):
+    """As after an edit of config.json: the failure cannot be published, so the parent is signaled."""
+    signals = []
 
     def refuse():
         raise ConfigurationError("config.json is not readable JSON")
 
     monkeypatch.setattr(startup, "load_settings", refuse)
-    monkeypatch.setattr(os, "kill", lambda pid, number: asked.append((pid, number)))
-    assert startup.start_runner(f"{NAME}/1/a", solo=False) is None
-    assert asked == [(os.getppid(), signal.SIGTERM)]
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    assert startup.start_runners(f"{NAME}/1/a", solo=False) is None
+    assert signals == [(os.getppid(), signal.SIGTERM)]
 
 
-def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, pulses, monkeypatch, caplog):
-    """Locked, full, away: the reason is announced at every look, logged once, and gone when the store is back."""
-    heartbeat = startup.Heartbeat(startup.load_settings(), NAME, JobStore(registry.url), solo=True)
-    pulses.append(heartbeat)
-    troubles = [StoreUnavailable("it is locked")] * 3
-    announced, closed = [], []
+def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, heartbeats, monkeypatch, redis_url, caplog):
+    """Locked, full or unreachable: the reason is published at every try and logged once."""
+    heartbeat = startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url), solo=True)
+    heartbeats.append(heartbeat)
+    errors = [StoreUnavailable("it is locked")] * 3
+    published, closed = [], []
 
     class Store:
         def check(self):
-            if troubles:
-                raise troubles.pop()
+            if errors:
+                raise errors.pop()
 
         def close(self):
             closed.append(self)
 
     monkeypatch.setattr("producer.vectors.open_store", lambda url: Store())
-    monkeypatch.setattr(time, "sleep", lambda _: announced.append(registry.get(NAME)))
+    monkeypatch.setattr(time, "sleep", lambda _: published.append(registry.get(NAME)))
     store = startup._wait_for_store("sqlite:x", heartbeat)
-    assert [(heard.state, heard.get("stage"), heard.get("reason")) for heard in announced] == [
+    assert [(entry.state, entry.get("stage"), entry.get("reason")) for entry in published] == [
         (LOADING, STORE, "it is locked")
     ] * 3
     assert caplog.text.count("it is locked") == 1
@@ -104,20 +104,20 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, pulses, 
     assert store not in closed
 
 
-def test_a_store_that_a_person_has_to_mend_is_not_waited_for(registry, pulses, monkeypatch):
-    """A damaged file or a wrong mode does not pass."""
-    pulses.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(registry.url), solo=True))
+def test_a_store_that_needs_repair_is_not_waited_for(registry, heartbeats, monkeypatch, redis_url):
+    """A damaged file or a wrong mode is no transient failure."""
+    heartbeats.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url), solo=True))
 
     def damaged(url):
         raise StoreError("it is no SQLite file")
 
     monkeypatch.setattr("producer.vectors.open_store", damaged)
     with pytest.raises(StoreError, match="no SQLite file"):
-        startup._wait_for_store("sqlite:x", pulses[0])
+        startup._wait_for_store("sqlite:x", heartbeats[0])
 
 
-def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(installation):
-    """As after a download that broke off: it is no worker that loads for ever and eats messages meanwhile."""
+def test_a_worker_with_truncated_weights_exits(installation):
+    """As after an interrupted download: it does not load forever and consume messages meanwhile."""
     path = Path(installation.model.removeprefix("local-dir:")) / "open_clip_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     worker = installation.worker("w")
@@ -127,8 +127,8 @@ def test_a_worker_whose_weights_are_cut_short_says_so_and_leaves(installation):
 
 
 @pytest.mark.slow
-def test_a_worker_outwaits_a_store_that_is_away(redis_url, redis_server, tmp_path):
-    """Two start while the store's Redis is down: one leaves when it is asked to, one works as soon as it is back."""
+def test_a_worker_waits_for_an_unreachable_store(redis_url, redis_server, tmp_path):
+    """Two start while the store's Redis is down: one exits on SIGTERM, the other is ready as soon as it is up."""
     with RedisServer() as elsewhere:
         elsewhere.kill()
         installation = Installation(tmp_path, redis_server, store=elsewhere.url.removesuffix("/0") + "/1")
@@ -136,7 +136,7 @@ def test_a_worker_outwaits_a_store_that_is_away(redis_url, redis_server, tmp_pat
             one, two = installation.worker("one"), installation.worker("two")
             for worker in (one, two):
                 ends = time.monotonic() + 60
-                while not ((heard := worker.announcement()) and heard.get("stage") == STORE):
+                while not ((entry := worker.announcement()) and entry.get("stage") == STORE):
                     assert time.monotonic() < ends, worker.log_text()
                     time.sleep(0.1)
             assert "the store cannot be used for now" in one.announcement().get("reason")

@@ -1,4 +1,4 @@
-"""How a station opens: posters root, store, card, weights, model; each with a word to those who wait."""
+"""Start of a worker: posters root, store, GPU, weights, model; each stage is published in the registry."""
 
 from __future__ import annotations
 
@@ -8,48 +8,62 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from producer.errors import ConfigurationError, PosterError, StoreUnavailable
+from producer.queue.image_requests import ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
 from producer.settings import Settings, load_settings, without_password
 from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.heartbeat import Heartbeat
+from worker.runtime.request_runner import RequestRunner
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
 
 
-STORE_LOOK_S: Final = 1.0  # between two tries of a store that cannot be written for now
+STORE_RETRY_S: Final = 1.0  # between two tries of a store that cannot be written for now
 logger = logging.getLogger(__name__)
 
 
-def start_runner(owner: str, *, solo: bool) -> BatchRunner | None:
-    """Wait for the card, load the model, warm it up, say so; None when that cannot be done, after saying why.
+class Runners(NamedTuple):
+    """What runs the two kinds of messages, with one model."""
 
-    Celery swallows what the handler of a signal raises, and would take messages for a process without a model.
-    So nothing may escape here: whatever it is, this worker says that it failed, and leaves.
+    batches: BatchRunner
+    requests: RequestRunner
+
+    def close(self) -> None:
+        """Close both, with the pipeline, the store, the heartbeat and the connections that they use."""
+        self.requests.close()
+        self.batches.close()
+
+
+def start_runners(owner: str, *, solo: bool) -> Runners | None:
+    """Wait for store and GPU, load the model and warm it up; None when that fails, after publishing FAILED.
+
+    Celery swallows what a signal handler raises and would go on to consume messages without a model. Nothing may
+    escape here, therefore: on any error this worker publishes FAILED and exits.
     """
     heartbeat: Heartbeat | None = None
     try:
         settings = load_settings()
         job_store = JobStore(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
         heartbeat = Heartbeat(settings, owner, job_store, solo=solo)
-        _announce(settings, heartbeat)
-        return _open(settings, owner, job_store, heartbeat)
+        _register(settings, heartbeat)
+        return _load(settings, owner, job_store, heartbeat)
     except PosterError as error:
         logger.critical("this worker cannot start: %s", error)
-        _give_up(heartbeat, str(error), error, solo=solo)
+        _publish_failure(heartbeat, str(error), error, solo=solo)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logger.exception("this worker cannot start: %s", reason)
-        _give_up(heartbeat, reason, error, solo=solo)
+        _publish_failure(heartbeat, reason, error, solo=solo)
     return None
 
 
-def _announce(settings: Settings, heartbeat: Heartbeat) -> None:
-    told = heartbeat.publish(
+def _register(settings: Settings, heartbeat: Heartbeat) -> None:
+    published = heartbeat.publish(
         LOADING,
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -59,22 +73,22 @@ def _announce(settings: Settings, heartbeat: Heartbeat) -> None:
         pretrained=settings.pretrained,
         batch_size=settings.batch_size,
     )
-    if not told:
-        logger.warning("Redis does not answer yet; this worker is announced when it does")
+    if not published:
+        logger.warning("Redis does not answer yet; this worker registers as soon as it does")
     heartbeat.start()
 
 
-def _give_up(heartbeat: Heartbeat | None, reason: str, error: Exception, *, solo: bool) -> None:
-    """Say FAILED, which the parent process hears, and leave the card to others."""
-    told = heartbeat is not None and heartbeat.publish(FAILED, reason=reason, error=type(error).__name__)
-    if not told and not solo and sys.platform != "win32":
-        os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read it in Redis
+def _publish_failure(heartbeat: Heartbeat | None, reason: str, error: Exception, *, solo: bool) -> None:
+    """Publish FAILED, which makes the parent process exit, and release the GPU."""
+    published = heartbeat is not None and heartbeat.publish(FAILED, reason=reason, error=type(error).__name__)
+    if not published and not solo and sys.platform != "win32":
+        os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read the state from Redis
     if heartbeat is not None:
-        heartbeat.leave_card()
+        heartbeat.release_gpu()
 
 
-def _open(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartbeat) -> BatchRunner:
-    _pin_card(settings.gpu)
+def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartbeat) -> Runners:
+    _pin_gpu(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
     from worker.images.decode import Limits
@@ -85,10 +99,10 @@ def _open(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
     store = _wait_for_store(settings.store, heartbeat)
-    card = _card(settings)
-    if card is not None:
-        heartbeat.card = wait_for_card(
-            job_store, card, owner, lambda reason: heartbeat.publish(WAITING, card=card, stage="", reason=reason)
+    gpu = _gpu_uuid(settings)
+    if gpu is not None:
+        heartbeat.gpu_lease = wait_for_card(
+            job_store, gpu, owner, lambda reason: heartbeat.publish(WAITING, card=gpu, stage="", reason=reason)
         )
     began = time.monotonic()
     heartbeat.publish(LOADING, stage=WEIGHTS, reason="")
@@ -126,14 +140,17 @@ def _open(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
         stage="",
         reason="",
     )
-    return BatchRunner(settings, owner, pipeline, store, job_store, heartbeat)
+    return Runners(
+        BatchRunner(settings, owner, pipeline, store, job_store, heartbeat),
+        RequestRunner(ImageRequests(settings.redis_url), pipeline, heartbeat),
+    )
 
 
 def _wait_for_store(url: str, heartbeat: Heartbeat) -> VectorStore:
-    """The store, as soon as it can be written: one that is locked, full or away will be, and no restart is needed."""
+    """The store, once it can be written; one that is locked, full or unreachable is waited for."""
     from producer.vectors import open_store
 
-    said = ""
+    logged = ""
     while True:
         try:
             store = open_store(url)
@@ -145,22 +162,22 @@ def _wait_for_store(url: str, heartbeat: Heartbeat) -> VectorStore:
             return store
         except StoreUnavailable as error:
             reason = str(error)
-        if reason != said:
+        if reason != logged:
             logger.warning("this worker waits for the store: %s", reason)
-        said = reason
+        logged = reason
         heartbeat.publish(LOADING, stage=STORE, reason=reason)
-        time.sleep(STORE_LOOK_S)
+        time.sleep(STORE_RETRY_S)
 
 
-def _card(settings: Settings) -> str | None:
-    """The card that this worker will work on; None: the CPU, which workers may share."""
+def _gpu_uuid(settings: Settings) -> str | None:
+    """UUID of the GPU that this worker will use; None: the CPU, which workers may share."""
     from worker.model.device import card_of, choose_device
 
     return card_of(choose_device(settings.device))
 
 
-def _pin_card(gpu: str | None) -> None:
-    """Show CUDA one card only; must happen before torch is imported."""
+def _pin_gpu(gpu: str | None) -> None:
+    """Make one GPU visible to CUDA; must be called before torch is imported."""
     if gpu is not None:
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # number GPUs as nvidia-smi does
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -1,4 +1,8 @@
-"""A thread of the worker's main process: sends lost batches again, and sees that the worker ends when it should."""
+"""Supervisor thread of the worker's main process: redelivers lost batches, and enforces the shutdown.
+
+Private parts that are used, read in celery 5.7.0 and billiard 4.3.2: the pool's `_pool`, and of that (a
+billiard.pool.Pool) `_state`, 0 while it runs, and `_pool`, the list of its child processes.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +28,27 @@ from producer.settings import Settings
 from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.heartbeat import FORCE_S
 
-LOOK_S: Final = 1.0  # how soon a failed start ends the worker, and a batch that was given back is sent again
-IDLE_S: Final = 3.0  # an idle child leaves by itself in less; one that still loads its model does not
+POLL_S: Final = 1.0  # a failed start ends the worker, and a released batch is sent again, within this time
+IDLE_S: Final = 3.0  # an idle child exits by itself in less; one that still loads its model does not
 logger = logging.getLogger(__name__)
 
 
 class Supervisor(threading.Thread):
-    """Watches while the worker works, and after `close` until the process ends."""
+    """Runs from the worker's start, and after `close` until the process ends."""
 
     def __init__(
         self, settings: Settings, consumer: Any, owner: str, *, give_up: Callable[[], None], runner: BatchRunner | None
     ) -> None:
-        """Of the worker `owner`, which its child signs with as well.
+        """Supervise the worker with the id `owner`, which its child shares.
 
-        `consumer` is Celery's; `give_up` is called when no model could be loaded; `station`: a solo worker's own.
+        Args:
+            settings: of the worker.
+            consumer: Celery's, which has the pool.
+            owner: id of the worker.
+            give_up: called when the child could not load the model.
+            runner: of a solo worker, which has no child; None in the prefork pool.
         """
-        super().__init__(name="attendant", daemon=True)
+        super().__init__(name="supervisor", daemon=True)
         self._settings, self._consumer, self._give_up, self._runner = settings, consumer, give_up, runner
         self._owner = owner
         self._job_store = JobStore(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
@@ -49,55 +58,55 @@ class Supervisor(threading.Thread):
         self._registry = WorkerRegistry(settings.redis_url)
 
     def run(self) -> None:
-        """Look every second until the worker closes; then see to it that it does in settings.stop_s."""
-        app = create_sender(self._settings)  # a producer's: bounded waiting, its own connections
+        """Redeliver lost batches until the worker closes; then make sure that it ends within settings.stop_s."""
+        app = create_sender(self._settings)  # as a producer's: bounded waiting, connections of its own
         redelivery = Redelivery(self._claims, self._job_store, lambda batch: send(app, batch))
-        self._tend(redelivery)
+        self._redeliver_until_closing(redelivery)
         redelivery.close()
-        self._see_it_end()
+        self._enforce_shutdown()
 
     def release_dead(self, message: object) -> None:
-        """Free the batch that a child died with, or was ended for; called by Celery's own thread."""
+        """Release the batch that a child died with, or was ended for; called in Celery's thread."""
         if self._runner is not None:
             return  # a solo worker has no child
         try:
             self._claims.release_dead(EmbedBatch.decode(message), self._owner)
         except PosterError as error:
-            logger.warning("the batch of a child that died has to wait until its claim expires: %s", error)
+            logger.warning("the batch of a dead child has to wait until its claim expires: %s", error)
 
     def close(self, *, at_once: bool) -> None:
-        """The worker stops: give its batch settings.stop_s, or no time at all. Returns at once."""
+        """Begin the shutdown: the batch in progress has settings.stop_s, or no time if `at_once`. Does not block."""
         self._cold = self._cold or at_once
         self._closing.set()
         if self._cold and self._runner is not None:
-            self._runner.leave()
+            self._runner.stop_after_chunk()
 
-    def _tend(self, redelivery: Redelivery) -> None:
-        first, silent = True, False
-        while not self._closing.wait(LOOK_S) and not self._pool_is_closing():
+    def _redeliver_until_closing(self, redelivery: Redelivery) -> None:
+        first, outage_logged = True, False
+        while not self._closing.wait(POLL_S) and not self._pool_is_closing():
             try:
-                heard = self._registry.get(self._owner)
-                if heard is not None and heard.state == FAILED:
+                entry = self._registry.get(self._owner)
+                if entry is not None and entry.state == FAILED:
                     self._give_up()
                     return
-                if heard is None and self._runner is None and first:
-                    self._registry.publish(self._owner, LOADING, {})  # its child has not come so far
+                if entry is None and self._runner is None and first:
+                    self._registry.publish(self._owner, LOADING, {})  # until the child publishes its own entry
                 first = False
-                again = redelivery.run()
-                if again:
-                    logger.warning("%d batch(es) sent again", again)
-                silent = False
+                sent = redelivery.run()
+                if sent:
+                    logger.warning("%d batch(es) sent again", sent)
+                outage_logged = False
             except PosterError as error:
-                if not silent:  # once per outage, not once per second
-                    logger.warning("looking after lost batches has to wait: %s", error)
-                silent = True
+                if not outage_logged:
+                    logger.warning("redelivery of lost batches has to wait: %s", error)
+                outage_logged = True
             except Exception:
-                logger.exception("looking after lost batches failed, and is tried again")
+                logger.exception("redelivery of lost batches failed and is retried")
 
-    def _see_it_end(self) -> None:
-        """Give the batch in work its time, then ask for it back, then end whoever does not hear."""
+    def _enforce_shutdown(self) -> None:
+        """Give the batch in progress its time, then have it released, then kill a child that does not exit."""
         began = time.monotonic()
-        idle_since = asked_at = None
+        idle_since = terminated_at = None
         while True:
             now = time.monotonic()
             is_idle = self._runner is None and not celery_state.active_requests
@@ -105,16 +114,16 @@ class Supervisor(threading.Thread):
             has_idled = idle_since is not None and now - idle_since > IDLE_S
             if self._cold or has_idled or now - began > self._settings.stop_s:
                 if self._runner is not None:
-                    self._runner.leave()  # its pulse ends a batch that does not
-                elif asked_at is None:
+                    self._runner.stop_after_chunk()  # the heartbeat ends a batch that does not stop
+                elif terminated_at is None:
                     self._signal_children(signal.SIGTERM)
-                    asked_at = now
-                elif now - asked_at > FORCE_S:
+                    terminated_at = now
+                elif now - terminated_at > FORCE_S:
                     self._signal_children(signal.SIGKILL)
-            time.sleep(LOOK_S / 2)
+            time.sleep(POLL_S / 2)
 
     def _pool_is_closing(self) -> bool:
-        """True in a cold shutdown, whose signal waits for the pool to be closed before it tells anybody."""
+        """True in a cold shutdown: Celery closes the pool before it sends the signal that calls `close`."""
         pool = getattr(self._consumer.pool, "_pool", None)
         self._cold = self._cold or (pool is not None and pool._state != 0)
         return self._cold
