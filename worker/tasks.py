@@ -19,17 +19,20 @@ from celery import Task, shared_task, signals
 from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
-from producer.errors import BadMessage
+from producer.errors import BadMessage, DeviceLost
 from producer.queue.image_requests import decode_query
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
 from producer.settings import load_settings
 from worker.celery import EX_CONFIG
+from worker.runtime.heartbeat import exit_now
 from worker.runtime.startup import Runners, start_runners
 from worker.runtime.supervisor import Supervisor
 
 MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
+EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 EXIT_S: Final = 1.0  # the supervisor ends a worker without a model in about that time
+logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
 _runners: Runners | None = None
 _supervisor: Supervisor | None = None
@@ -60,7 +63,12 @@ def _run(
     except BadMessage as error:
         _runners.batches.reject(message, error, str(task.request.id))
         return
-    if run(_runners, content) is False:
+    try:
+        done = run(_runners, content)
+    except DeviceLost as error:
+        logger.critical("message %s: %s; this process exits, a fresh one takes over", task.request.id, error)
+        exit_now(EX_DEVICE_LOST)
+    if done is False:
         raise Reject("this worker stops before the batch is done", requeue=True)
 
 

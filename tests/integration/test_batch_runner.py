@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from producer.errors import BadMessage, NewerMessage, RedisUnreachable, StoreUnavailable
+from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
@@ -298,6 +298,15 @@ def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation)
     with pytest.raises(SystemExit):
         installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
+
+
+def test_a_lost_device_keeps_the_claim(installation):
+    """The process must exit; its parent releases the batch, and the attempt counts."""
+    batch = installation.batch(2)
+    installation.pipeline.error = DeviceLost("the context is broken")
+    with pytest.raises(DeviceLost):
+        installation.runner.run(batch)
+    assert installation.claims.claim(batch, "another#1")[0] is Claim.BUSY
 
 
 def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, monkeypatch):

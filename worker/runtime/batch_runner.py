@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from contextlib import suppress
@@ -18,7 +19,6 @@ from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.settings import Settings
 from worker.pipeline.timings import Timings
 from worker.runtime.heartbeat import BatchInterrupted, Heartbeat
-from worker.runtime.process_exit import exit_for_device_lost
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchRunner:
-    """Runs one batch after the other; `run` never raises for a reason that a retry would resolve."""
+    """Runs one batch after the other; `run` raises for nothing that a retry in the same process would resolve."""
 
     def __init__(
         self,
@@ -62,6 +62,9 @@ class BatchRunner:
 
         While Redis is unreachable it waits: what it has embedded is counted when Redis is back. Any other transient
         failure releases the batch without counting the attempt, and redelivery sends it again.
+
+        Raises:
+            DeviceLost: this process must exit; the batch stays claimed, its parent releases it and the attempt counts.
         """
         holder = sign(self._owner)
         try:
@@ -75,6 +78,8 @@ class BatchRunner:
         except RedisUnreachable as error:  # and this worker stops: the claim expires, the batch stays open
             logger.error("batch %s: %s", batch.batch, error)
             return False
+        except DeviceLost:
+            raise
         except BaseException:
             # A signal ends this process (as SystemExit). That is no fault of the batch, unless it has exceeded its
             # time limit: then the batch is why the process is ended, and the attempt counts.
@@ -114,8 +119,8 @@ class BatchRunner:
         except BatchInterrupted as reason:
             logger.warning("batch %s is released: %s", batch.batch, reason)
             return not self._claims.release(batch, holder)
-        except DeviceLost as error:
-            exit_for_device_lost(error, f"batch {batch.batch}")
+        except DeviceLost:
+            raise
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
             logger.warning("batch %s is retried in %.0f s: %s", batch.batch, pause, error)
@@ -211,18 +216,17 @@ class Backoff:
     """
 
     def __init__(self) -> None:
-        self._pause_s = FIRST_PAUSE_S
-        self._ends_at: float | None = None  # monotonic: end of the last pause; None: no failure since `reset`
+        self._pause_s, self._ends_at = 0.0, 0.0  # `_ends_at`: monotonic, end of the last pause
+        self.reset()
 
     def pause_s(self) -> float:
         """The pause after a failure."""
         now = time.monotonic()
-        if self._ends_at is None or now >= self._ends_at:
-            if self._ends_at is not None:
-                self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+        if now >= self._ends_at:
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
             self._ends_at = now + self._pause_s
         return self._pause_s * random.uniform(0.75, 1.25)
 
     def reset(self) -> None:
         """Begin with the shortest pause again, after a success."""
-        self._pause_s, self._ends_at = FIRST_PAUSE_S, None
+        self._pause_s, self._ends_at = FIRST_PAUSE_S / 2, -math.inf

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from producer.errors import RedisUnreachable
 from producer.queue.claims import Claims
@@ -16,11 +17,11 @@ from producer.queue.locks import Lease
 from producer.queue.messages import EmbedBatch
 from producer.queue.workers import RENEWAL_S, WorkerRegistry
 from producer.settings import Settings
-from worker.runtime.process_exit import exit_now
 
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
 FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a chunk takes less
 JOIN_S: Final = 5.0  # a heartbeat that meets a hanging Redis takes so long
+EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
 logger = logging.getLogger(__name__)
 
 
@@ -152,13 +153,13 @@ class Heartbeat(threading.Thread):
         request_since = self._request_since  # another thread sets it to None
         if request_since is not None and now - request_since > limit_s:
             logger.critical("an image request hangs; this process exits, the service manager starts another")
-            exit_now()
+            exit_now(EX_TEMPFAIL)
         if current is None:
             return
         name = current.batch.batch
         if now - current.since > limit_s:
             logger.critical("batch %s hangs; this process exits, the service manager starts another", name)
-            exit_now()
+            exit_now(EX_TEMPFAIL)
         if not self.stopping.is_set():
             self._stopping_since = None
         elif self._stopping_since is None:
@@ -171,4 +172,10 @@ class Heartbeat(threading.Thread):
         if current:
             with suppress(RedisUnreachable):  # its claim expires by itself
                 self._claims.release(current.batch, current.holder)
-        exit_now()
+        exit_now(EX_TEMPFAIL)
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process without the interpreter's shutdown, which would wait for what does not end."""
+    logging.shutdown()
+    os._exit(status)

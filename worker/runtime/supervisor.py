@@ -41,12 +41,8 @@ class Supervisor(threading.Thread):
     ) -> None:
         """Supervise the worker with the id `owner`, which its child shares.
 
-        Args:
-            settings: of the worker.
-            consumer: Celery's, which has the pool.
-            owner: id of the worker.
-            give_up: called when the child could not load the model.
-            runner: of a solo worker, which has no child; None in the prefork pool.
+        `consumer` is Celery's; `give_up` is called when the child could not load the model; `runner` is that of a
+        solo worker, which has no child.
         """
         super().__init__(name="supervisor", daemon=True)
         self._settings, self._consumer, self._give_up, self._runner = settings, consumer, give_up, runner

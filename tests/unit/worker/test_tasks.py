@@ -1,11 +1,15 @@
-"""The signal handlers of worker/tasks.py that need no worker."""
+"""What worker/tasks.py does without a worker: logging, and the exit of a process whose device is lost."""
 
 import logging
+import os
+from types import SimpleNamespace
 
 import pytest
 from celery import signals
+from celery.exceptions import Reject
 
-import worker.tasks  # noqa: F401 (connects the handlers)
+from producer.errors import DeviceLost
+from worker import tasks
 
 
 @pytest.fixture
@@ -26,3 +30,42 @@ def test_info_messages_of_both_packages_are_shown(at_warning, module):
     assert not logging.getLogger(module).isEnabledFor(logging.INFO)
     signals.after_setup_logger.send(sender=None, logger=None)
     assert logging.getLogger(module).isEnabledFor(logging.INFO)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the task of an image request with a runner that does `action`."""
+
+    def run(action):
+        requests = SimpleNamespace(run=action)
+        monkeypatch.setattr(tasks, "_runners", SimpleNamespace(requests=requests))
+        tasks.answer.run({"version": 1, "query": "0" * 32})
+
+    return run
+
+
+def test_a_lost_device_ends_the_process(run, monkeypatch):
+    """With status 70: a normal exit would wait for a device that no longer answers."""
+    statuses = []
+
+    def exit_process(status):
+        statuses.append(status)
+        raise SystemExit(status)
+
+    def lose_device(token):
+        raise DeviceLost("the context is broken")
+
+    monkeypatch.setattr(os, "_exit", exit_process)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    with pytest.raises(SystemExit):
+        run(lose_device)
+    assert statuses == [70]
+
+
+def test_a_message_is_requeued_when_the_worker_stops(run):
+    """False from a runner means that the batch was not done."""
+    with pytest.raises(Reject) as rejection:
+        run(lambda token: False)
+    assert rejection.value.requeue
+    run(lambda token: True)
+    run(lambda token: None)
