@@ -1,11 +1,11 @@
-"""Feed a job to the queue within a window, and wait until nothing of it is open; or leave it in good order."""
+"""Dispatch of a job: send its batches within a window and wait until none is open; on an error, end the sending."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -20,12 +20,12 @@ from producer.queue.progress import Progress
 from producer.queue_client import OnWait
 from producer.redis_client import retry_until_available
 
-LOOK_S: Final = 0.2
+POLL_S: Final = 0.2
 SAME_COMMAND: Final = "run the same command again"
 
 
 def progress_bar(*, quiet: bool, total: int | None = None) -> tqdm[Any]:
-    """A bar of posters on stderr; hidden where that is no terminal, or `quiet`."""
+    """A progress bar of posters on stderr; hidden where that is no terminal, or with `quiet`."""
     hidden = True if quiet else None
     return tqdm(desc="posters", unit="poster", total=total, file=sys.stderr, disable=hidden, smoothing=0.1)
 
@@ -38,22 +38,22 @@ def follow(
     *,
     again: str = SAME_COMMAND,
 ) -> Progress:
-    """Send batch after batch within the window, and wait until nothing of the job is open.
+    """Send batch after batch within the window, and wait until no batch of the job is open.
 
     Args:
-        producer: whose queue.
-        job: what the batches belong to.
-        feed: begins the sending, given what to call while Redis is away; each number asked for sends a batch.
-        bar: shows how far it is.
-        again: how what was not sent is sent later, for the person who pressed Ctrl-C.
+        producer: client of the queue.
+        job: the job of the batches.
+        feed: starts the sending; gets the function to call while Redis is unreachable, and sends a batch per `next`.
+        bar: shows the progress.
+        again: instruction for sending the rest, printed after Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: with the job's id; no more of the job will come, what was sent goes on.
-        PosterError: what `feed` and the ledger raise; no more of the job will come then, either.
+        KeyboardInterrupt: with the job's id; nothing more is sent, what was sent is done.
+        PosterError: raised by `feed` or the ledger; nothing more is sent.
     """
     wait_status, sent = WaitStatus(producer), False
     batches = feed(wait_status.report)
-    try:
+    with _mark_sent_on_error(producer, job, again, lambda: not sent):
         while True:
             wait_status.refresh()
             progress = retry_until_available(job.progress, wait_status.report)
@@ -61,54 +61,54 @@ def follow(
             if sent and progress.at_rest:
                 return progress
             retry_until_available(producer.redeliver_if_due, wait_status.report)
-            room = producer.settings.window - progress.open_batches
-            if not sent and room > 0:
-                sent = sum(1 for _ in islice(batches, room)) < room
+            free = producer.settings.window - progress.open_batches
+            if not sent and free > 0:
+                sent = sum(1 for _ in islice(batches, free)) < free
             else:
                 if not sent:
                     _renew_sending(producer, job, wait_status)
-                time.sleep(LOOK_S)
-    except KeyboardInterrupt:
-        if not sent:
-            notify(f"not everything was sent: {again} for what is left")
-            leave_at_what_was_sent(producer, job)
-        raise KeyboardInterrupt(job.id) from None
-    except PosterError:
-        leave_at_what_was_sent(producer, job)
-        raise
-
-
-def _renew_sending(producer: Producer, job: Job, wait_status: WaitStatus) -> None:
-    """One try: a full Redis refuses this, and is emptied by the workers that are waited for here."""
-    try:
-        producer.job_store.renew_sending(job.id)
-    except RedisUnreachable as error:
-        wait_status.report(error)
+                time.sleep(POLL_S)
 
 
 def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress:
-    """Send everything, and wait for nothing.
+    """Send everything without waiting for the workers.
 
     Raises:
         KeyboardInterrupt, PosterError: as `follow`.
     """
-    try:
+    with _mark_sent_on_error(producer, job, SAME_COMMAND, lambda: True):
         for _ in feed:
             pass
         return job.progress()
+
+
+@contextmanager
+def _mark_sent_on_error(producer: Producer, job: Job, again: str, is_incomplete: Callable[[], bool]) -> Iterator[None]:
+    """When the block fails, record in the ledger that nothing more of the job is sent."""
+    try:
+        yield
     except KeyboardInterrupt:
-        notify(f"not everything was sent: {SAME_COMMAND} for what is left")
-        leave_at_what_was_sent(producer, job)
+        if is_incomplete():
+            notify(f"not everything was sent: {again} for what is left")
+            _mark_sent(producer, job)
         raise KeyboardInterrupt(job.id) from None
     except PosterError:
-        leave_at_what_was_sent(producer, job)
+        _mark_sent(producer, job)
         raise
 
 
-def leave_at_what_was_sent(producer: Producer, job: Job) -> None:
-    """Tell the ledger that nobody sends any more of a job; without Redis it finds out by itself."""
+def _mark_sent(producer: Producer, job: Job) -> None:
+    """Record that nothing more is sent; without Redis, the ledger notices that the sender's lease expires."""
     with suppress(RedisUnreachable, JobUnknown):
         producer.job_store.mark_sent(job.id)
+
+
+def _renew_sending(producer: Producer, job: Job, wait_status: WaitStatus) -> None:
+    """Renew the sender's lease once: a full Redis refuses it until the workers have freed memory."""
+    try:
+        producer.job_store.renew_sending(job.id)
+    except RedisUnreachable as error:
+        wait_status.report(error)
 
 
 def _show(bar: tqdm[Any], progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a job is being sent: what was sent goes on, and the person is told how to send the rest."""
+"""Ctrl-C while a job is being sent: what was sent is done, and the message says how to send the rest."""
 
 import os
 import signal
@@ -15,12 +15,12 @@ from producer.settings import load_settings
 
 def press_ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0)  # Python runs the handler between two of its steps
+    time.sleep(0)  # Python runs the handler between two bytecode instructions
 
 
 @pytest.fixture
 def producer(redis_url, tmp_path):
-    """Eight posters, one in a message, four messages in flight at most, and nobody at work."""
+    """Eight posters, one per message, at most four open batches, and no worker."""
     for number in range(8):
         (tmp_path / f"{number}.jpg").write_bytes(encoded(picture(60, 90, seed=number), "JPEG"))
     settings = {"root": tmp_path, "catalogue": "none", "store": f"sqlite:{tmp_path / 'vectors.db'}"}
@@ -30,7 +30,7 @@ def producer(redis_url, tmp_path):
 
 
 def press_after_steps(producer, monkeypatch, *numbers):
-    """Ctrl-C in the moment in which these steps have been written down."""
+    """Press Ctrl-C right after these steps were recorded."""
     step = producer.job_store.record_step
 
     def interrupted(job, number, **about):
@@ -42,8 +42,8 @@ def press_after_steps(producer, monkeypatch, *numbers):
     monkeypatch.setattr(producer.job_store, "record_step", interrupted)
 
 
-def test_a_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch, capsys):
-    """What was written down goes on; the job stands in the ledger as sent, and the person hears how to go on."""
+def test_a_ctrl_c_ends_the_sending(producer, monkeypatch, capsys):
+    """Recorded batches stay open; the job is `sent` in the ledger, and the message says how to send the rest."""
     press_after_steps(producer, monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=False, quiet=True)
@@ -52,8 +52,8 @@ def test_a_ctrl_c_leaves_the_job_at_what_was_sent(producer, monkeypatch, capsys)
     assert "not everything was sent: run the same command again for what is left" in capsys.readouterr().err
 
 
-def test_a_ctrl_c_under_detach_leaves_the_job_at_what_was_sent(producer, monkeypatch):
-    """And its id is known, so that it can be followed or cancelled."""
+def test_a_ctrl_c_ends_the_sending_with_detach(producer, monkeypatch):
+    """The exception carries the job's id, so that the job can be followed or cancelled."""
     press_after_steps(producer, monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=True, quiet=True)
@@ -61,8 +61,8 @@ def test_a_ctrl_c_under_detach_leaves_the_job_at_what_was_sent(producer, monkeyp
     assert (progress.state, progress.submitted) == ("sent", 3)
 
 
-def test_what_is_left_of_a_job_that_redis_set_back_is_withdrawn(producer, monkeypatch):
-    """The new job finds what is not stored; with the old one's batches, posters would be embedded twice."""
+def test_open_batches_of_a_job_that_redis_lost_in_part_are_withdrawn(producer, monkeypatch):
+    """A new job covers what is not stored; with the old job's batches, posters would be embedded twice."""
     step, begun = producer.job_store.record_step, []
 
     def set_back(job, number, **about):
@@ -82,17 +82,17 @@ def test_what_is_left_of_a_job_that_redis_set_back_is_withdrawn(producer, monkey
     assert (second.submitted, second.open_batches) == (2, 2)
 
 
-def test_a_ctrl_c_while_redis_is_away_leaves_and_says_what_is_missing(producer, monkeypatch, capsys):
-    """Waiting for Redis is no reason to hold a person; that the rest was not sent is said."""
+def test_a_ctrl_c_while_redis_is_unreachable_ends_the_sending(producer, monkeypatch, capsys):
+    """The command does not wait for Redis, and says that the rest was not sent."""
     step = producer.job_store.record_step
 
-    def away(job, number, **about):
+    def fail(job, number, **about):
         if number == 3:
             press_ctrl_c()
-            raise RedisUnreachable("Redis is away")
+            raise RedisUnreachable("Redis does not answer")
         return step(job, number, **about)
 
-    monkeypatch.setattr(producer.job_store, "record_step", away)
+    monkeypatch.setattr(producer.job_store, "record_step", fail)
     with pytest.raises(KeyboardInterrupt) as interrupt:
         index(producer, (), force=False, detach=False, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
@@ -100,25 +100,25 @@ def test_a_ctrl_c_while_redis_is_away_leaves_and_says_what_is_missing(producer, 
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_a_ctrl_c_leaves_a_redis_that_is_away_wherever_it_is_missed(producer, monkeypatch, capsys):
-    """One is enough: the rest is not waited for, either."""
+def test_a_ctrl_c_ends_every_wait_for_redis(producer, monkeypatch, capsys):
+    """A single Ctrl-C is enough, wherever the command waits."""
 
-    def away(*arguments, **about):
-        raise RedisUnreachable("Redis is away.")
+    def fail(*arguments, **about):
+        raise RedisUnreachable("Redis does not answer.")
 
     def progress(job):
         press_ctrl_c()
-        away()
+        fail()
 
     monkeypatch.setattr(producer.job_store, "progress", progress)
-    monkeypatch.setattr(producer.job_store, "record_step", away)
+    monkeypatch.setattr(producer.job_store, "record_step", fail)
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)
     assert "not everything was sent: run the same command again" in capsys.readouterr().err
 
 
-def test_a_ctrl_c_is_heard_where_redis_came_back_without_the_job(producer, monkeypatch):
-    """No new job is begun after somebody asked for the end."""
+def test_no_new_job_is_begun_after_a_ctrl_c(producer, monkeypatch):
+    """Where Redis came back without the job, `index` begins another; not after Ctrl-C."""
     begun = []
 
     def set_back(job, number, **about):
@@ -132,25 +132,25 @@ def test_a_ctrl_c_is_heard_where_redis_came_back_without_the_job(producer, monke
     assert len(begun) == 1
 
 
-def test_a_redis_that_refuses_a_sign_of_life_does_not_stop_the_job(producer, monkeypatch, capsys):
-    """A full one: it is said once, and what the workers do meanwhile is followed."""
-    looks = []
+def test_a_full_redis_does_not_stop_the_job(producer, monkeypatch, capsys):
+    """It refuses the renewal of the sender's lease: that is reported once, and the job is still followed."""
+    polls = []
 
     def full(job):
         raise RedisUnreachable("Redis is full.")
 
-    def at_work(look=producer.job_store.progress):
+    def interrupt_at_sixth_poll(progress_of=producer.job_store.progress):
         def progress(job):
-            looks.append(job)
-            if len(looks) == 6:
+            polls.append(job)
+            if len(polls) == 6:
                 press_ctrl_c()
-            return look(job)
+            return progress_of(job)
 
         return progress
 
     monkeypatch.setattr(producer.job_store, "renew_sending", full)
-    monkeypatch.setattr(producer.job_store, "progress", at_work())
+    monkeypatch.setattr(producer.job_store, "progress", interrupt_at_sixth_poll())
     with pytest.raises(KeyboardInterrupt):
         index(producer, (), force=False, detach=False, quiet=True)
-    assert len(looks) == 6
+    assert len(polls) == 6
     assert capsys.readouterr().err.count("Redis is full") == 1
