@@ -111,6 +111,6 @@ def test_a_request_that_hangs_ends_a_solo_worker(redis_url, monkeypatch):
     settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=0.2, claim_s=3)
     heartbeat = Heartbeat(settings, "solo@tests", JobStore(redis_url, claim_s=3), solo=True)
     heartbeat.start()
-    with heartbeat.watch_request():
+    with heartbeat.watch("an image request"):
         assert ended.wait(5)
     heartbeat.stop()

@@ -114,7 +114,7 @@ class BatchRunner:
             return True
         began = time.perf_counter()  # on Windows, time.monotonic() stands still for 16 ms at a time
         try:
-            with self._heartbeat.keep_claim(batch, holder):
+            with self._heartbeat.watch(f"batch {batch.batch}", (batch, holder)):
                 outcome = self._pipeline.run(batch, self._heartbeat.report, begun_before=begun_before)
         except BatchInterrupted as reason:
             logger.warning("batch %s is released: %s", batch.batch, reason)
@@ -139,7 +139,8 @@ class BatchRunner:
         except Exception:  # what was embedded must be counted all the same
             logger.exception("batch %s: its speed could not be published", batch.batch)
         counted = self._claims.finish(batch, outcome)
-        self._log_outcome(batch, outcome, seconds, counted)
+        times, again = self._pipeline.timings.summary(), "" if counted else "; it had been counted before"
+        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, times, again)
         return True
 
     def _leave_to_other_worker(self, batch: EmbedBatch, holder: str) -> bool:
@@ -193,11 +194,6 @@ class BatchRunner:
             images_per_second=f"{outcome.embedded / max(seconds, MIN_BATCH_S):.1f}",
             bottleneck=self._timings.bottleneck(),
         )
-
-    def _log_outcome(self, batch: EmbedBatch, outcome: Outcome, seconds: float, counted: bool) -> None:
-        times = self._pipeline.timings.summary()
-        again = "" if counted else "; it had been counted before"
-        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, times, again)
 
 
 def _log_outage(error: RedisUnreachable) -> None:

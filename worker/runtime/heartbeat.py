@@ -29,9 +29,9 @@ class BatchInterrupted(Exception):
     """The batch in progress must be left at once: this worker stops, or another worker has the batch."""
 
 
-class _Current(NamedTuple):
-    batch: EmbedBatch
-    holder: str
+class _Work(NamedTuple):
+    name: str
+    claim: tuple[EmbedBatch, str] | None  # batch and holder; None for an image request
     since: float  # monotonic
 
 
@@ -54,10 +54,9 @@ class Heartbeat(threading.Thread):
         self._state = ""
         self._settings, self._solo = settings, solo
         self._claims, self._registry = Claims(job_store), WorkerRegistry(settings.redis_url)
-        self._current: _Current | None = None
+        self._work: _Work | None = None
         self._done, self._lost = 0, False
         self._stopping_since: float | None = None
-        self._request_since: float | None = None
         self._ended = threading.Event()
 
     def publish(self, state: str, **fields: object) -> bool:
@@ -70,22 +69,18 @@ class Heartbeat(threading.Thread):
         return True
 
     @contextmanager
-    def keep_claim(self, batch: EmbedBatch, holder: str) -> Iterator[None]:
-        """Renew the claim inside the block."""
-        self._done, self._lost, self._current = 0, False, _Current(batch, holder, time.monotonic())
-        try:
-            yield
-        finally:
-            self._current = None
+    def watch(self, name: str, claim: tuple[EmbedBatch, str] | None = None) -> Iterator[None]:
+        """Renew the claim inside the block; in a solo worker, also end the process if the block hangs.
 
-    @contextmanager
-    def watch_request(self) -> Iterator[None]:
-        """In a solo worker, end the process when the block takes longer than a batch may."""
-        self._request_since = time.monotonic()
+        Args:
+            name: what the block works on, for the log.
+            claim: batch and holder; None for an image request.
+        """
+        self._done, self._lost, self._work = 0, False, _Work(name, claim, time.monotonic())
         try:
             yield
         finally:
-            self._request_since = None
+            self._work = None
 
     def report(self, done: int) -> None:
         """Note how many posters are done; raises BatchInterrupted when the rest is not to be done here."""
@@ -96,30 +91,31 @@ class Heartbeat(threading.Thread):
             raise BatchInterrupted("this worker stops")
 
     def is_overdue(self) -> bool:
-        """True when the batch in progress has exceeded its time limit."""
-        current = self._current
-        return current is not None and time.monotonic() - current.since >= self._settings.batch_time_limit_s
+        """True when the work in progress has exceeded its time limit."""
+        work = self._work
+        return work is not None and time.monotonic() - work.since >= self._settings.batch_time_limit_s
 
     def run(self) -> None:
         """Renew every HEARTBEAT_S what is due."""
         entry_renewed = claim_renewed = -1e9
         reported = -1
         while not self._ended.wait(HEARTBEAT_S):
-            now, current = time.monotonic(), self._current
+            now, work = time.monotonic(), self._work
+            claim = work.claim if work else None
             try:
-                if current and (self._done != reported or now - claim_renewed > self._settings.claim_s / 3):
+                if claim and (self._done != reported or now - claim_renewed > self._settings.claim_s / 3):
                     reported, claim_renewed = self._done, now
-                    if not self._claims.renew(current.batch, current.holder, reported) and self._current is current:
+                    if not self._claims.renew(*claim, reported) and self._work is work:
                         self._lost = True
                 if now - entry_renewed > RENEWAL_S:
                     entry_renewed = now
-                    self._renew_gpu_lease(current)
+                    self._renew_gpu_lease(claim)
                     if self._state:
                         self._registry.publish(self.owner, self._state, self.fields)
             except RedisUnreachable:
                 entry_renewed = now  # logged by the thread that runs the batch; try again at the next renewal
-            if self._solo:
-                self._end_if_hanging(current, now)
+            if self._solo and work:
+                self._end_if_hanging(work, now)
 
     def stop(self) -> None:
         """End the thread, remove the registry entry, release the GPU."""
@@ -140,38 +136,30 @@ class Heartbeat(threading.Thread):
             with suppress(RedisUnreachable):  # it expires by itself
                 lease.release()
 
-    def _renew_gpu_lease(self, current: _Current | None) -> None:
+    def _renew_gpu_lease(self, claim: tuple[EmbedBatch, str] | None) -> None:
         lease = self.gpu_lease
         holder = lease.acquire() if lease else None
         if holder is not None:
             logger.critical("%s took the GPU while this worker could not reach Redis; this process exits", holder)
-            self._release_and_exit(current)
+            self._release_and_exit(claim)
 
-    def _end_if_hanging(self, current: _Current | None, now: float) -> None:
-        """In a solo worker, end a request or batch that hangs, and a batch that does not stop when it is asked to."""
-        limit_s = self._settings.batch_time_limit_s
-        request_since = self._request_since  # another thread sets it to None
-        if request_since is not None and now - request_since > limit_s:
-            logger.critical("an image request hangs; this process exits, the service manager starts another")
-            exit_now(EX_TEMPFAIL)
-        if current is None:
-            return
-        name = current.batch.batch
-        if now - current.since > limit_s:
-            logger.critical("batch %s hangs; this process exits, the service manager starts another", name)
+    def _end_if_hanging(self, work: _Work, now: float) -> None:
+        """In a solo worker, end work that exceeds its time limit, and a batch that does not stop when it must."""
+        if now - work.since > self._settings.batch_time_limit_s:
+            logger.critical("%s hangs; this process exits, the service manager starts another", work.name)
             exit_now(EX_TEMPFAIL)
         if not self.stopping.is_set():
             self._stopping_since = None
         elif self._stopping_since is None:
             self._stopping_since = now
-        elif now - self._stopping_since > FORCE_S:
-            logger.critical("batch %s does not stop; it is released, and this process exits", name)
-            self._release_and_exit(current)
+        elif work.claim and now - self._stopping_since > FORCE_S:
+            logger.critical("%s does not stop; it is released, and this process exits", work.name)
+            self._release_and_exit(work.claim)
 
-    def _release_and_exit(self, current: _Current | None) -> None:
-        if current:
-            with suppress(RedisUnreachable):  # its claim expires by itself
-                self._claims.release(current.batch, current.holder)
+    def _release_and_exit(self, claim: tuple[EmbedBatch, str] | None) -> None:
+        if claim:
+            with suppress(RedisUnreachable):  # it expires by itself
+                self._claims.release(*claim)
         exit_now(EX_TEMPFAIL)
 
 

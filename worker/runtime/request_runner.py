@@ -43,7 +43,7 @@ class RequestRunner:
 
     def _embed(self, data: bytes) -> Answer | dict[str, str]:
         try:
-            with self._heartbeat.watch_request():
+            with self._heartbeat.watch("an image request"):
                 vector = self._pipeline.embed_one(data)
         except UnreadablePoster as error:
             return {"word": error.word, "reason": error.reason}
