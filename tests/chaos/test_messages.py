@@ -113,4 +113,4 @@ def test_doctor_shows_the_number_of_dead_letters(shared_installation):
     with shared_installation.redis.client as client:
         client.lpush(BULK, "not json {")
     wait_for(lambda: dead_letter_count(shared_installation) == before + 1, "the dead letter", 10)
-    assert f"{before + 1} message(s) put aside" in shared_installation.run("doctor").stdout
+    assert f"{before + 1} message(s) rejected" in shared_installation.run("doctor").stdout
