@@ -1,4 +1,4 @@
-"""From files to unit vectors: CLIPEmbedder, the engine as a script, a notebook or the worker holds it."""
+"""CLIPEmbedder: image files to unit vectors, for scripts, notebooks and the worker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,29 +23,29 @@ from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.files import read_file
 from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
-from worker.model.autotune import choose_chunk
+from worker.model.autotune import choose_chunk_size
 from worker.model.device import choose_device, choose_precision, device_name
 from worker.model.encoder import OpenClipEncoder
-from worker.model.executors import forward_on
+from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
-from worker.model.inference import CpuFallback, EmbeddedChunk, Engine, Pending
-from worker.model.parity import choose_encoder, use_card
-from worker.model.threads import one_core_threads, usable_cores
+from worker.model.inference import CpuFallback, EmbeddedChunk, Engine
+from worker.model.parity import ChosenEncoder, choose_encoder, select_gpu
+from worker.model.threads import usable_cores
 from worker.model.weights import Weights, build, digest, find_weights
-from worker.pipeline.buffers import chunk_buffer
-from worker.pipeline.loader import look_ahead
+from worker.pipeline.buffers import chunk_buffer, keep_rows
+from worker.pipeline.loader import Loader
+from worker.pipeline.protocols import Pending
 
-LONG_BATCH: Final = 64  # images from which a person wants to see a bar
-CHUNKS_AHEAD: Final = 3  # decoded while one is on the device
+PROGRESS_BAR_IMAGES: Final = 64  # fewer images show no progress bar
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbeddedPaths:
-    """What became of a list of paths.
+    """The vectors of a list of paths.
 
     Attributes:
-        vectors: float32 (N, dimension), unit length, for the N paths that could be embedded.
+        vectors: float32 (N, dimension), unit length, of the N paths that could be embedded.
         indices: row i belongs to ``paths[indices[i]]``.
         failures: position in the list → why that path has no row.
     """
@@ -55,7 +56,7 @@ class EmbeddedPaths:
 
 
 class CLIPEmbedder:
-    """One open_clip image tower on one device. Not safe to share between threads."""
+    """One open_clip image encoder on one device. Not safe to share between threads."""
 
     def __init__(
         self,
@@ -76,61 +77,63 @@ class CLIPEmbedder:
 
         Args:
             model_name: any open_clip model, ``ViT-B/32`` or ``ViT-B-32``; or ``local-dir:FOLDER``.
-            device: ``auto`` (a GPU if there is one, else the CPU, saying why), ``cuda``, ``cuda:N``, ``cpu``.
+            device: ``auto`` (a GPU if there is one, else the CPU, logging why), ``cuda``, ``cuda:N``, ``cpu``.
             pretrained: an open_clip tag, a checkpoint file (state dict or safetensors), or ``untrained``.
-            batch_size: images per forward pass, at most; halves when memory runs out. ``auto``: measured
-                here, up to where throughput stops growing.
+            batch_size: most images per forward pass; halves when memory runs out. ``auto``: measured here,
+                up to where throughput stops growing.
             precision: ``auto``, ``fp32``, ``fp16``, ``bf16``.
-            quick_gelu: the activation, for a checkpoint file that cannot say it.
+            quick_gelu: the activation, for a checkpoint file that does not record it.
             cache_dir: where downloaded weights are kept; None: open_clip's default.
-            gpu_memory_fraction: share of the card's memory that may be taken.
+            gpu_memory_fraction: share of the GPU's memory that may be used.
             decode_threads: 0: one per core that this process may use.
 
         Raises:
             UnknownModel, WeightsUnavailable, ActivationMismatch, DeviceUnavailable, ConfigurationError:
-                each names what was asked for and the way out.
+                each names the value and what to do.
         """
         self.device = choose_device(device)
-        wanted = choose_precision(precision, self.device)
+        requested = choose_precision(precision, self.device)
         weights = find_weights(
             model_name, pretrained, quick_gelu=quick_gelu, cache_dir=Path(cache_dir) if cache_dir else None
         )
-        if weights.untrained:
-            logger.warning("UNTRAINED weights: the vectors mean nothing; for demonstrations and tests only")
-        tower = _image_tower(weights)
-        config = dict(tower.preprocess_cfg)
-        self.geometry = geometry_of(config)
-        identity = identify(tower, weights, config)
-        self._mean, self._std = torch.tensor(config["mean"]) * 255, torch.tensor(config["std"]) * 255
-        use_card(self.device, gpu_memory_fraction)
-        placed = choose_encoder(
-            tower, self._mean, self._std, self.geometry, self.device, wanted, forced=precision != "auto"
-        )
-        del tower  # in fp32 on the CPU; what runs has its own numbers
-        self.precision, self.dimension = placed.precision, placed.dimension
-        self.space = Space(**identity, dimension=self.dimension)
+        select_gpu(self.device, gpu_memory_fraction)
+        chosen = self._load(weights, requested, forced=precision != "auto")
+        self.precision, self.dimension = chosen.precision, chosen.dimension
         self._engine = Engine(
-            forward_on(self.device, placed.tower),
-            CpuFallback(lambda: self._exact_tower(weights)),
+            create_executor(self.device, chosen.encoder),
+            CpuFallback(lambda: self._exact_encoder(weights)),
             self.dimension,
             1 if batch_size == "auto" else batch_size,
-            watched=self.device.type == "cuda",
+            watch_speed=self.device.type == "cuda",
         )
         self._threads, self._max_file_bytes, self._limits = decode_threads, max_file_bytes, limits or Limits()
         self.device_name = device_name(self.device)
         self.provenance = {
-            "pretrained": weights.told,
+            "pretrained": weights.label,
             "device": self.device_name,
             "precision": self.precision,
-            "tower": placed.way,
+            "tower": chosen.implementation,
             **{name: version(name) for name in ("torch", "open_clip_torch", "pillow")},
         }
         if batch_size == "auto":
-            choose_chunk(self._engine, self._blank, self.device)
+            choose_chunk_size(self._engine, self._blank, self.device)
+
+    def _load(self, weights: Weights, precision: str, *, forced: bool) -> ChosenEncoder:
+        """Set geometry, normalization and space from the model; returns its encoder on the device."""
+        if weights.untrained:
+            logger.warning("UNTRAINED weights: the vectors are meaningless; for demonstrations and tests only")
+        tower = _image_tower(weights)
+        config = dict(tower.preprocess_cfg)
+        self.geometry = geometry_of(config)
+        self._mean, self._std = torch.tensor(config["mean"]) * 255, torch.tensor(config["std"]) * 255
+        identity = identify(tower, weights, config)
+        chosen = choose_encoder(tower, self._mean, self._std, self.geometry, self.device, precision, forced=forced)
+        self.space = Space(**identity, dimension=chosen.dimension)
+        return chosen
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CLIPEmbedder:
-        """The embedder that the settings describe."""
+        """Create an embedder from settings."""
         return cls(
             settings.model_name,
             settings.device,
@@ -147,14 +150,14 @@ class CLIPEmbedder:
 
     @property
     def chunk(self) -> int:
-        """Images per forward pass that fit at the moment."""
+        """Images per forward pass; adapts to the free memory."""
         return self._engine.chunk_size.size
 
     def embed_image(self, image_path: str | Path) -> Vectors:
         """Embed one file: float32 (dimension,), unit length.
 
         Raises:
-            UnreadablePoster: names the file and the reason; `word` is ``missing`` when it is not there.
+            UnreadablePoster: names the file and the reason; `word` is ``missing`` if the file does not exist.
         """
         result = self.embed_paths([image_path], batch_size=1)
         for failure in result.failures.values():
@@ -165,34 +168,39 @@ class CLIPEmbedder:
     def embed_batch(self, image_paths: Sequence[str | Path], batch_size: int = 16) -> Vectors:
         """Embed files: float32 (N, dimension), unit length, in the order of the paths.
 
-        A path that cannot be embedded (missing, damaged …) has no row, and a warning names it and
-        its position: then N is smaller than the number of paths. To map rows to paths whatever
-        happens, use embed_paths, whose `indices` say which path each row belongs to. No paths give (0, dimension).
+        A path that cannot be embedded (missing, damaged …) has no row, so that N is smaller than the number
+        of paths; a warning names it and its position. embed_paths also returns which row belongs to which
+        path. An empty list gives (0, dimension).
         """
         result = self.embed_paths(image_paths, batch_size)
         if result.failures:
             listed = "; ".join(f"[{position}] {failure}" for position, failure in result.failures.items())
             warnings.warn(
                 f"{len(result.failures)} of {len(image_paths)} paths have no row: {listed}. "
-                "embed_paths() returns the rows together with the positions they belong to",
+                "embed_paths() also returns which row belongs to which path",
                 stacklevel=2,
             )
         return result.vectors
 
     def embed_paths(self, image_paths: Sequence[str | Path], batch_size: int = 16) -> EmbeddedPaths:
-        """Embed files and say which row belongs to which path, and why the others have none.
+        """Embed files; returns which row belongs to which path, and why others have none.
+
+        Args:
+            batch_size: most images that are embedded together, at least 1.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
-            OSError: the file system failed, not a file (too many open files, a dead disk).
+            OSError: the file system failed, not a single file (too many open files, a dead disk).
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         paths = list(image_paths)
         rows: dict[int, Vectors] = {}
         failures: dict[int, UnreadablePoster] = {}
-        on_the_way: deque[tuple[list[int], Pending]] = deque()
+        on_device: deque[tuple[list[int], Pending]] = deque()
 
         def collect() -> None:
-            indices, pending = on_the_way.popleft()
+            indices, pending = on_device.popleft()
             chunk = pending.result()
             for row, index in enumerate(indices):
                 if row in chunk.failures:
@@ -201,10 +209,10 @@ class CLIPEmbedder:
                     rows[index] = chunk.vectors[row]
 
         for indices, pixels in self._decoded(paths, batch_size, failures):
-            on_the_way.append((indices, self._engine.submit(pixels)))
-            if len(on_the_way) > 1:  # one is computed while the next one is decoded
+            on_device.append((indices, self._engine.submit(pixels)))
+            if len(on_device) > 1:  # one is computed while the next one is decoded
                 collect()
-        while on_the_way:
+        while on_device:
             collect()
         indices = sorted(rows)
         matrix = np.stack([rows[index] for index in indices]) if rows else np.zeros((0, self.dimension), np.float32)
@@ -214,7 +222,7 @@ class CLIPEmbedder:
         """The model's input for an image of any mode: float32 (3, height, width), normalized.
 
         Raises:
-            UnreadablePoster: its pixels cannot be loaded, or have no meaning as color.
+            UnreadablePoster: its pixels cannot be loaded, or its mode cannot be converted to color.
         """
         mean, std = self._mean.view(3, 1, 1), self._std.view(3, 1, 1)
         return fit(image, self.geometry).to(torch.float32).sub_(mean).div_(std)
@@ -222,12 +230,12 @@ class CLIPEmbedder:
     def submit(self, pixels: torch.Tensor) -> Pending:
         """Start on images at the model's size without waiting; ``submit(pixels).result()`` is embed_pixels.
 
-        Results have to be fetched in the order of the submits. Two on the way keep a device busy; more
-        only take memory.
+        Fetch the results in the order of the submits. Two submitted chunks keep a device busy; more only
+        take memory.
 
         Args:
-            pixels: uint8 (n, 3, height, width), n > 0, on the CPU, pinned or not; must stay as they are
-                until the result was fetched.
+            pixels: uint8 (n, 3, height, width), n > 0, on the CPU, pinned or not; must not change before the
+                result was fetched.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
@@ -237,8 +245,8 @@ class CLIPEmbedder:
     def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk:
         """Embed images at the model's size.
 
-        When memory runs out, halves and goes on; one image that does not fit alone is embedded on the
-        CPU. A row that comes out as NaN or zero is computed again in fp32; failing that, it is a failure.
+        When memory runs out, the chunk is halved; an image that does not fit alone is embedded on the CPU.
+        A row that is NaN or zero is recomputed in fp32; if that fails as well, it is reported as a failure.
 
         Args:
             pixels: uint8 (n, 3, height, width), on the CPU, pinned or not.
@@ -251,43 +259,44 @@ class CLIPEmbedder:
         return self._engine.submit(pixels).result()
 
     def warm_up(self) -> None:
-        """Run the sizes that will come, so that the first batch meets no first-time cost."""
+        """Run the chunk sizes that batches will use, so that one-time costs do not fall into the first batch."""
         for size in sorted({1, max(1, self.chunk // 8), self.chunk}):
             self.embed_pixels(self._blank(size))
 
     def close(self) -> None:
         """End the threads; the embedder must not be used afterwards."""
-        self._engine.forward.close()
+        self._engine.executor.close()
 
     def _decoded(
         self, paths: Sequence[str | Path], size: int, failures: dict[int, UnreadablePoster]
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Chunks of up to `size` images and their positions in `paths`; those without pixels go to `failures`."""
+        """Chunks of up to `size` images with their positions in `paths`; unreadable ones go to `failures`."""
+
+        def load(index: int, target: torch.Tensor) -> None:
+            content = read_file(paths[index], max_bytes=self._max_file_bytes)
+            target.copy_(decode(content.data, self.geometry, name=str(paths[index]), limits=self._limits))
+
         threads = max(1, min(self._threads or usable_cores(), len(paths)))
-        bar = tqdm(total=len(paths), unit="image", disable=len(paths) < LONG_BATCH or not sys.stderr.isatty())
-        with bar, one_core_threads(threads, "decode") as pool:
-            waiting: list[tuple[int, torch.Tensor]] = []
-            for position, (_, future) in enumerate(look_ahead(self._load, paths, pool, depth=CHUNKS_AHEAD * size)):
-                bar.update()
-                try:
-                    waiting.append((position, future.result()))
-                except UnreadablePoster as error:
-                    failures[position] = error
-                if waiting and (len(waiting) == size or position == len(paths) - 1):
-                    pixels = chunk_buffer(len(waiting), self.geometry, self.device)
-                    torch.stack([image for _, image in waiting], out=pixels)
-                    yield [index for index, _ in waiting], pixels
-                    waiting.clear()
+        hide_bar = len(paths) < PROGRESS_BAR_IMAGES or not sys.stderr.isatty()
+        bar = tqdm(total=len(paths), unit="image", disable=hide_bar)
+        with bar, closing(Loader(self.geometry, self.device, lambda: size, threads=threads)) as loader:
+            for chunk in loader.chunks(range(len(paths)), load):
+                bar.update(len(chunk.items))
+                rows = []
+                for row, index in enumerate(chunk.items):
+                    try:
+                        chunk.loads[row].result()
+                        rows.append(row)
+                    except UnreadablePoster as error:
+                        failures[index] = error
+                if rows:
+                    yield [chunk.items[row] for row in rows], keep_rows(chunk.pixels, rows)
 
-    def _load(self, path: str | Path) -> torch.Tensor:
-        content = read_file(path, max_bytes=self._max_file_bytes)
-        return decode(content.data, self.geometry, name=str(path), limits=self._limits)
-
-    def _exact_tower(self, weights: Weights) -> OpenClipEncoder:
-        """From the file again: the numbers on the device were rounded."""
+    def _exact_encoder(self, weights: Weights) -> OpenClipEncoder:
+        """fp32 on the CPU, loaded from the file again: the weights on the device may be rounded."""
         tower = _image_tower(weights)
         if digest(tower) != self.space.weights.removeprefix("untrained-"):
-            raise WeightsUnavailable(f"{weights.told} was changed since this program started: start it again")
+            raise WeightsUnavailable(f"{weights.label} was changed since this program started: start it again")
         return OpenClipEncoder(tower, self._mean, self._std, torch.device("cpu"), torch.float32)
 
     def _blank(self, count: int) -> torch.Tensor:
@@ -295,16 +304,16 @@ class CLIPEmbedder:
 
 
 def _image_tower(weights: Weights) -> Any:
-    """The image tower alone, ready to run; the text tower goes."""
+    """The model's image tower in inference mode; the text tower is not kept."""
     model: Any = build(weights)
     return model.visual.eval().requires_grad_(False)
 
 
 def main() -> None:
-    """Run ``python -m worker.clip_embedder``, see worker/demo.py."""
-    from worker.demo import demonstrate
+    """Run ``python -m worker.clip_embedder``; see worker/demo.py."""
+    from worker.demo import demo
 
-    demonstrate(obj=CLIPEmbedder, prog_name="python -m worker.clip_embedder")
+    demo(obj=CLIPEmbedder, prog_name="python -m worker.clip_embedder")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command ``python -m worker.clip_embedder``: the engine by itself, without queue or store."""
+"""The command ``python -m worker.clip_embedder``: embeds sample posters, without queue or store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from producer.errors import PosterError
 from producer.settings import load_settings
 
-FIRST = "steins_gate.png"
+SAMPLE = "steins_gate.png"
 
 
 @click.command(
@@ -25,7 +25,7 @@ FIRST = "steins_gate.png"
 @click.option("--pretrained", help="A tag, a checkpoint file, or `untrained` (default: openai).")
 @click.option("--device", help="auto, cpu, cuda, cuda:N (default: auto).")
 @click.pass_obj
-def demonstrate(embedder_class: Any, model: str | None, pretrained: str | None, device: str | None) -> None:
+def demo(embedder_class: Any, model: str | None, pretrained: str | None, device: str | None) -> None:
     """Embed one sample poster, then a small batch; print shapes, norms, device and precision."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "root"):
@@ -35,15 +35,15 @@ def demonstrate(embedder_class: Any, model: str | None, pretrained: str | None, 
         _run(settings.root, embedder_class.from_settings(settings))
     except PosterError as error:
         click.echo(f"error: {error}", err=True)
-        click.echo("to see it run without weights: python -m worker.clip_embedder --pretrained untrained", err=True)
+        click.echo("to run it without weights: python -m worker.clip_embedder --pretrained untrained", err=True)
         sys.exit(2)
 
 
 def _run(root: Path, embedder: Any) -> None:
     click.echo(f"model      {embedder.space.model}, {embedder.space.activation}, space {embedder.space.id}")
     click.echo(f"device     {embedder.device_name}, precision {embedder.precision}")
-    vector = embedder.embed_image(root / FIRST)
-    click.echo(f"{FIRST}  shape {vector.shape}  dtype {vector.dtype}  norm {np.linalg.norm(vector):.6f}")
+    vector = embedder.embed_image(root / SAMPLE)
+    click.echo(f"{SAMPLE}  shape {vector.shape}  dtype {vector.dtype}  norm {np.linalg.norm(vector):.6f}")
     batch = sorted(path for path in root.iterdir() if path.suffix in (".png", ".jpg", ".webp", ".jfif"))[:8]
     began = time.perf_counter()
     vectors = embedder.embed_batch(batch)

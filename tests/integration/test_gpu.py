@@ -1,6 +1,6 @@
-"""What only a card can show. Marked `gpu`: skipped with a reason where there is none.
+"""Tests that need a GPU (marked `gpu`; skipped with a reason where there is none).
 
-Real exhaustion, real streams, real precision; and a context that is really broken, in a process of its own.
+Real out-of-memory errors, streams and precision, and a broken CUDA context in a process of its own.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def pixels(count: int, side: int = SIDE) -> torch.Tensor:
 
 @pytest.fixture
 def whole_card():
-    """Gives the card back whole, whatever a test took."""
+    """Removes the memory limit that a test has set."""
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
@@ -49,14 +49,14 @@ def test_the_card_gives_the_vectors_of_the_cpu(precision):
     assert fast.provenance["tower"] == "lean"
 
 
-def test_auto_is_fp16_proven(tiny):
-    """And falls back only where the proof fails."""
+def test_auto_is_fp16(tiny):
+    """It falls back only where the parity check fails."""
     assert CLIPEmbedder(tiny, "auto").precision == "fp16"
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_chunks_on_the_way_together_do_not_mix(tiny, pinned):
-    """Streams overlap; every result is that of its own pixels, also when their memory is let go of at once."""
+def test_chunks_on_the_device_do_not_mix(tiny, pinned):
+    """Streams overlap; every result belongs to its pixels, also if their memory is released at once."""
     embedder = CLIPEmbedder(tiny, "cuda", batch_size=64, precision="fp32")
     chunks = [pixels(64).roll(shift, dims=0) for shift in range(20)]
     expected = [embedder.embed_pixels(chunk).vectors for chunk in chunks]
@@ -72,7 +72,7 @@ def test_chunks_on_the_way_together_do_not_mix(tiny, pinned):
 
 
 def test_real_exhaustion_halves_and_gives_the_same_vectors(whole_card, caplog):
-    """A share of the card that holds the weights and a few images: every image once, with its vector."""
+    """With memory for the weights and a few images: every image once, with its vector."""
     embedder = CLIPEmbedder("ViT-B/32", "cuda", pretrained="untrained", batch_size=1024)
     images = pixels(1024, 224)
     expected = np.concatenate([embedder.embed_pixels(part).vectors for part in images.split(16)])
@@ -87,8 +87,8 @@ def test_real_exhaustion_halves_and_gives_the_same_vectors(whole_card, caplog):
     assert (found.vectors * expected).sum(axis=1).min() >= 0.9999
 
 
-def test_throughput_comes_back_when_another_program_lets_go(whole_card):
-    """Memory that somebody else took, and gave back."""
+def test_throughput_recovers_when_another_program_frees_memory(whole_card):
+    """The chunk size shrinks and grows back."""
     embedder = CLIPEmbedder("ViT-B/32", "cuda", pretrained="untrained", batch_size=256)
     images = pixels(256, 224)
     embedder.embed_pixels(images)
@@ -106,7 +106,7 @@ def test_throughput_comes_back_when_another_program_lets_go(whole_card):
 
 
 def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(tiny, whole_card, caplog):
-    """Not even one: the CPU takes over, with a warning."""
+    """With a warning."""
     embedder = CLIPEmbedder(tiny, "cuda", batch_size=4, precision="fp32")
     expected = embedder.embed_pixels(pixels(2)).vectors
     torch.cuda.synchronize()
@@ -123,24 +123,24 @@ def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(tiny, whole_card, ca
     assert "on the CPU" in caplog.text
 
 
-def test_auto_finds_a_chunk_within_memory():
-    """Larger chunks until they are not faster any more."""
+def test_auto_finds_a_chunk_size_within_memory():
+    """It tries larger chunks until they are no faster."""
     embedder = CLIPEmbedder("ViT-B/32", "cuda", pretrained="untrained", batch_size="auto")
     assert 16 <= embedder.chunk <= 1024
 
 
-def test_a_context_that_is_really_broken_is_named(tiny):
-    """A device-side assert, in a process of its own: DeviceLost, and not a halving without end."""
+def test_a_broken_context_raises_device_lost(tiny):
+    """A device-side assert, in a process of its own: DeviceLost instead of endless halving."""
     code = f"""
 import torch
 from worker.clip_embedder import CLIPEmbedder
 from producer.errors import DeviceLost
 embedder = CLIPEmbedder({tiny!r}, "cuda", batch_size=4)
-tower = embedder._engine.forward._tower
+encoder = embedder._engine.executor._encoder
 def broken(pixels):
     torch.zeros(2, device="cuda")[torch.tensor([7], device="cuda")]
-    return tower(pixels)
-embedder._engine.forward._tower = broken
+    return encoder(pixels)
+embedder._engine.executor._encoder = broken
 try:
     embedder.embed_pixels(torch.zeros((4, 3, {SIDE}, {SIDE}), dtype=torch.uint8))
 except DeviceLost as error:

@@ -1,6 +1,4 @@
-"""An embedder without a model: the vector of a picture is its mean color. And pipelines around it."""
-
-from dataclasses import dataclass, field
+"""A fake embedder whose vectors are mean colors, and fixtures that build pipelines around it."""
 
 import numpy as np
 import pytest
@@ -12,32 +10,29 @@ from producer.embedding import Space
 from producer.queue.messages import EmbedBatch, Poster
 from tests.support.memory_store import MemoryStore
 from worker.images.decode import Geometry
+from worker.model.inference import EmbeddedChunk
 from worker.pipeline.pipeline import Pipeline
 
 DIMENSION = 8
 SPACE = Space("fake", "0" * 32, "gelu", "16x16", DIMENSION)
 
 
-@dataclass
-class Chunk:
-    vectors: np.ndarray
-    failures: dict[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
+class Chunk(EmbeddedChunk):
+    """A fake device computes at once: the pending chunk is its own result."""
 
-    def result(self) -> "Chunk":
-        """A fake device works at once: its pending chunk is the chunk."""
+    def result(self) -> EmbeddedChunk:
         return self
 
 
 class ColorEmbedder:
-    """Its vector tells the mean color of the picture: a shifted row shows."""
+    """Its vector is the mean color of the picture, so that a shifted row is noticed."""
 
     space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
 
     def __init__(self, chunk: int = 4) -> None:
         self.chunk = chunk
         self.sizes: list[int] = []
-        self.refuse: set[int] = set()  # red values that get no vector
+        self.refuse: set[int] = set()  # red values of images without a vector
         self.error: Exception | None = None
 
     def submit(self, pixels: torch.Tensor) -> Chunk:

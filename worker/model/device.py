@@ -1,4 +1,4 @@
-"""Which device and precision to use, and what its errors mean."""
+"""Choose device and precision, and classify the errors of torch and CUDA."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from producer.errors import ConfigurationError, DeviceUnavailable
 
 logger = logging.getLogger(__name__)
 PRECISIONS: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# What torch raises for a failing CUDA call, torch.AcceleratorError, carries the runtime's number as `error_code`
-# (torch 2.8 and later). The driver's calls and the libraries' only have a text. Both lists are from NVIDIA's
-# driver_types.h of CUDA 13: numbers whose description says that the process must be ended to go on, and
-# the ones after which a card is gone.
+# torch.AcceleratorError, raised for a failed CUDA runtime call, has the runtime's number as `error_code` (torch 2.8
+# and later); errors of the driver and of libraries only have a text. Both lists are from driver_types.h of
+# CUDA 13: errors documented to require a new process, and those after which a card is gone.
 _EXHAUSTED_CODES: Final = frozenset({2})  # cudaErrorMemoryAllocation
 _LOST_CODES: Final = frozenset(
     {46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999}
 )
-# Allocation failures that are no torch.OutOfMemoryError: libraries that allocate for themselves, the
-# driver (error 2), and the CPU. cuBLAS says NOT_INITIALIZED when it finds no memory for its handle; under
-# pressure torch 2.9's allocator was seen to end in the driver's "device not ready".
+# Allocation failures that are not a torch.OutOfMemoryError: of libraries that allocate by themselves, the driver
+# (error 2), and the CPU. cuBLAS reports NOT_INITIALIZED when there is no memory for its handle; torch 2.9's
+# allocator was seen to fail with the driver's "device not ready" when memory was short.
 _EXHAUSTED: Final = re.compile(
     r"CUDA out of memory|CUDA (driver )?error: out of memory|\[CUDA\]: out of memory|cudaErrorMemoryAllocation"
     r"|CUDA driver error: device not ready"
@@ -32,9 +31,8 @@ _EXHAUSTED: Final = re.compile(
     r"|can't allocate memory|not enough memory: you tried to allocate",
     re.IGNORECASE,
 )
-# Errors after which a CUDA context answers nothing but errors until its process ends, in the words of
-# runtime and driver (their texts for the numbers above), of the libraries for the same, and of torch's
-# own allocator when its books do not match the card any more.
+# Errors after which every call on the CUDA context fails until the process ends: the texts of runtime and driver
+# for the numbers above, those of the libraries, and of torch's allocator when its state is inconsistent.
 _LOST: Final = re.compile(
     r"illegal memory access|device-side assert|misaligned address|invalid program counter|illegal instruction"
     r"|invalid address space|operation not supported on global/shared address space|hardware stack error"
@@ -50,35 +48,35 @@ _LOST: Final = re.compile(
 )
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` says why when it takes the CPU.
+def choose_device(requested: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` logs why it falls back to the CPU.
 
     Raises:
-        DeviceUnavailable: a CUDA device was asked for by name and is not there.
-        ConfigurationError: the name is none of these.
+        DeviceUnavailable: a CUDA device was named that does not exist.
+        ConfigurationError: any other name.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
-        raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N, not {wanted!r}")
-    if wanted == "cpu":
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", requested):
+        raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N, not {requested!r}")
+    if requested == "cpu":
         return torch.device("cpu")
     reason = why_no_cuda()
-    if wanted == "auto":
+    if requested == "auto":
         if reason is None:
             return torch.device("cuda", 0)
         logger.info("using the CPU: %s", reason)
         return torch.device("cpu")
     if reason is not None:
-        raise DeviceUnavailable(f"device {wanted!r} was asked for, but {reason}. Use device `auto` or `cpu` to go on.")
-    device = torch.device(wanted)
+        raise DeviceUnavailable(f"device {requested!r} is not available: {reason}. Use device `auto` or `cpu`.")
+    device = torch.device(requested)
     index, count = device.index or 0, torch.cuda.device_count()
     if index >= count:
         names = ", ".join(f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(count))
-        raise DeviceUnavailable(f"there is no {wanted!r} here; there is: {names}")
+        raise DeviceUnavailable(f"there is no {requested!r} on this machine; available: {names}")
     return torch.device("cuda", index)
 
 
 def why_no_cuda() -> str | None:
-    """Why CUDA cannot be used, in words; None where it can."""
+    """The reason why CUDA cannot be used; None where it can."""
     if torch.version.cuda is None:
         return "this torch is a build without CUDA (install one from the index for your driver, see README)"
     if torch.cuda.is_available():
@@ -86,69 +84,70 @@ def why_no_cuda() -> str | None:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
         return f"CUDA sees no card with CUDA_VISIBLE_DEVICES={hidden!r} (POSTERS_GPU sets it)"
-    if not _driver_is_there():
+    if not _has_driver():
         return "there is no NVIDIA driver on this machine"
-    return "the NVIDIA driver shows no card that this torch can use (is the driver too old? see nvidia-smi)"
+    return "the NVIDIA driver reports no card that this torch can use (is the driver too old? see nvidia-smi)"
 
 
-def _driver_is_there() -> bool:
+def _has_driver() -> bool:
     if os.name == "nt":
         return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
     return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl")
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a person knows it: ``cuda:0 NVIDIA GeForce RTX 4090``, ``cpu AVX512``."""
+    """The device with its product name: ``cuda:0 NVIDIA GeForce RTX 4090``, ``cpu AVX512``."""
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """The precision for ``auto``: fp16 on CUDA, bf16 on CPUs that compute in it, else fp32.
+def choose_precision(requested: str, device: torch.device) -> str:
+    """The precision for ``auto``: fp16 on CUDA, bf16 on CPUs with bf16 instructions, else fp32.
 
     Raises:
         ConfigurationError: an unknown precision, or fp16 on a CPU, which has no fast fp16.
     """
-    if wanted == "auto":
+    if requested == "auto":
         if device.type == "cuda":
             return "fp16"
         return "bf16" if cpu_computes_bf16() else "fp32"
-    if wanted not in PRECISIONS:
-        raise ConfigurationError(f"precision must be auto, {', '.join(PRECISIONS)}, not {wanted!r}")
-    if wanted == "fp16" and device.type == "cpu":
+    if requested not in PRECISIONS:
+        raise ConfigurationError(f"precision must be auto, {', '.join(PRECISIONS)}, not {requested!r}")
+    if requested == "fp16" and device.type == "cpu":
         raise ConfigurationError("precision fp16 needs a GPU; on a CPU use auto, bf16 or fp32")
-    return wanted
+    return requested
 
 
 def cpu_computes_bf16() -> bool:
-    """True where the processor multiplies bf16 by itself (AVX512-BF16 or AMX), and torch knows how to ask."""
-    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name)()) for name in asks if hasattr(torch.cpu, name))
+    """Whether the processor has bf16 instructions (AVX512-BF16 or AMX), as far as this torch can tell."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
 
 
 class MemoryWatch:
-    """How much of the memory that was free on a card the block took, at its peak; nothing on a CPU."""
+    """Measures the peak share of a GPU's free memory that the block used; 0 on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        """`share_used` is known after the block."""
+        """`share_used` is set when the block ends."""
         self._device, self.share_used = device, 0.0
 
     def __enter__(self) -> MemoryWatch:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-            self._held = torch.cuda.memory_allocated(self._device)
+            self._allocated_bytes = torch.cuda.memory_allocated(self._device)
             free, _ = torch.cuda.mem_get_info(self._device)
-            self._release_dead = free + torch.cuda.memory_reserved(self._device) - self._held
+            self._free_bytes = free + torch.cuda.memory_reserved(self._device) - self._allocated_bytes
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
-            self.share_used = (torch.cuda.max_memory_allocated(self._device) - self._held) / max(1, self._release_dead)
+            used_bytes = torch.cuda.max_memory_allocated(self._device) - self._allocated_bytes
+            self.share_used = used_bytes / max(1, self._free_bytes)
 
 
 def is_exhaustion(error: Exception) -> bool:
-    """True when memory ran out: try again with less."""
+    """Whether memory ran out: a smaller batch may succeed."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if not isinstance(error, RuntimeError):
@@ -158,17 +157,17 @@ def is_exhaustion(error: Exception) -> bool:
 
 
 def is_lost(error: Exception) -> bool:
-    """True when the CUDA context is broken for good: only a fresh process can go on."""
+    """Whether the CUDA context is broken: only a fresh process can go on."""
     if not isinstance(error, RuntimeError) or is_exhaustion(error):
         return False
     return getattr(error, "error_code", None) in _LOST_CODES or bool(_LOST.search(str(error)))
 
 
 def card_of(device: torch.device) -> str | None:
-    """The UUID of the card behind a device, as nvidia-smi shows it; None for the CPU.
+    """The UUID of a GPU as nvidia-smi shows it; None for the CPU.
 
-    CUDA itself is asked, because POSTERS_GPU, CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, as numbers or as
-    UUIDs, can name one card in many ways. That takes none of the card's memory.
+    It comes from CUDA, because POSTERS_GPU, CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, as numbers or as
+    UUIDs, can name one card in many ways. The query takes no GPU memory.
     """
     if device.type != "cuda":
         return None

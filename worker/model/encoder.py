@@ -1,9 +1,9 @@
-"""The image tower as it runs: from uint8 pixels to unit vectors, with open_clip's numbers in fewer steps.
+"""Image encoders: from uint8 pixels to unit vectors, numerically equivalent to open_clip.
 
-PlainTower runs any tower as open_clip does. LeanTower runs the usual vision transformer, and leaves out what
-does not change the result: it normalizes inside the first matrix (the pixels go in as they are), asks for
-queries, and goes through the last block, only for the one token that becomes the vector, and takes
-attention and activation in one step each. That it still is the same embedding is proven when it is loaded.
+OpenClipEncoder runs any open_clip image tower unchanged. FastViT runs the standard vision transformer with
+fewer operations: normalization is folded into the patch embedding, the last block computes only the class
+token, and attention and activation are fused operators. worker/model/parity.py compares its vectors with
+open_clip's each time a model is loaded.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import open_clip.transformer
 import torch
 from torch.nn import functional
 
-MIDDLE: Final = 128  # pixels minus this are whole numbers of 8 bits, exact in fp16 and bf16
-SWISH: Final = 1.702  # QuickGELU(x) = x · sigmoid(1.702 x) = silu(1.702 x) / 1.702
-
-ROWS_EXPECTED: Final = 800  # 16 images of 50 tokens; packing is for about so many rows, and serves all others
+PIXEL_OFFSET: Final = 128  # pixels minus this are 8-bit integers, exact in fp16 and bf16
+QUICK_GELU_FACTOR: Final = 1.702  # QuickGELU(x) = x · sigmoid(1.702 x) = silu(1.702 x) / 1.702
+PACKED_ROWS: Final = 800  # 16 images of 50 tokens; packing is tuned for this many rows and works for all others
 Activation = Literal["none", "gelu", "swish"]
 
 
 class Linear:
-    """x · weightᵀ + bias, then the activation; a snapshot of numbers, not a module to train."""
+    """x · weightᵀ + bias, then the activation; holds a converted copy of the weights, for inference only."""
 
     def __init__(
         self,
@@ -35,13 +34,13 @@ class Linear:
         *,
         activation: Activation = "none",
     ) -> None:
-        """`weight` (out, in) and `bias` (out,), fp32 on the CPU; converted here."""
+        """`weight` (out, in) and `bias` (out,) are fp32 on the CPU."""
         self._weight = weight.detach().to(device, dtype).contiguous()
         self._bias = bias.detach().to(device, dtype)
         self._activation: Activation = activation
         self._packed = _packed(self._weight, self._bias) if device.type == "cpu" else None
         if self._packed is not None:
-            del self._weight  # the packed copy holds the same numbers
+            del self._weight  # the packed copy is enough
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in) → (…, out)."""
@@ -54,13 +53,13 @@ class Linear:
 
 
 def _packed(weight: torch.Tensor, bias: torch.Tensor) -> Any:
-    """The weight in oneDNN's own order, which is a tenth faster; None where this torch cannot do that.
+    """The weight in oneDNN's blocked layout, which is a tenth faster; None where this torch has no support.
 
-    These two operators are what torch's own compiler calls on a CPU; they are not a public interface,
-    so they are tried before they are relied on.
+    torch's compiler calls these two operators on CPUs. They are not a public interface, so they are
+    tried once before they are relied on.
     """
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
         _run_packed(torch.zeros(1, weight.shape[1], dtype=weight.dtype), packed, bias, "gelu")
     except (AttributeError, RuntimeError, TypeError):
         return None
@@ -68,13 +67,13 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor) -> Any:
 
 
 def _run_packed(x: torch.Tensor, packed: Any, bias: torch.Tensor, activation: Activation) -> torch.Tensor:
-    algorithm = "none" if activation == "gelu" else ""  # exact, by the error function
+    algorithm = "none" if activation == "gelu" else ""  # "none": exact GELU, not the tanh approximation
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
     return result
 
 
 class OpenClipEncoder:
-    """Any image tower of open_clip, run as open_clip runs it."""
+    """Any open_clip image tower, run with open_clip's own forward pass."""
 
     def __init__(
         self,
@@ -84,7 +83,7 @@ class OpenClipEncoder:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`mean` and `std` are per channel, in units of pixels: (3,). The tower is moved, not copied."""
+        """`mean` and `std`: (3,), per channel, in units of pixels. The tower is moved to the device, not copied."""
         self._tower = tower.to(device, dtype)
         self._mean, self._std = (values.view(3, 1, 1).to(device) for values in (mean, std))
         self._dtype = dtype
@@ -93,13 +92,13 @@ class OpenClipEncoder:
         """uint8 (n, 3, height, width) on the device → float32 (n, dimension) of unit length."""
         images = pixels.to(torch.float32).sub_(self._mean).div_(self._std)
         features = self._tower(images.to(self._dtype))
-        if isinstance(features, tuple):  # CoCa's tower gives its tokens, too
+        if isinstance(features, tuple):  # CoCa returns its tokens as well
             features = features[0]
         return functional.normalize(features.to(torch.float32), dim=-1)
 
 
 class FastViT:
-    """open_clip's VisionTransformer whose first token becomes the vector: ViT-B, L, H, g, …"""
+    """open_clip's VisionTransformer with class-token pooling (ViT-B, L, H, g, …), with fewer operations."""
 
     def __init__(
         self,
@@ -110,88 +109,89 @@ class FastViT:
         dtype: torch.dtype,
         linear: type[Linear] = Linear,
     ) -> None:
-        """Copy the numbers of a tower that `is_usual`, in fp32 on the CPU; the tower is left as it is.
+        """Copy the weights of a tower that `is_supported`, in fp32 on the CPU; the tower is not changed.
 
-        `linear` is what computes a layer; bench/int8.py brings another.
+        `linear` computes the linear layers; bench/int8.py passes another.
         """
 
-        def place(tensor: torch.Tensor) -> torch.Tensor:
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().to(device, dtype)
 
         kernel = tower.conv1.weight / std.view(1, 3, 1, 1)
-        offset = (kernel * (MIDDLE - mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+        offset = (kernel * (PIXEL_OFFSET - mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
         self._patches = linear(kernel.flatten(1), offset, device, dtype)
         self._patch_height, self._patch_width = tower.patch_size
-        self._places = place(tower.positional_embedding[1:])
-        self._first = place(tower.class_embedding + tower.positional_embedding[0])
-        self._before, self._after = _Norm(tower.ln_pre, place), _Norm(tower.ln_post, place)
+        self._positions = convert(tower.positional_embedding[1:])
+        self._class_token = convert(tower.class_embedding + tower.positional_embedding[0])
+        self._norm_pre, self._norm_post = _Norm(tower.ln_pre, convert), _Norm(tower.ln_post, convert)
         blocks = list(tower.transformer.resblocks)
         make = partial(linear, device=device, dtype=dtype)
-        self._blocks = [_Block(block, place, make, last=block is blocks[-1]) for block in blocks]
-        self._out = place(tower.proj)
+        self._blocks = [_Block(block, convert, make, last=block is blocks[-1]) for block in blocks]
+        self._projection = convert(tower.proj)
         self._dtype = dtype
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (n, 3, height, width) on the device → float32 (n, dimension) of unit length."""
         count, _, height, width = pixels.shape
         down, across = height // self._patch_height, width // self._patch_width
-        grid = pixels[:, :, : down * self._patch_height, : across * self._patch_width].to(self._dtype).sub_(MIDDLE)
+        covered = pixels[:, :, : down * self._patch_height, : across * self._patch_width]
+        grid = covered.to(self._dtype).sub_(PIXEL_OFFSET)
         grid = grid.reshape(count, 3, down, self._patch_height, across, self._patch_width)
         patches = self._patches(grid.permute(0, 2, 4, 1, 3, 5).reshape(count, down * across, -1))
-        tokens = torch.cat([self._first.expand(count, 1, -1), patches + self._places], dim=1)
-        tokens = self._before(tokens)
+        tokens = torch.cat([self._class_token.expand(count, 1, -1), patches + self._positions], dim=1)
+        tokens = self._norm_pre(tokens)
         for block in self._blocks:
             tokens = block(tokens)
-        features = self._after(tokens[:, 0]) @ self._out
+        features = self._norm_post(tokens[:, 0]) @ self._projection
         return functional.normalize(features.to(torch.float32), dim=-1)
 
 
 class _Norm:
-    """Layer normalization, or nothing where the model has none."""
+    """Layer normalization, or the identity where the model has none."""
 
-    def __init__(self, norm: Any, place: Any) -> None:
-        self._usual = isinstance(norm, torch.nn.LayerNorm)
-        if self._usual:
+    def __init__(self, norm: Any, convert: Any) -> None:
+        self._applies = isinstance(norm, torch.nn.LayerNorm)
+        if self._applies:
             self._shape, self._eps = norm.normalized_shape, norm.eps
-            self._weight, self._bias = place(norm.weight), place(norm.bias)
+            self._weight, self._bias = convert(norm.weight), convert(norm.bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps) if self._usual else x
+        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps) if self._applies else x
 
 
 class _Block:
-    """Attention and perceptron, each added to what came in; the last block computes the first token only."""
+    """A residual attention block; the last one computes the class token only."""
 
-    def __init__(self, block: Any, place: Any, linear: Callable[..., Linear], *, last: bool) -> None:
-        attention, perceptron = block.attn, block.mlp
+    def __init__(self, block: Any, convert: Any, linear: Callable[..., Linear], *, last: bool) -> None:
+        attention, mlp = block.attn, block.mlp
         self._heads = attention.num_heads
-        self._norm_1, self._norm_2 = _Norm(block.ln_1, place), _Norm(block.ln_2, place)
+        self._norm_1, self._norm_2 = _Norm(block.ln_1, convert), _Norm(block.ln_2, convert)
         weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
         self._query = linear(weight[:width], bias[:width]) if last else None
         first = width if last else 0
-        self._inputs = linear(weight[first:], bias[first:])
-        self._mixed = linear(*_scaled(attention.out_proj, block.ls_1))
-        wide, quick = perceptron.c_fc, _is_quick(perceptron.gelu)
-        scale, activation = (SWISH, "swish") if quick else (1.0, "gelu")
-        self._wide = linear(wide.weight * scale, wide.bias * scale, activation=activation)
-        self._narrow = linear(*_scaled(perceptron.c_proj, block.ls_2, shrink=scale))
+        self._qkv = linear(weight[first:], bias[first:])
+        self._attention_out = linear(*_scaled(attention.out_proj, block.ls_1))
+        mlp_in, quick = mlp.c_fc, _is_quick(mlp.gelu)
+        scale, activation = (QUICK_GELU_FACTOR, "swish") if quick else (1.0, "gelu")
+        self._mlp_in = linear(mlp_in.weight * scale, mlp_in.bias * scale, activation=activation)
+        self._mlp_out = linear(*_scaled(mlp.c_proj, block.ls_2, shrink=scale))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         count, length, _ = x.shape
         normed = self._norm_1(x)
-        inputs = self._inputs(normed).view(count, length, 2 if self._query else 3, self._heads, -1)
-        parts = inputs.permute(2, 0, 3, 1, 4)
+        qkv = self._qkv(normed).view(count, length, 2 if self._query else 3, self._heads, -1)
+        parts = qkv.permute(2, 0, 3, 1, 4)
         query, key, value = parts[0], parts[-2], parts[-1]
         if self._query:
             x = x[:, :1]
             query = self._query(normed[:, 0]).view(count, 1, self._heads, -1).transpose(1, 2)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        x = x + self._mixed(mixed.transpose(1, 2).flatten(2))
-        return x + self._narrow(self._wide(self._norm_2(x)))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        x = x + self._attention_out(attended.transpose(1, 2).flatten(2))
+        return x + self._mlp_out(self._mlp_in(self._norm_2(x)))
 
 
 def _scaled(linear: Any, scale: Any, *, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of a linear layer, with what is multiplied to its result (LayerScale) already in them."""
+    """Weight and bias of a linear layer with the LayerScale that follows folded in; `shrink` divides the weight."""
     gamma = getattr(scale, "gamma", torch.ones(1))
     return linear.weight * gamma.view(-1, 1) / shrink, linear.bias * gamma
 
@@ -201,7 +201,7 @@ def _is_quick(activation: object) -> bool:
 
 
 def is_supported(tower: Any) -> bool:
-    """True for a tower that LeanTower runs; all others run as open_clip runs them."""
+    """Whether FastViT can run the tower; all others need OpenClipEncoder."""
     kinds = open_clip.transformer
     if type(tower) is not kinds.VisionTransformer or tower.attn_pool is not None or tower.pool_type != "tok":
         return False

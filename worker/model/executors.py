@@ -1,8 +1,8 @@
-"""One tower on one device: chunks go in without waiting, and come out as vectors.
+"""Executors: run an encoder on a device asynchronously.
 
-On a CPU every core runs slices of its own: a forward pass that all cores share would stop at each of its
-hundred steps until the slowest is there, and decoding shares the same cores. On CUDA the pixels travel on
-one stream while the chunk before is computed on another, and the vectors come back behind it.
+On a CPU every core runs slices of its own: a forward pass shared by all cores would wait at each of its
+hundred steps for the slowest core, and decoding uses the same cores. On CUDA, pixels are copied on one
+stream while the previous chunk is computed on another.
 """
 
 from __future__ import annotations
@@ -18,126 +18,127 @@ import torch
 from producer.embedding import Vectors
 from worker.model.threads import one_core_threads, usable_cores
 
-Tower = Callable[[torch.Tensor], torch.Tensor]
-CORE_SLICE: Final = 16  # images; what a core computes then still lies in its cache (measured, docs/performance.md)
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+CORE_SLICE: Final = 16  # images; their activations still fit a core's cache (measured, docs/performance.md)
 
 
 class Launched(Protocol):
-    """Images on their way through the device."""
+    """Images that the device is working on."""
 
     def fetch(self) -> Vectors:
-        """Wait: float32 (n, dimension), unit length, or NaN or zero where the numbers ran away."""
+        """Wait: float32 (n, dimension), unit length; NaN or zero where the numbers overflowed."""
 
     @property
     def seconds(self) -> float:
-        """How long the device worked on them; known after `fetch`."""
+        """Device time spent on them; known after `fetch`."""
 
 
-class Forward(Protocol):
-    """A tower on a device. Not safe to share between threads: a device has one driver."""
+class Executor(Protocol):
+    """An encoder on a device. Not thread-safe: one thread drives a device."""
 
     def launch(self, pixels: torch.Tensor) -> Launched:
-        """Start on uint8 (n, 3, height, width); the pixels must not be changed before `fetch` has returned."""
+        """Start on uint8 (n, 3, height, width), which must not change before `fetch` has returned."""
 
     def free_memory(self) -> None:
-        """Give back what nobody uses; waits for what is on its way."""
+        """Wait for what was launched, then release cached memory."""
 
     def close(self) -> None:
-        """End what was started."""
+        """End the threads, if there are any."""
 
 
-def forward_on(device: torch.device, tower: Tower) -> Forward:
-    """The way that suits the device."""
-    return CudaForward(device, tower) if device.type == "cuda" else CpuForward(tower)
+def create_executor(device: torch.device, encoder: Encoder) -> Executor:
+    """The executor for the device's type."""
+    return CudaExecutor(device, encoder) if device.type == "cuda" else CpuExecutor(encoder)
 
 
-class CpuForward:
-    """Slices of a chunk on cores of their own."""
+class CpuExecutor:
+    """Runs slices of a chunk in parallel, one core each."""
 
-    def __init__(self, tower: Tower, cores: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`cores` 0: as many as torch would use here, and this process may."""
-        self._tower, self._clock = tower, clock
+    def __init__(self, encoder: Encoder, cores: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`cores` 0: as many as torch would use here and this process may use."""
+        self._encoder, self._clock = encoder, clock
         self._cores = cores or min(usable_cores(), torch.get_num_threads())
-        self._lanes = one_core_threads(self._cores, "forward")
-        self._free_at = 0.0  # when the device was through with what was fetched last
+        self._threads = one_core_threads(self._cores, "forward")
+        self._busy_until = 0.0  # when the last slice that was fetched ended
 
     def launch(self, pixels: torch.Tensor) -> Launched:
-        """Cut into one slice per core, or more where they would be long."""
+        """Cut into one slice per core, or more where slices would exceed CORE_SLICE."""
         size = min(CORE_SLICE, -(-len(pixels) // self._cores))
-        return _OnCores(self, [self._lanes.submit(self._run, part) for part in pixels.split(size)])
+        return _LaunchedOnCpu(self, [self._threads.submit(self._run, part) for part in pixels.split(size)])
 
     def free_memory(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
     def close(self) -> None:
-        self._lanes.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     @torch.inference_mode()
     def _run(self, pixels: torch.Tensor) -> tuple[Vectors, float, float]:
         began = self._clock()
-        vectors: Vectors = self._tower(pixels).numpy()
+        vectors: Vectors = self._encoder(pixels).numpy()
         return vectors, began, self._clock()
 
-    def _worked(self, began: float, ended: float) -> float:
-        """Seconds, without those in which the slices before were still running."""
-        seconds = max(0.0, ended - max(began, self._free_at))
-        self._free_at = max(self._free_at, ended)
+    def _count_seconds(self, began: float, ended: float) -> float:
+        """Seconds from `began` to `ended`, without those already counted for earlier slices."""
+        seconds = max(0.0, ended - max(began, self._busy_until))
+        self._busy_until = max(self._busy_until, ended)
         return seconds
 
 
-class _OnCores:
-    def __init__(self, owner: CpuForward, parts: Sequence[Future[tuple[Vectors, float, float]]]) -> None:
-        self._owner, self._parts, self.seconds = owner, parts, 0.0
+class _LaunchedOnCpu:
+    def __init__(self, executor: CpuExecutor, parts: Sequence[Future[tuple[Vectors, float, float]]]) -> None:
+        self._executor, self._parts, self.seconds = executor, parts, 0.0
 
     def fetch(self) -> Vectors:
-        wait(self._parts)  # all of them, also when one failed: nothing may run on behind the caller's back
+        wait(self._parts)  # all of them, also when one failed: no thread may read the pixels after fetch returned
         results = [part.result() for part in self._parts]
-        self.seconds = self._owner._worked(min(began for _, began, _ in results), max(end for *_, end in results))
+        began, ended = min(began for _, began, _ in results), max(end for *_, end in results)
+        self.seconds = self._executor._count_seconds(began, ended)
         return np.concatenate([vectors for vectors, _, _ in results])
 
 
-class CudaForward:
-    """Pixels, computation and vectors on streams of their own."""
+class CudaExecutor:
+    """Copies on one stream, computes on another."""
 
-    def __init__(self, device: torch.device, tower: Tower) -> None:
-        self._device, self._tower = device, tower
-        self._copying, self._computing = torch.cuda.Stream(device), torch.cuda.Stream(device)
-        torch.cuda.synchronize(device)  # these streams do not wait for the one on which the tower was made
+    def __init__(self, device: torch.device, encoder: Encoder) -> None:
+        self._device, self._encoder = device, encoder
+        self._copy_stream, self._compute_stream = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        torch.cuda.synchronize(device)  # new streams do not wait for the one on which the encoder was built
 
     @torch.inference_mode()
     def launch(self, pixels: torch.Tensor) -> Launched:
-        """Queue copy and computation; memory that is missing shows here, a broken context here or later."""
-        with torch.cuda.stream(self._copying):
-            # torch gives a pinned block to nobody else before a copy that was begun from it is over.
-            arrived = pixels.to(self._device, non_blocking=True)
-        self._computing.wait_stream(self._copying)
-        arrived.record_stream(self._computing)  # made for one stream, used on the other: free it after both
+        """Queue copy and computation. Out-of-memory errors show here, a broken context here or later."""
+        with torch.cuda.stream(self._copy_stream):
+            # torch reuses a pinned block only after the copies that were started from it are complete.
+            on_device = pixels.to(self._device, non_blocking=True)
+        self._compute_stream.wait_stream(self._copy_stream)
+        on_device.record_stream(self._compute_stream)  # allocated on one stream, used on the other: free after both
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.stream(self._computing):
+        with torch.cuda.stream(self._compute_stream):
             began.record()
-            unit = self._tower(arrived)
+            unit = self._encoder(on_device)
             vectors = torch.empty(unit.shape, dtype=unit.dtype, pin_memory=True)
             vectors.copy_(unit, non_blocking=True)
             ended.record()
-        return _OnCuda(pixels, vectors, began, ended)
+        return _LaunchedOnCuda(pixels, vectors, began, ended)
 
     def free_memory(self) -> None:
-        torch.cuda.synchronize(self._device)  # what is on its way holds memory that is free a moment later
+        torch.cuda.synchronize(self._device)  # work in progress holds memory that is free a moment later
         torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """The process's end lets go of a context."""
+        """Nothing to end: the context lives as long as the process."""
 
 
-class _OnCuda:
+class _LaunchedOnCuda:
     def __init__(
         self, pixels: torch.Tensor, vectors: torch.Tensor, began: torch.cuda.Event, ended: torch.cuda.Event
     ) -> None:
-        self._pixels: torch.Tensor | None = pixels  # held until the copy is certainly over
+        self._pixels: torch.Tensor | None = pixels  # kept alive until the copy is complete
         self._vectors, self._began, self._ended, self.seconds = vectors, began, ended, 0.0
 
     def fetch(self) -> Vectors:
         self._ended.synchronize()
         self.seconds = self._began.elapsed_time(self._ended) / 1000
         self._pixels = None
-        return self._vectors.numpy().copy()  # pinned memory is scarce, and goes back at once
+        return self._vectors.numpy().copy()  # pinned memory is scarce: release it now

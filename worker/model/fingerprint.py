@@ -1,4 +1,4 @@
-"""What makes an embedding this one and no other, as its tower and its configuration tell."""
+"""The identity of an embedding: what a Space records of its model, weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from worker.images.decode import Geometry
+from worker.images.resize import Geometry
 from worker.model.weights import Weights, digest
 
 
 def geometry_of(config: Mapping[str, Any]) -> Geometry:
-    """How the model wants its input; `config` is open_clip's ``preprocess_cfg``."""
+    """The input geometry; `config` is open_clip's ``preprocess_cfg``."""
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     interpolation: Literal["bicubic", "bilinear"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
@@ -20,7 +20,7 @@ def geometry_of(config: Mapping[str, Any]) -> Geometry:
 
 
 def identify(tower: torch.nn.Module, weights: Weights, config: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of the embedding's Space, but for its dimension; the tower is in fp32, as it was loaded."""
+    """The fields of the embedding's Space except its dimension; `tower` in fp32, as it was loaded."""
     return {
         "model": weights.name,
         "weights": ("untrained-" if weights.untrained else "") + digest(tower),

@@ -1,4 +1,4 @@
-"""Chunks through the device, whatever it runs out of: halved, redone, computed elsewhere, and never wrong."""
+"""Inference on chunks of images: recovers from exhausted memory and recomputes invalid vectors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ import torch
 from producer.embedding import Vectors, is_unit
 from producer.errors import DeviceLost, PosterError
 from worker.model.device import is_exhaustion, is_lost
-from worker.model.executors import Forward, Launched
+from worker.model.executors import Encoder, Executor, Launched
 from worker.model.oom_backoff import AdaptiveBatchSize, Slice
 
+COLLAPSE_FACTOR: Final = 4  # times slower than before; a card that is hot or shared loses half at most
+SLOW_CHUNKS: Final = 8  # in a row before the warning: a single slow chunk means nothing
+BASELINE_CHUNKS: Final = 8  # needed before any rate can be called slow
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EmbeddedChunk:
-    """Row i of `vectors`, float32 (n, dimension), belongs to image i; rows in `failures` are zero and mean nothing.
+    """The vectors of a chunk of images.
 
-    `seconds` is how long the device worked on it.
+    Attributes:
+        vectors: float32 (n, dimension), unit length; row i belongs to image i. Rows in `failures` are zero.
+        failures: row → why that image has no vector.
+        seconds: device time spent on the chunk.
     """
 
     vectors: Vectors
@@ -33,14 +39,14 @@ class EmbeddedChunk:
     seconds: float = 0.0
 
 
-class Pending:
-    """A chunk on its way through the device."""
+class LaunchedChunk:
+    """A chunk that the device is working on."""
 
     def __init__(self, engine: Engine, pixels: torch.Tensor, slices: list[Slice[Launched]]) -> None:
         self._engine, self._pixels, self._slices = engine, pixels, slices
 
     def result(self) -> EmbeddedChunk:
-        """Wait for it; once.
+        """Wait for the vectors; may be called once.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
@@ -49,45 +55,45 @@ class Pending:
 
 
 class Engine:
-    """Drives a forward pass. Not safe to share between threads: a device has one driver."""
+    """Runs chunks through an executor. Not thread-safe: one thread drives a device."""
 
     def __init__(
-        self, forward: Forward, fallback: CpuFallback, dimension: int, limit: int, *, watched: bool = False
+        self, executor: Executor, fallback: CpuFallback, dimension: int, limit: int, *, watch_speed: bool = False
     ) -> None:
-        """`limit`: images per forward pass, at most. `watched`: tell when the device has become slow."""
-        self.forward, self._fallback, self._dimension = forward, fallback, dimension
+        """`limit`: most images per forward pass. `watch_speed`: warn when the device has become slow."""
+        self.executor, self._fallback, self._dimension = executor, fallback, dimension
         self.chunk_size = AdaptiveBatchSize(limit)
-        self._pace = SlowdownMonitor() if watched else None
+        self._slowdown = SlowdownMonitor() if watch_speed else None
 
-    def submit(self, pixels: torch.Tensor) -> Pending:
-        """Start on uint8 (n, 3, height, width), n > 0; the pixels must stay as they are until its result is there.
+    def submit(self, pixels: torch.Tensor) -> LaunchedChunk:
+        """Start on uint8 (n, 3, height, width), n > 0, which must not change before the result is fetched.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
         """
-        with _lost_is_named():
+        with _device_loss_translated():
             slices = self.chunk_size.run(
                 len(pixels),
-                lambda start, stop: self.forward.launch(pixels[start:stop]),
+                lambda start, stop: self.executor.launch(pixels[start:stop]),
                 is_exhaustion=is_exhaustion,
                 recover=self._free_memory,
             )
-            return Pending(self, pixels, list(slices))
+            return LaunchedChunk(self, pixels, list(slices))
 
     def collect(self, pixels: torch.Tensor, slices: list[Slice[Launched]]) -> EmbeddedChunk:
-        """Vectors of what was launched; a slice for which memory ran out on the way is done again, in parts."""
+        """Fetch the vectors of launched slices; a slice that ran out of memory is recomputed in smaller parts."""
         vectors = np.zeros((len(pixels), self._dimension), np.float32)
-        with _lost_is_named():
+        with _device_loss_translated():
             seconds = self._fetch(pixels, slices, vectors)
-        self._watch(len(pixels), seconds)
-        return EmbeddedChunk(vectors, self._mend(pixels, vectors), seconds)
+        self._check_speed(len(pixels), seconds)
+        return EmbeddedChunk(vectors, self._recompute_invalid(pixels, vectors), seconds)
 
     def _fetch(self, pixels: torch.Tensor, slices: list[Slice[Launched]], vectors: Vectors) -> float:
-        """Fill in the vectors; how long the device worked."""
+        """Fill in `vectors`; returns the device seconds."""
         seconds = 0.0
         for start, stop, launched in slices:
             if launched is None:
-                continue  # not even one image fitted: the row stays zero, and is computed below
+                continue  # a single image that did not fit: its row stays zero and is recomputed as invalid
             exhausted = False
             try:
                 vectors[start:stop] = launched.fetch()
@@ -96,51 +102,51 @@ class Engine:
                 if not is_exhaustion(error):
                     raise
                 exhausted = True
-            if exhausted:  # outside the block, where the traceback holds no tensors any more
+            if exhausted:  # after the except block, whose traceback would keep tensors alive
                 self._free_memory()
-                self._redo(pixels[start:stop], vectors[start:stop])
+                self._recompute_slice(pixels[start:stop], vectors[start:stop])
         return seconds
 
-    def _redo(self, pixels: torch.Tensor, vectors: Vectors) -> None:
-        """One slice after the other, each waited for, so that whoever runs out of memory is known."""
-        for start, stop, found in self.chunk_size.run(
+    def _recompute_slice(self, pixels: torch.Tensor, vectors: Vectors) -> None:
+        """Launch and fetch part by part, so that an out-of-memory error belongs to a known part."""
+        for start, stop, result in self.chunk_size.run(
             len(pixels),
-            lambda start, stop: self.forward.launch(pixels[start:stop]).fetch(),
+            lambda start, stop: self.executor.launch(pixels[start:stop]).fetch(),
             is_exhaustion=is_exhaustion,
             recover=self._free_memory,
         ):
-            if found is not None:
-                vectors[start:stop] = found
+            if result is not None:
+                vectors[start:stop] = result
 
-    def _mend(self, pixels: torch.Tensor, vectors: Vectors) -> dict[int, str]:
-        """Compute rows that are no vectors again; the reasons of those that stay none."""
+    def _recompute_invalid(self, pixels: torch.Tensor, vectors: Vectors) -> dict[int, str]:
+        """Recompute rows that are not of unit length; returns the reasons of those that still have no vector."""
         failures: dict[int, str] = {}
         for row in map(int, np.flatnonzero(~is_unit(vectors))):
-            again = self._fallback.embed(pixels[row : row + 1])
-            if isinstance(again, str):
-                failures[row], vectors[row] = again, 0
+            result = self._fallback.embed(pixels[row : row + 1])
+            if isinstance(result, str):
+                failures[row], vectors[row] = result, 0
             else:
-                vectors[row] = again
+                vectors[row] = result
         return failures
 
-    def _watch(self, images: int, seconds: float) -> None:
-        """Full chunks only: a single image, or a chunk that was halved, is slower by nature."""
-        if self._pace is None or self.chunk_size.size < self.chunk_size.limit or images < self.chunk_size.limit:
+    def _check_speed(self, images: int, seconds: float) -> None:
+        """Full chunks only: single images and halved chunks are slower per image anyway."""
+        if self._slowdown is None or self.chunk_size.size < self.chunk_size.limit or images < self.chunk_size.limit:
             return
-        told = self._pace.note(images, seconds)
-        if told:
-            logger.warning(told)
+        message = self._slowdown.record(images, seconds)
+        if message:
+            logger.warning(message)
 
     def _free_memory(self) -> None:
         gc.collect()
-        self.forward.free_memory()
+        self.executor.free_memory()
         size = self.chunk_size.size
         logger.warning("out of memory at %d image(s): %s", size, "halving" if size > 1 else "the CPU takes over")
 
 
 @contextmanager
-def _lost_is_named() -> Iterator[None]:
-    """Turn the errors after which a context answers nothing but errors into DeviceLost."""
+def _device_loss_translated() -> Iterator[None]:
+    """Raise DeviceLost for errors after which a CUDA context answers nothing but errors."""
     try:
         yield
     except RuntimeError as error:
@@ -149,62 +155,56 @@ def _lost_is_named() -> Iterator[None]:
         raise
 
 
-COLLAPSED: Final = 4  # times slower than before; a card that is hot or shared loses half
-CHUNKS_SLOW: Final = 8  # one after the other, so that a single hitch says nothing
-CHUNKS_BEFORE: Final = 8  # that have to be known before anything can be called slow
-
-
 class SlowdownMonitor:
-    """Watches the images per second of the device, chunk by chunk."""
+    """Detects a collapse of the device's throughput, and its recovery."""
 
     def __init__(self) -> None:
-        """Knows nothing yet."""
-        self._usual = 0.0  # images per second when things are well: falls slowly, rises at once
-        self._known = self._slow = 0
+        self._baseline = 0.0  # images per second of a healthy device: rises at once, decays slowly
+        self._healthy_chunks = self._slow_chunks = 0
         self._warned = False
 
-    def note(self, images: int, seconds: float) -> str | None:
-        """Take a chunk into account; a sentence when the pace has just collapsed, or come back."""
+    def record(self, images: int, seconds: float) -> str | None:
+        """Add a chunk; returns a message when the throughput has just collapsed or recovered."""
         if seconds <= 0:
             return None
         rate = images / seconds
-        if self._known < CHUNKS_BEFORE or rate * COLLAPSED >= self._usual:
-            self._known += 1
-            self._slow = 0
-            self._usual = max(rate, 0.98 * self._usual)
+        if self._healthy_chunks < BASELINE_CHUNKS or rate * COLLAPSE_FACTOR >= self._baseline:
+            self._healthy_chunks += 1
+            self._slow_chunks = 0
+            self._baseline = max(rate, 0.98 * self._baseline)
             if self._warned:
                 self._warned = False
                 return f"the device is back at {rate:.0f} images/s"
             return None
-        self._slow += 1
-        if self._slow < CHUNKS_SLOW or self._warned:
+        self._slow_chunks += 1
+        if self._slow_chunks < SLOW_CHUNKS or self._warned:
             return None
         self._warned = True
         return (
-            f"the device has slowed down to {rate:.0f} images/s, from {self._usual:.0f}: another program uses it, or "
-            "(on Windows) the driver has moved its memory into the system's. Then set POSTERS_GPU_MEMORY_FRACTION "
-            "lower, for example 0.7, or POSTERS_BATCH_SIZE"
+            f"the device has slowed down to {rate:.0f} images/s, from {self._baseline:.0f}: another program uses it, "
+            "or (on Windows) the driver has moved its memory into system memory. In that case, set "
+            "POSTERS_GPU_MEMORY_FRACTION lower, for example 0.7, or POSTERS_BATCH_SIZE"
         )
 
 
 class CpuFallback:
-    """A second tower, made when it is first needed: it costs memory, and most collections never need it."""
+    """A second encoder in fp32 on the CPU, built on first use: it takes memory that most collections never need."""
 
-    def __init__(self, make: Callable[[], Callable[[torch.Tensor], torch.Tensor]]) -> None:
-        """`make` gives a tower in fp32 on the CPU, from the same weights; it may raise PosterError."""
-        self._make = make
-        self._tower: Callable[[torch.Tensor], torch.Tensor] | None = None
+    def __init__(self, build: Callable[[], Encoder]) -> None:
+        """`build` returns an fp32 CPU encoder with the same weights; it may raise PosterError."""
+        self._build = build
+        self._encoder: Encoder | None = None
 
     @torch.inference_mode()
     def embed(self, pixels: torch.Tensor) -> Vectors | str:
-        """uint8 (1, 3, height, width) → float32 (dimension,) of unit length, or why there is none."""
+        """uint8 (1, 3, height, width) → float32 (dimension,), unit length, or the reason why there is none."""
         try:
-            if self._tower is None:
+            if self._encoder is None:
                 logger.warning(
-                    "an image is embedded on the CPU in fp32: it does not fit the device, or came out as no number"
+                    "embedding an image on the CPU in fp32: it does not fit the device, or its vector was not valid"
                 )
-                self._tower = self._make()
-            vector: Vectors = self._tower(pixels)[0].numpy()
+                self._encoder = self._build()
+            vector: Vectors = self._encoder(pixels)[0].numpy()
         except PosterError as error:
             return f"it needs the CPU, and the weights cannot be read again: {error}"
         except (RuntimeError, MemoryError) as error:

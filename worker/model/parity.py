@@ -1,11 +1,10 @@
-"""Put a tower on its device, in the fastest way that proves to be the same embedding."""
+"""Choose the fastest encoder whose vectors match open_clip's in fp32, and set the GPU memory limit."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,31 +13,34 @@ import torch
 
 from producer.embedding import Vectors
 from producer.errors import ConfigurationError
-from worker.images.decode import Geometry
+from worker.images.resize import Geometry
 from worker.model.device import PRECISIONS, is_exhaustion, is_lost
 from worker.model.encoder import FastViT, OpenClipEncoder, is_supported
+from worker.model.executors import Encoder
 
-# Windows' driver moves memory of a full card into the system's, at a hundredth of the speed, instead of failing.
-# A share that leaves room for the desktop lets the allocator fail, and the chunk be halved, before that.
-WINDOWS_SHARE: Final = 0.85
+# When a card is full, the Windows driver moves memory into system memory, a hundred times slower, instead of
+# failing. A limit that leaves memory for the desktop makes the allocator fail first, and the chunk is halved.
+WINDOWS_MEMORY_FRACTION: Final = 0.85
+PARITY_IMAGES: Final = 4
+PARITY_COSINE: Final = 0.999  # least cosine to open_clip's vectors in fp32 that counts as the same embedding
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ChosenEncoder:
-    """A tower that runs.
+    """An encoder on its device.
 
     Attributes:
-        tower: uint8 (n, 3, height, width) on the device → float32 (n, dimension), unit length.
-        precision: in which it computes.
-        way: ``lean`` or ``plain``.
-        cosine: the lowest of the proof, to open_clip's tower in fp32 on the CPU.
+        encoder: uint8 (n, 3, height, width) on the device → float32 (n, dimension), unit length.
+        precision: the one it computes in.
+        implementation: ``lean`` (FastViT) or ``plain`` (OpenClipEncoder); stores record it in the provenance.
+        cosine: the lowest of the parity check, to open_clip in fp32 on the CPU.
         dimension: numbers per vector.
     """
 
-    tower: Callable[[torch.Tensor], torch.Tensor]
+    encoder: Encoder
     precision: str
-    way: str
+    implementation: str
     cosine: float
     dimension: int
 
@@ -54,66 +56,50 @@ def choose_encoder(
     *,
     forced: bool,
 ) -> ChosenEncoder:
-    """The first way, of the fast ones before the slow ones, that keeps the vectors.
+    """The first encoder, in order of speed, whose vectors pass the parity check.
 
     Args:
-        tower: open_clip's, in fp32 on the CPU; must not be used afterwards.
+        tower: open_clip's image tower, in fp32 on the CPU; must not be used afterwards.
         mean, std: per channel, in units of pixels.
         precision: the one to try; unless it is `forced`, fp32 follows.
 
     Raises:
-        ConfigurationError: no way gives the model's vectors.
+        ConfigurationError: no encoder gives the model's vectors.
     """
     cpu = torch.device("cpu")
-    proof = probe(geometry)
+    images = parity_images(geometry)
     exact = OpenClipEncoder(tower, mean, std, cpu, torch.float32)
-    expected: Vectors = exact(proof).numpy()
-    ways = [precision] if forced or precision == "fp32" else [precision, "fp32"]
-    worst = 0.0
-    for wanted in ways:
+    expected: Vectors = exact(images).numpy()
+    precisions = [precision] if forced or precision == "fp32" else [precision, "fp32"]
+    cosine = 0.0
+    for candidate in precisions:
         for kind in (FastViT, OpenClipEncoder) if is_supported(tower) else (OpenClipEncoder,):
-            if kind is OpenClipEncoder and wanted == "fp32" and device == cpu:
-                return ChosenEncoder(exact, wanted, "plain", 1.0, expected.shape[1])
-            own = tower if kind is FastViT else copy.deepcopy(tower)
+            if kind is OpenClipEncoder and candidate == "fp32" and device == cpu:
+                return ChosenEncoder(exact, candidate, "plain", 1.0, expected.shape[1])
             try:
-                made = kind(own, mean, std, device, PRECISIONS[wanted])
-                cosine = lowest_cosine(made(proof.to(device)).cpu().numpy(), expected)
+                source = tower if kind is FastViT else copy.deepcopy(tower)  # OpenClipEncoder moves its tower
+                encoder = kind(source, mean, std, device, PRECISIONS[candidate])
+                cosine = lowest_cosine(encoder(images.to(device)).cpu().numpy(), expected)
             except RuntimeError as error:
                 if is_exhaustion(error) or is_lost(error) or kind is OpenClipEncoder:
                     raise
-                logger.warning("the fast way does not run here (%s): open_clip's own", str(error).splitlines()[0])
+                logger.warning("FastViT does not run here (%s): using open_clip's tower", str(error).splitlines()[0])
                 continue
-            way = "lean" if kind is FastViT else "plain"
             if cosine >= PARITY_COSINE:
-                logger.info("%s proven against fp32 on a fixed probe: cosine %.5f", wanted, cosine)
-                return ChosenEncoder(made, wanted, way, cosine, expected.shape[1])
-            worst = cosine
-        if wanted == ways[-1]:
-            way_out = "POSTERS_PRECISION=auto" if forced and wanted != "fp32" else "POSTERS_DEVICE=cpu"
-            raise ConfigurationError(
-                f"{wanted} on {device} does not give this model's vectors: cosine {worst:.5f} to fp32 on the CPU, "
-                f"where {PARITY_COSINE} is the least. Set {way_out}"
-            )
-        logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", wanted, worst)
-    raise AssertionError("there is always a last way")
+                logger.info("%s passed the parity check against fp32: cosine %.5f", candidate, cosine)
+                implementation = "lean" if kind is FastViT else "plain"
+                return ChosenEncoder(encoder, candidate, implementation, cosine, expected.shape[1])
+        if candidate != precisions[-1]:
+            logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", candidate, cosine)
+    way_out = "POSTERS_PRECISION=auto" if forced and precision != "fp32" else "POSTERS_DEVICE=cpu"
+    raise ConfigurationError(
+        f"{precisions[-1]} on {device} does not give this model's vectors: cosine {cosine:.5f} to fp32 on the CPU, "
+        f"at least {PARITY_COSINE} is required. Set {way_out}"
+    )
 
 
-def use_card(device: torch.device, share: float | None) -> None:
-    """Make a card the one to use, and bound what may be taken of its memory."""
-    if device.type != "cuda":
-        return
-    torch.cuda.set_device(device)
-    share = share if share is not None else (WINDOWS_SHARE if sys.platform == "win32" else None)
-    if share is not None:
-        torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-PARITY_IMAGES: Final = 4
-PARITY_COSINE: Final = 0.999  # below it, a fast way is not the same embedding any more
-
-
-def probe(geometry: Geometry) -> torch.Tensor:
-    """Fixed images with edges, gradients and noise: uint8 (PROOF_IMAGES, 3, height, width)."""
+def parity_images(geometry: Geometry) -> torch.Tensor:
+    """Fixed images with edges, gradients and noise: uint8 (PARITY_IMAGES, 3, height, width)."""
     generator = np.random.default_rng(0)
     across = np.linspace(0, 255, geometry.width)[None, :]
     down = np.linspace(0, 255, geometry.height)[:, None]
@@ -125,12 +111,23 @@ def probe(geometry: Geometry) -> torch.Tensor:
     return torch.from_numpy(np.clip(np.stack(images), 0, 255).astype(np.uint8))
 
 
-def lowest_cosine(found: Vectors, expected: Vectors) -> float:
-    """Of each vector to the one that it should be, the lowest; 0 where one is nearer to another's, or no number.
+def lowest_cosine(vectors: Vectors, expected: Vectors) -> float:
+    """The lowest cosine of a vector to its expected one; 0 where one is NaN or nearer to another's expected vector.
 
-    The second condition sees rows that changed places, which vectors that all lie close together would hide.
+    The second condition detects swapped rows, which vectors that all lie close together would hide.
     """
-    cosines = found.astype(np.float64) @ expected.astype(np.float64).T
+    cosines = vectors.astype(np.float64) @ expected.astype(np.float64).T
     if not np.isfinite(cosines).all() or (cosines.argmax(axis=1) != np.arange(len(expected))).any():
         return 0.0
     return float(np.diagonal(cosines).min())
+
+
+def select_gpu(device: torch.device, memory_fraction: float | None) -> None:
+    """Make a GPU the current device and limit the share of its memory that torch may take; nothing on a CPU."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    if memory_fraction is None and sys.platform == "win32":
+        memory_fraction = WINDOWS_MEMORY_FRACTION
+    if memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)

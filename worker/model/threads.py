@@ -1,4 +1,4 @@
-"""Threads that use one core each, so that several of them never fight over the same ones."""
+"""Thread pools in which torch uses one core per thread, so that threads do not compete for cores."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; containers and taskset often allow fewer than there are."""
+    """Cores that this process may use; containers and taskset often allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of `count` threads in which torch computes on one core; elsewhere it goes on as it was set.
+    """A pool of `count` started threads in which torch uses one core; other threads keep their setting.
 
-    torch would give each thread as many helpers as there are cores: with two threads on two cores, four
-    run, and every step waits for the one that had to wait for its core.
+    By default torch gives each thread as many helpers as there are cores: two threads on two cores become
+    four, and every step waits for one that has no core.
     """
-    usual = torch.get_num_threads()
+    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_use_one_core)
     started = threading.Barrier(count + 1)
     for _ in range(count):
         pool.submit(started.wait)
     started.wait()
-    torch.set_num_threads(usual)  # torch keeps the number per thread, and also the one for threads to come
+    torch.set_num_threads(before)  # torch keeps the number per thread, and also as the default of later threads
     return pool
 
 
 def _use_one_core() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # a thread takes over the number for threads to come when it first asks; now that is 1
+    torch.get_num_threads()  # the first call fixes this thread's number to the current default, which now is 1

@@ -1,4 +1,4 @@
-"""Memory for a chunk of pixels, in the kind that the device reads fastest."""
+"""Buffers for chunks of pixels, pinned for CUDA."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ import mmap
 
 import torch
 
-from worker.images.decode import Geometry
+from worker.images.resize import Geometry
 
 logger = logging.getLogger(__name__)
-_told = False
+_warned = False
 
 
 def chunk_buffer(count: int, geometry: Geometry, device: torch.device) -> torch.Tensor:
-    """Uninitialized uint8 (count, 3, height, width) on the CPU; for CUDA pinned, where it can be had.
+    """Uninitialized uint8 (count, 3, height, width) on the CPU; for CUDA pinned, where the system allows it.
 
-    Only from pinned memory does a copy run beside computation. The system bounds it; without it all
-    goes on, slower.
+    Only copies from pinned memory run in parallel with computation. The system limits pinned memory;
+    without it, copies are slower.
     """
-    global _told
+    global _warned
     shape = (count, 3, geometry.height, geometry.width)
     if device.type == "cuda":
         try:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
-            if not _told:
+            if not _warned:
                 logger.warning("no pinned memory for %d images (%s): copies to the card are slower", count, error)
-                _told = True
+                _warned = True
     size = math.prod(shape)
     if not size:
         return torch.empty(shape, dtype=torch.uint8)
-    # From the system and not from malloc: ten megabytes that come and go between small things that stay would
-    # leave holes, and a worker that grows.
+    # mmap instead of malloc: 10 MB blocks that come and go between small long-lived ones would fragment the
+    # heap, and the worker would grow.
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(shape)
 
 
 def keep_rows(pixels: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """The rows in this ascending order, moved together in place: a copy elsewhere would not be pinned."""
+    """These rows, in ascending order, moved together in place: a copy would not be pinned."""
     if len(rows) == len(pixels):
         return pixels
     for position, row in enumerate(rows):

@@ -1,11 +1,10 @@
-"""From a batch of paths to rows in the store: decode ahead in threads, embed in chunks, store behind.
+"""The pipeline of a batch: decode ahead in threads, embed in chunks, store in the background.
 
     decode threads            this thread               store thread
     read → digest → decode →  chunk → submit → result → put
 
-The next chunk is on the device before the result of the one before is asked for, so that the device goes
-from one to the other without a pause. The embedder, the store and the clock are arguments, so that the
-pipeline runs without GPU and Redis.
+The next chunk is submitted before the result of the previous one is fetched, so that the device never
+idles in between. Embedder, store and clock are arguments, so that tests need neither GPU nor Redis.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +26,25 @@ from producer.queue.progress import Failure, Outcome
 from producer.vectors.base import Row, VectorStore
 from worker.images.decode import Limits
 from worker.pipeline.buffers import keep_rows
-from worker.pipeline.loader import Chunk, Loader, Run
+from worker.pipeline.loader import Chunk, Loader
+from worker.pipeline.poster_reader import BatchState, PosterReader, ReadPoster
 from worker.pipeline.protocols import Embedder, Pending
 from worker.pipeline.timings import Timings
 
-CHUNKS_ON_DEVICE = 2  # one computed, one that has arrived
-PUTS_BEHIND = 2  # chunks that may wait for the store before the device has to
+CHUNKS_ON_DEVICE = 2  # one being computed, one ready
+MAX_PENDING_PUTS = 2  # chunks that may wait for the store before the device has to wait
+PosterChunk = Chunk[Poster, ReadPoster]
 
 
 @dataclass
 class _Submitted:
-    """A chunk whose good posters are on the device; `fresh` are their places in the chunk, and their rows."""
+    """A chunk whose new contents are on the device."""
 
-    chunk: Chunk
-    settled: int  # its posters but for the twins, which come at the end of the batch
-    fresh: list[tuple[int, Row]]
+    chunk: PosterChunk
+    settled: int  # its posters except duplicates, which are settled at the end of the batch
+    fresh: list[tuple[int, Row]]  # position in the chunk and row of each image on the device
     pending: Pending | None
-    rows: list[Row]  # of posters whose content the store knew already, with their vectors
+    rows: list[Row]  # of posters whose content the store already has, aligned with `vectors`
     vectors: list[Vectors]
 
 
@@ -50,14 +52,14 @@ class _Submitted:
 class _Tally:
     embedded: int = 0
     reused: int = 0
-    unchanged: int = 0  # by content; what is unchanged by size and time is not even read
+    unchanged: int = 0  # by content; files unchanged by size and time are not read at all
     duplicates: list[Poster] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     vectors: dict[str, bytes] = field(default_factory=dict)
 
 
 class Pipeline:
-    """Runs batches, one at a time; keeps its threads between them."""
+    """Runs batches one at a time; keeps its threads between them."""
 
     def __init__(
         self,
@@ -76,15 +78,22 @@ class Pipeline:
         self.embedder, self.store = embedder, store
         self.timings = Timings()
         self._clock = clock
-        self._reading = Loader(
+        self._reader = PosterReader(
             embedder,
             store,
             root,
-            threads=threads,
-            look_ahead_images=look_ahead_images,
             max_file_bytes=max_file_bytes,
             decode_memory_bytes=decode_memory_bytes,
             limits=limits,
+            clock=clock,
+        )
+        self._loader = Loader(
+            embedder.geometry,
+            embedder.device,
+            lambda: embedder.chunk,
+            threads=threads,
+            look_ahead_images=look_ahead_images,
+            ramp=True,
             clock=clock,
         )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -96,22 +105,22 @@ class Pipeline:
         *,
         begun_before: bool = False,
     ) -> Outcome:
-        """Embed what is not in the store yet, store it, and say what became of each poster.
+        """Embed and store the posters that are not in the store yet.
 
         Args:
-            batch: whose posters to embed; each ends in exactly one part of the outcome.
-            progress: called with the number of posters done after every chunk.
-            begun_before: an earlier attempt may have stored a part; that part counts as embedded.
+            batch: each of its posters is counted in exactly one part of the outcome.
+            progress: called after every chunk with the number of posters done.
+            begun_before: an earlier attempt may have stored some of the posters; they count as embedded.
 
         Raises:
-            StoreError, OSError: the store or the posters root is out of reach. Chunks that were
-                stored stay stored; running the batch again does only the rest.
+            StoreError, OSError: the store or the posters root is unreachable. Stored chunks stay
+                stored; running the batch again processes only the rest.
             DeviceLost: the accelerator needs a fresh process.
         """
         self.timings, began = Timings(), self._clock()
         space = self.embedder.space
         if batch.space not in (None, space.id):
-            return Outcome(failures=tuple(_of_another_space(batch, space.id)))
+            return Outcome(failures=tuple(_space_mismatches(batch, space.id)))
         todo = list(batch.posters)
         rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
         if not batch.force and not batch.verify:
@@ -122,11 +131,12 @@ class Pipeline:
             ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
             stored = self.store.get(space.id, sorted(ids))
             tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
-        run = Run(batch, rows, None if batch.force else {})
-        self._run_chunks(todo, run, tally, lambda done: progress(unchanged + done))
-        if tally.duplicates:  # now the store knows their content, or each fails as the first of them did
+        state = BatchState(batch, rows, None if batch.force else {})
+        self._run_chunks(todo, state, tally, lambda done: progress(unchanged + done))
+        if tally.duplicates:  # the store has their content now, or each fails as the first of them did
             settled = unchanged + len(todo) - len(tally.duplicates)
-            self._run_chunks(tally.duplicates, Run(batch, rows, None), tally, lambda done: progress(settled + done))
+            state = BatchState(batch, rows, None)
+            self._run_chunks(tally.duplicates, state, tally, lambda done: progress(settled + done))
         self.timings.total, self.timings.images = self._clock() - began, tally.embedded
         if begun_before:
             tally.embedded, unchanged = tally.embedded + unchanged, 0
@@ -134,43 +144,46 @@ class Pipeline:
         return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
 
     def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
-        """Embed an image that is no poster: float32 (dimension,), unit length; nothing is stored.
+        """Embed an image that is not in the collection: float32 (dimension,), unit length; stores nothing.
 
         Raises:
             UnreadablePoster: it has no vector; says why.
             DeviceLost: the accelerator needs a fresh process.
         """
-        result = self.embedder.submit(self._reading.decode(data, name).unsqueeze(0)).result()
+        result = self.embedder.submit(self._reader.decode(data, name).unsqueeze(0)).result()
         for reason in result.failures.values():
             raise UnreadablePoster(name, "internal", reason)
         vector: Vectors = result.vectors[0]
         return vector
 
     def close(self) -> None:
-        """End the threads; the store stays open, it belongs to the caller."""
-        self._reading.close()
+        """End the threads; the store belongs to the caller and stays open."""
+        self._loader.close()
         self._writer.shutdown()
 
-    def _run_chunks(self, todo: Sequence[Poster], run: Run, tally: _Tally, progress: Callable[[int], None]) -> None:
+    def _run_chunks(
+        self, todo: Sequence[Poster], state: BatchState, tally: _Tally, progress: Callable[[int], None]
+    ) -> None:
         on_device: deque[_Submitted] = deque()
         puts: deque[Future[int]] = deque()
         done = 0
-        chunks = self._reading.chunks(todo, run, self.timings)
+        chunks = self._loader.chunks(todo, partial(self._reader.read, state=state))
 
         def collect() -> None:
             submitted = on_device.popleft()
             rows, vectors = self._result(submitted, tally)
-            if run.batch.reply:
+            if state.batch.reply:
                 raw = vectors.astype("<f4")
                 tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
             puts.append(self._writer.submit(self._put, rows, vectors, submitted.settled))
 
         try:
             for chunk in chunks:
+                self.timings.waiting_for_decode += chunk.waited_s
                 on_device.append(self._submit(chunk, tally))
                 if len(on_device) >= CHUNKS_ON_DEVICE:
                     collect()
-                while puts and (puts[0].done() or len(puts) > PUTS_BEHIND):
+                while puts and (puts[0].done() or len(puts) > MAX_PENDING_PUTS):
                     done += self._wait_for_store(puts.popleft())
                 progress(done)
             while on_device:
@@ -181,35 +194,35 @@ class Pipeline:
         finally:
             chunks.close()
             for put in puts:
-                put.exception()  # nothing of this batch may be written after run has returned
+                put.exception()  # nothing may be written after run has returned
 
-    def _submit(self, chunk: Chunk, tally: _Tally) -> _Submitted:
-        """Send what was decoded to the device; posters that failed are tallied and left out."""
+    def _submit(self, chunk: PosterChunk, tally: _Tally) -> _Submitted:
+        """Submit the decoded posters to the device; failed ones are only tallied."""
         duplicates = len(tally.duplicates)
         fresh: list[tuple[int, Row]] = []
         rows: list[Row] = []
         vectors: list[Vectors] = []
-        for index, (poster, read) in enumerate(zip(chunk.posters, chunk.reads, strict=True)):
+        for index, (poster, load) in enumerate(zip(chunk.items, chunk.loads, strict=True)):
             try:
-                row, known, unchanged, duplicate = read.result()
+                row, known, unchanged, duplicate = load.result()
             except UnreadablePoster as error:
                 tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
                 continue
             tally.unchanged += unchanged
             if duplicate:
                 tally.duplicates.append(poster)
-            elif known is not None:  # also a file with a new date only: its row is to say so
+            elif known is not None:  # stored even if only the file's time is new, to update the row
                 rows.append(row)
                 vectors.append(known)
                 tally.reused += not unchanged
             elif not unchanged:
                 fresh.append((index, row))
-        settled = len(chunk.posters) - (len(tally.duplicates) - duplicates)
+        settled = len(chunk.items) - (len(tally.duplicates) - duplicates)
         pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
         return _Submitted(chunk, settled, fresh, pending, rows, vectors)
 
     def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
-        """Rows and vectors of the chunk, aligned; posters that got no vector are tallied and left out."""
+        """Rows and vectors of the chunk, aligned; posters without a vector are only tallied."""
         rows, vectors = submitted.rows, submitted.vectors
         if submitted.pending is not None:
             result = submitted.pending.result()
@@ -221,7 +234,7 @@ class Pipeline:
                     vectors.append(result.vectors[position])
                     tally.embedded += 1
                 else:
-                    tally.failures.append(Failure(row.id, submitted.chunk.posters[index].path, "internal", reason))
+                    tally.failures.append(Failure(row.id, submitted.chunk.items[index].path, "internal", reason))
         if not rows:
             return [], np.zeros((0, self.embedder.space.dimension), np.float32)
         return rows, np.stack(vectors)
@@ -239,7 +252,7 @@ class Pipeline:
             self.timings.waiting_for_store += self._clock() - began
 
 
-def _of_another_space(batch: EmbedBatch, mine: str) -> Iterator[Failure]:
+def _space_mismatches(batch: EmbedBatch, own_space: str) -> Iterator[Failure]:
     for poster in batch.posters:
-        reason = f"queued for the space {batch.space}, and this worker makes {mine}: run `index` again"
+        reason = f"queued for the space {batch.space}, but this worker uses {own_space}: run `index` again"
         yield Failure(poster.id, poster.path, "internal", reason)

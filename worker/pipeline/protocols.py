@@ -1,4 +1,4 @@
-"""What the pipeline needs of an embedder; CLIPEmbedder is one, tests bring others."""
+"""The interface between pipeline and embedder: CLIPEmbedder implements it, and so do the fakes of the tests."""
 
 from __future__ import annotations
 
@@ -7,25 +7,16 @@ from typing import Protocol
 
 import torch
 
-from producer.embedding import Space, Vectors
-from worker.images.decode import Geometry
-
-
-class EmbeddedChunk(Protocol):
-    """What the embedder returns: vectors (n, dimension), a reason for each row that has none, device seconds."""
-
-    @property
-    def vectors(self) -> Vectors: ...
-    @property
-    def failures(self) -> Mapping[int, str]: ...
-    @property
-    def seconds(self) -> float: ...
+from producer.embedding import Space
+from worker.images.resize import Geometry
+from worker.model.inference import EmbeddedChunk
 
 
 class Pending(Protocol):
-    """A chunk on its way through the device; its pixels must not be changed before the result is there."""
+    """A chunk that the device is working on; its pixels must not change before `result` has returned."""
 
-    def result(self) -> EmbeddedChunk: ...
+    def result(self) -> EmbeddedChunk:
+        """Wait for the vectors; may be called once."""
 
 
 class Embedder(Protocol):

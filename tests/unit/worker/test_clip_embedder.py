@@ -1,7 +1,8 @@
-"""The embedder: each row belongs to its path, whatever is bad, full, or not a number in between."""
+"""CLIPEmbedder: each row belongs to its path, whatever files are bad or vectors invalid in between."""
 
 import gc
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -51,7 +52,7 @@ def pixels(count: int) -> torch.Tensor:
 
 
 def test_one_image_is_one_unit_vector(embedder, paths):
-    """The promise of the interface: shape, dtype, length."""
+    """Shape, dtype and length."""
     vector = embedder.embed_image(paths[0])
     assert vector.shape == (DIMENSION,)
     assert vector.dtype == np.float32
@@ -69,7 +70,7 @@ def test_the_vector_is_that_of_open_clips_own_preprocessing(embedder, paths):
 
 
 def test_rows_follow_the_paths_around_bad_files(embedder, paths, bad):
-    """Bad files between good ones: no row is shifted, and each equals the poster's own embedding."""
+    """Bad files between good ones shift no row: each equals the embedding of its file alone."""
     mixed = []
     for index, path in enumerate(paths):
         mixed += [bad[index // 2 % 4], path] if index % 2 else [path]
@@ -90,18 +91,18 @@ def test_rows_follow_the_paths_around_bad_files(embedder, paths, bad):
         }
     others = np.stack(list(singles.values()))
     alike = others @ others.T - np.eye(12)
-    assert alike.max() < 0.9999, "equal vectors would make this test blind"
+    assert alike.max() < 0.9999, "with equal vectors this test could not fail"
 
 
-def test_embed_batch_warns_and_names_what_has_no_row(embedder, paths, bad):
-    """The warning says which positions are missing and where the mapping is to be had."""
+def test_embed_batch_warns_of_paths_without_a_row(embedder, paths, bad):
+    """The warning says which positions are missing and how to get the mapping."""
     with pytest.warns(UserWarning, match=r"2 of 4 paths have no row: \[1\] .*cut\.jpg.*\[2\] .*text\.png.*embed_paths"):
         vectors = embedder.embed_batch([paths[0], bad[0], bad[1], paths[1]], batch_size=2)
     assert vectors.shape == (2, DIMENSION)
 
 
-def test_a_batch_of_good_files_warns_of_nothing(embedder, paths):
-    """No noise where nothing is wrong; positional batch_size works."""
+def test_a_batch_of_good_files_gives_no_warning(embedder, paths):
+    """And batch_size may be positional."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert embedder.embed_batch(paths, 4).shape == (12, DIMENSION)
@@ -116,8 +117,35 @@ def test_nothing_to_embed_gives_no_rows(embedder, bad, only_bad):
     assert len(result.failures) == (4 if only_bad else 0)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(embedder, paths, batch_size):
+    """It would never come to an end."""
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {batch_size}"):
+        embedder.embed_paths(paths, batch_size)
+
+
+def test_at_most_batch_size_images_are_embedded_together(embedder, paths, monkeypatch):
+    """Full batches, and one for the rest."""
+    sizes, submit = [], embedder._engine.submit
+    monkeypatch.setattr(embedder._engine, "submit", lambda chunk: sizes.append(len(chunk)) or submit(chunk))
+    embedder.embed_paths(paths, 5)
+    assert sizes == [5, 5, 2]
+
+
+def test_an_error_of_the_file_system_ends_the_call(embedder, paths, monkeypatch):
+    """It says nothing about the file, and no thread stays behind."""
+
+    def failing(path, **options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(clip_embedder, "read_file", failing)
+    with pytest.raises(OSError, match="Too many open files"):
+        embedder.embed_paths(paths, 2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
 def test_a_bad_image_names_file_and_reason(embedder, bad):
-    """embed_image raises for one file what embed_batch warns of."""
+    """embed_image raises what embed_batch only warns of."""
     for path, word in zip(bad, ("truncated", "unreadable", "unreadable", "missing"), strict=True):
         with pytest.raises(UnreadablePoster, match=path.name) as caught:
             embedder.embed_image(path)
@@ -125,7 +153,7 @@ def test_a_bad_image_names_file_and_reason(embedder, bad):
 
 
 def test_preprocess_is_the_models_input(embedder):
-    """float32, normalized, for any mode; transparency as in files."""
+    """float32, normalized, for any mode; transparency is handled as in files."""
     for image in (picture(90, 130), picture().convert("L"), translucent(), picture().convert("CMYK")):
         tensor = embedder.preprocess(image)
         assert tensor.shape == (3, SIDE, SIDE)
@@ -136,8 +164,8 @@ def test_preprocess_is_the_models_input(embedder):
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
-def test_two_chunks_on_the_way_do_not_mix(embedder, count):
-    """submit does not wait; each result is that of its own pixels."""
+def test_chunks_on_the_device_do_not_mix(embedder, count):
+    """Several can be submitted before the first result is fetched; each result belongs to its pixels."""
     images = [pixels(count), pixels(count).flip(0), pixels(2)]
     expected = [embedder.embed_pixels(chunk).vectors for chunk in images]
     pending = [embedder.submit(chunk) for chunk in images]
@@ -145,51 +173,51 @@ def test_two_chunks_on_the_way_do_not_mix(embedder, count):
         assert np.allclose(one.result().vectors, vectors, atol=1e-6)
 
 
-def test_no_pixels_are_no_vectors(embedder):
-    """The empty chunk has the right width."""
+def test_an_empty_chunk_has_no_vectors(embedder):
+    """But the right width."""
     assert embedder.embed_pixels(pixels(0)).vectors.shape == (0, DIMENSION)
 
 
-def test_a_row_that_stays_no_number_is_a_failure_and_not_a_vector(embedder, monkeypatch, paths):
-    """When fp32 fails, too, the poster fails by name and its neighbors do not."""
-    forward = embedder._engine.forward
-    run = forward._tower
-    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
-    monkeypatch.setattr(embedder._engine._fallback, "_make", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
+def test_a_row_that_stays_invalid_is_a_failure(embedder, monkeypatch, paths):
+    """If fp32 fails as well, the image is reported with a reason and has no vector."""
+    executor = embedder._engine.executor
+    run = executor._encoder
+    monkeypatch.setattr(executor, "_encoder", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    monkeypatch.setattr(embedder._engine._fallback, "_build", lambda: lambda chunk: torch.zeros(len(chunk), DIMENSION))
     result = embedder.embed_paths(paths[:2])
     assert result.vectors.shape == (0, DIMENSION)
     assert {failure.word for failure in result.failures.values()} == {"internal"}
     assert "no vector" in str(result.failures[0])
 
 
-def test_a_checkpoint_that_was_replaced_gives_no_vector_of_another_model(tmp_path, paths, monkeypatch):
-    """What is computed again from the file must come from the numbers that the space is named after."""
+def test_a_replaced_checkpoint_gives_no_vector_of_another_model(tmp_path, paths, monkeypatch):
+    """A vector that is recomputed from the file must come from the weights that its space names."""
     name = write_tiny_model(tmp_path / "model", 1)
     embedder = CLIPEmbedder(name, "cpu", batch_size=8, precision="bf16")
     write_tiny_model(tmp_path / "model", 2)
-    forward = embedder._engine.forward
-    run = forward._tower
-    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    executor = embedder._engine.executor
+    run = executor._encoder
+    monkeypatch.setattr(executor, "_encoder", lambda chunk: run(chunk) * torch.tensor(float("nan")))
     result = embedder.embed_paths(paths[:1])
     assert result.vectors.shape == (0, DIMENSION)
     assert "was changed since this program started" in str(result.failures[0])
 
 
-def test_a_row_that_is_no_number_is_computed_again_from_the_file(tiny, embedder, monkeypatch):
-    """In fp32, from the checkpoint: the numbers that ran were rounded to bf16."""
+def test_an_invalid_row_is_recomputed_from_the_file(tiny, embedder, monkeypatch):
+    """In fp32, from the checkpoint: the weights on the device are rounded to bf16."""
     images = pixels(5)
     expected = embedder.embed_pixels(images).vectors
     fast = CLIPEmbedder(tiny, "cpu", batch_size=8, precision="bf16")
-    forward = fast._engine.forward
-    run = forward._tower
-    monkeypatch.setattr(forward, "_tower", lambda chunk: run(chunk) * torch.tensor(float("nan")))
+    executor = fast._engine.executor
+    run = executor._encoder
+    monkeypatch.setattr(executor, "_encoder", lambda chunk: run(chunk) * torch.tensor(float("nan")))
     result = fast.embed_pixels(images)
     assert result.failures == {}
     assert (result.vectors * expected).sum(axis=1).min() > 0.9999999
 
 
-def test_auto_finds_a_chunk_and_says_so(tiny, caplog):
-    """batch_size=auto measures when it loads; the log names the sizes and what they gave."""
+def test_auto_finds_a_chunk_size_and_logs_it(tiny, caplog):
+    """batch_size=auto measures at load time; the log has the sizes and their throughput."""
     with caplog.at_level("INFO"):
         embedder = CLIPEmbedder(tiny, "cpu", batch_size="auto", precision="fp32")
     assert embedder.chunk in (8, 16, 32, 64, 128)
@@ -198,22 +226,22 @@ def test_auto_finds_a_chunk_and_says_so(tiny, caplog):
 
 
 def test_the_dimension_comes_from_the_model(tmp_path):
-    """Nothing is hard-wired to 512."""
+    """512 is not hard-coded."""
     embedder = CLIPEmbedder(write_tiny_model(tmp_path, embed_dim=48), "cpu")
     assert embedder.dimension == embedder.space.dimension == 48
     assert embedder.embed_paths([]).vectors.shape == (0, 48)
 
 
 def test_only_the_image_tower_is_kept(embedder):
-    """The text tower's memory belongs to the posters."""
+    """The text tower's memory is freed."""
     gc.collect()
     kinds = (open_clip.CLIP, open_clip.transformer.TextTransformer, open_clip.transformer.VisionTransformer)
     assert [thing for thing in gc.get_objects() if type(thing) in kinds] == []
     assert embedder.embed_pixels(pixels(1)).vectors.shape == (1, DIMENSION)
 
 
-def test_settings_make_the_same_embedder(tiny, embedder, monkeypatch):
-    """What the worker builds is what a script builds."""
+def test_from_settings_creates_the_same_embedder(tiny, embedder, monkeypatch):
+    """The worker's embedder equals that of a script."""
     settings = load_settings(model_name=tiny, device="cpu", precision="fp32", batch_size=5, max_pixels=1000)
     built = CLIPEmbedder.from_settings(settings)
     assert built.space == embedder.space
@@ -221,8 +249,8 @@ def test_settings_make_the_same_embedder(tiny, embedder, monkeypatch):
     assert built._limits.max_pixels == 1000
 
 
-def test_untrained_weights_are_said_loudly_and_are_a_space_of_their_own(caplog):
-    """ViT-B/32 itself, 512 numbers; nobody takes these vectors for trained ones."""
+def test_untrained_weights_are_reported_and_have_a_space_of_their_own(caplog):
+    """Their vectors cannot be mistaken for those of a trained model."""
     embedder = CLIPEmbedder("ViT-B/32", "cpu", pretrained="untrained")
     assert embedder.dimension == 512
     assert embedder.space.weights.startswith("untrained-")
@@ -231,8 +259,8 @@ def test_untrained_weights_are_said_loudly_and_are_a_space_of_their_own(caplog):
 
 
 @pytest.mark.parametrize(("count", "terminal", "shown"), [(70, True, True), (70, False, False), (10, True, False)])
-def test_a_bar_is_shown_on_long_batches_where_somebody_looks(embedder, paths, monkeypatch, count, terminal, shown):
-    """Progress for people, silence for logs."""
+def test_a_progress_bar_is_shown_for_long_batches_on_a_terminal(embedder, paths, monkeypatch, count, terminal, shown):
+    """Not for short batches and not in logs."""
     seen = []
     bar = clip_embedder.tqdm
 

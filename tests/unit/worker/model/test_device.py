@@ -1,4 +1,4 @@
-"""Devices: `auto` explains itself, a wish that cannot be met is an error, and errors are understood."""
+"""Devices: `auto` logs its choice, an unavailable device is an error, and errors are classified."""
 
 import logging
 
@@ -15,7 +15,7 @@ def no_cuda(monkeypatch):
 
 
 def test_auto_takes_the_cpu_and_says_why_in_one_line(no_cuda, caplog):
-    """A machine without a GPU works, and its log says why it is slow."""
+    """A machine without a GPU works, and the log says why it is slow."""
     with caplog.at_level(logging.INFO):
         assert device.choose_device("auto") == torch.device("cpu")
     assert len(caplog.messages) == 1
@@ -23,7 +23,7 @@ def test_auto_takes_the_cpu_and_says_why_in_one_line(no_cuda, caplog):
 
 
 @pytest.mark.parametrize(
-    ("build", "hidden", "driver", "said"),
+    ("build", "hidden", "driver", "reason"),
     [
         (None, None, True, "build without CUDA"),
         ("13.0", None, False, "no NVIDIA driver"),
@@ -31,24 +31,24 @@ def test_auto_takes_the_cpu_and_says_why_in_one_line(no_cuda, caplog):
         ("13.0", "", True, "CUDA_VISIBLE_DEVICES=''"),
     ],
 )
-def test_the_reason_is_the_right_one(no_cuda, monkeypatch, build, hidden, driver, said):
-    """No CUDA build, no driver, no usable card, a hidden card: four different sentences."""
+def test_the_reason_is_the_right_one(no_cuda, monkeypatch, build, hidden, driver, reason):
+    """No CUDA build, no driver, no usable card, a hidden card: four different messages."""
     monkeypatch.setattr(torch.version, "cuda", build)
-    monkeypatch.setattr(device, "_driver_is_there", lambda: driver)
+    monkeypatch.setattr(device, "_has_driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert said in device.why_no_cuda()
+    assert reason in device.why_no_cuda()
 
 
-@pytest.mark.parametrize("wanted", ["cuda", "cuda:0"])
-def test_a_gpu_that_was_asked_for_is_never_replaced_in_silence(no_cuda, wanted):
-    """An explicit cuda that is not there is an error with the way out."""
-    with pytest.raises(DeviceUnavailable, match=f"{wanted}.*auto"):
-        device.choose_device(wanted)
+@pytest.mark.parametrize("requested", ["cuda", "cuda:0"])
+def test_a_requested_gpu_is_never_replaced_silently(no_cuda, requested):
+    """A device by name that does not exist is an error that says what to do."""
+    with pytest.raises(DeviceUnavailable, match=f"{requested}.*auto"):
+        device.choose_device(requested)
 
 
-def test_a_card_beyond_the_last_lists_what_there_is(monkeypatch):
+def test_a_card_beyond_the_last_lists_those_available(monkeypatch):
     """cuda:7 on a machine with one card names that card."""
     monkeypatch.setattr(device, "why_no_cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -66,7 +66,7 @@ def test_an_unknown_device_is_a_configuration_error():
 
 
 def test_precision_follows_the_hardware(monkeypatch):
-    """fp16 on CUDA; on a CPU bf16 where it computes in it, fp32 where it does not; a wish is kept."""
+    """fp16 on CUDA; on a CPU bf16 where it computes in it, fp32 where it does not; an explicit precision is kept."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(device, "cpu_computes_bf16", lambda: True)
     assert device.choose_precision("auto", cuda) == "fp16"
@@ -92,7 +92,7 @@ def test_precision_follows_the_hardware(monkeypatch):
     ],
 )
 def test_exhaustion_is_recognized(error):
-    """Whoever ran out of memory, the answer is to halve; the device is not lost."""
+    """Whichever component ran out of memory, a smaller batch may fit; the device is not lost."""
     assert device.is_exhaustion(error)
     assert not device.is_lost(error)
 
@@ -110,14 +110,14 @@ def test_exhaustion_is_recognized(error):
     ],
 )
 def test_a_broken_context_is_recognized(text):
-    """These errors stay until the process ends; halving would try for ever."""
+    """These errors persist until the process ends; halving would never end."""
     error = RuntimeError(text)
     assert device.is_lost(error)
     assert not device.is_exhaustion(error)
 
 
 def test_an_ordinary_error_is_neither():
-    """A defect of ours must be seen as one."""
+    """A bug must not be mistaken for a device failure."""
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
     assert not device.is_exhaustion(error)
     assert not device.is_lost(error)

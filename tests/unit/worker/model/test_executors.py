@@ -1,4 +1,4 @@
-"""Forward passes: slices come back in order, threads keep to their cores, and CUDA's streams wait where they must."""
+"""Executors: slices come back in order, each thread uses one core, and CUDA streams are synchronized."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worker.model import executors
-from worker.model.executors import CpuForward, CudaForward
+from worker.model.executors import CpuExecutor, CudaExecutor
 
 
 def numbered(count: int) -> torch.Tensor:
@@ -23,8 +23,8 @@ def first_number(pixels: torch.Tensor) -> torch.Tensor:
 def cpu():
     made = []
 
-    def build(tower=first_number, **options):
-        made.append(CpuForward(tower, **options))
+    def build(encoder=first_number, **options):
+        made.append(CpuExecutor(encoder, **options))
         return made[-1]
 
     yield build
@@ -35,7 +35,7 @@ def cpu():
 @pytest.mark.parametrize("cores", [1, 2, 3])
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 33, 100])
 def test_slices_come_back_in_order(cpu, cores, count):
-    """Whatever core was faster."""
+    """Whichever core is faster."""
 
     def uneven(pixels):
         time.sleep(0.002 if pixels[0, 0, 0, 0] % 3 else 0)
@@ -45,17 +45,17 @@ def test_slices_come_back_in_order(cpu, cores, count):
     assert found[:, 0].tolist() == list(range(count))
 
 
-def test_all_cores_work_and_each_on_one(cpu):
-    """Slices run side by side, in threads in which torch uses one core; elsewhere torch stays as it was set."""
+def test_each_slice_runs_on_a_core_of_its_own(cpu):
+    """Slices run in parallel, in threads in which torch uses one core; other threads keep their setting."""
     together, seen = threading.Barrier(2, timeout=10), set()
 
-    def tower(pixels):
+    def encoder(pixels):
         together.wait()
         seen.add(torch.get_num_threads())
         return first_number(pixels)
 
     before = torch.get_num_threads()
-    assert cpu(tower, cores=2).launch(numbered(8)).fetch().shape == (8, 2)
+    assert cpu(encoder, cores=2).launch(numbered(8)).fetch().shape == (8, 2)
     assert seen == {1}
     after: list[int] = []
     thread = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
@@ -65,8 +65,8 @@ def test_all_cores_work_and_each_on_one(cpu):
     assert after == [before]
 
 
-def test_a_chunk_is_on_its_way_before_the_one_before_it_is_fetched(cpu):
-    """launch does not wait, so that a core goes from one chunk to the next without a pause."""
+def test_a_chunk_is_launched_before_the_previous_one_is_fetched(cpu):
+    """`launch` does not wait, so that cores never idle between chunks."""
     gate = threading.Event()
 
     def gated(pixels):
@@ -80,11 +80,11 @@ def test_a_chunk_is_on_its_way_before_the_one_before_it_is_fetched(cpu):
     assert second.fetch()[:, 0].tolist() == list(range(4))
 
 
-def test_a_slice_that_fails_is_heard_of_when_no_slice_runs_any_more(cpu):
-    """Otherwise the pixels would be given to the next chunk while a core still reads them."""
+def test_a_failure_is_raised_only_when_no_slice_is_running(cpu):
+    """Otherwise the pixels could be reused for the next chunk while a core still reads them."""
     running = []
 
-    def tower(pixels):
+    def encoder(pixels):
         if pixels[0, 0, 0, 0] == 0:
             raise MemoryError
         running.append(1)
@@ -92,14 +92,14 @@ def test_a_slice_that_fails_is_heard_of_when_no_slice_runs_any_more(cpu):
         running.pop()
         return first_number(pixels)
 
-    launched = cpu(tower, cores=2).launch(numbered(4))
+    launched = cpu(encoder, cores=2).launch(numbered(4))
     with pytest.raises(MemoryError):
         launched.fetch()
     assert running == []
 
 
-def test_the_devices_seconds_are_counted_once(cpu):
-    """Chunks that overlap do not make a second of work two."""
+def test_device_seconds_are_counted_once(cpu):
+    """Time in which chunks overlap is not counted twice."""
 
     def slow(pixels):
         time.sleep(0.05)
@@ -115,30 +115,30 @@ def test_the_devices_seconds_are_counted_once(cpu):
 
 
 class Streams:
-    """Stands in for torch.cuda: notes in which order streams and events are used."""
+    """Replaces torch.cuda and records the order in which streams and events are used."""
 
     def __init__(self, monkeypatch):
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.current = "default"
-        said, streams = self.said, self
+        calls, streams = self.calls, self
 
         class Stream:
             def __init__(self, device):
-                self.name = f"stream {sum('new' in one for one in said)}"
-                said.append(f"new {self.name}")
+                self.name = f"stream {sum('new' in one for one in calls)}"
+                calls.append(f"new {self.name}")
 
             def wait_stream(self, other):
-                said.append(f"{self.name} waits for {other.name}")
+                calls.append(f"{self.name} waits for {other.name}")
 
         class Event:
             def __init__(self, enable_timing):
                 self.name = ""
 
             def record(self):
-                said.append(f"event in {streams.current}")
+                calls.append(f"event in {streams.current}")
 
             def synchronize(self):
-                said.append("host waits")
+                calls.append("host waits")
 
             def elapsed_time(self, other):
                 return 250.0
@@ -156,30 +156,30 @@ class Streams:
         for name, value in {"Stream": Stream, "Event": Event, "stream": Within}.items():
             monkeypatch.setattr(torch.cuda, name, value)
         for name in ("synchronize", "empty_cache"):
-            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: said.append(name))
+            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: calls.append(name))
         monkeypatch.setattr(
-            torch.Tensor, "record_stream", lambda tensor, stream: said.append(f"kept for {stream.name}"), raising=False
+            torch.Tensor, "record_stream", lambda tensor, stream: calls.append(f"kept for {stream.name}"), raising=False
         )
         empty = torch.empty
         monkeypatch.setattr(executors.torch, "empty", lambda *shape, pin_memory, **rest: empty(*shape, **rest))
 
 
-def test_cuda_copies_on_one_stream_and_computes_on_the_other(monkeypatch):
-    """With streams that only take notes: what is computed has arrived, and what is read has been computed."""
+def test_cuda_copies_on_one_stream_and_computes_on_another(monkeypatch):
+    """Computation waits for the copy, and the host waits for the computation."""
     streams = Streams(monkeypatch)
 
-    def tower(pixels):
-        streams.said.append(f"computed in {streams.current}")
+    def encoder(pixels):
+        streams.calls.append(f"computed in {streams.current}")
         return first_number(pixels)
 
-    device = CudaForward(torch.device("cpu"), tower)
+    device = CudaExecutor(torch.device("cpu"), encoder)
     launched = device.launch(numbered(3))
-    streams.said.append("launched")
+    streams.calls.append("launched")
     assert launched.fetch()[:, 0].tolist() == [0, 1, 2]
-    assert streams.said == [
+    assert streams.calls == [
         "new stream 0",
         "new stream 1",
-        "synchronize",  # the weights are there
+        "synchronize",  # the weights are on the device
         "stream 1 waits for stream 0",
         "kept for stream 1",
         "event in stream 1",
@@ -190,16 +190,16 @@ def test_cuda_copies_on_one_stream_and_computes_on_the_other(monkeypatch):
     ]
     assert launched.seconds == 0.25
     device.free_memory()
-    assert streams.said[-2:] == ["synchronize", "empty_cache"], "first what is on its way, then the cache"
+    assert streams.calls[-2:] == ["synchronize", "empty_cache"], "work in progress first, then the cache"
 
 
-def test_pixels_are_held_until_they_are_certainly_copied(monkeypatch):
-    """The pipeline lets go of a chunk at once; its memory must not be another chunk's while a copy reads it."""
+def test_pixels_are_kept_until_they_are_copied(monkeypatch):
+    """The pipeline drops a chunk after submitting it; its memory must not be reused while a copy reads it."""
     Streams(monkeypatch)
-    device = CudaForward(torch.device("cpu"), first_number)
+    device = CudaExecutor(torch.device("cpu"), first_number)
     launched = device.launch(numbered(3))
     assert launched._pixels is not None
     found = launched.fetch()
     assert launched._pixels is None
     assert isinstance(found, np.ndarray)
-    assert found.flags.owndata, "pinned memory goes back at once"
+    assert found.flags.owndata, "pinned memory is released at once"

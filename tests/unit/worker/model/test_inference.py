@@ -1,4 +1,4 @@
-"""The engine: whatever the device runs out of, each image once, in order, with the vector that it should have."""
+"""Engine: whatever fails on the device, each image is embedded once, in order, with its own vector."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ DIMENSION = 6
 
 
 def accelerator_error(code: int, text: str) -> torch.AcceleratorError:
-    """As torch raises it for a CUDA call that failed: with the runtime's number."""
+    """As torch raises it for a failed CUDA call, with the runtime's error number."""
     error = torch.AcceleratorError(text)
     error.error_code = code
     return error
@@ -37,16 +37,16 @@ LOST = [
 
 
 def truth(pixels: torch.Tensor) -> np.ndarray:
-    """What a device that is well gives: a unit vector that tells the image's first numbers."""
+    """What a healthy device returns: a unit vector of the image's first numbers."""
     vectors = pixels.flatten(1)[:, :DIMENSION].double().numpy() + 1
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 class Device:
-    """A forward pass with room for `room` images, that fails as it is told, at the launch or on the way."""
+    """A fake executor with memory for `capacity` images; above that it raises `error`, at the launch or later."""
 
-    def __init__(self, error: Exception | None = None, *, room: int = 1000, late: bool = False) -> None:
-        self.error, self.room, self.late = error, room, late
+    def __init__(self, error: Exception | None = None, *, capacity: int = 1000, late: bool = False) -> None:
+        self.error, self.capacity, self.late = error, capacity, late
         self.launched: list[int] = []
         self.done: list[int] = []  # the first number of each image that was computed
         self.freed = 0
@@ -54,7 +54,7 @@ class Device:
 
     def launch(self, pixels):
         self.launched.append(len(pixels))
-        full = self.error is not None and len(pixels) > self.room
+        full = self.error is not None and len(pixels) > self.capacity
         if full and not self.late:
             raise self.error
         return Launch(self, pixels, fails=full)
@@ -86,46 +86,46 @@ def images(count: int) -> torch.Tensor:
     return pixels
 
 
-def engine_on(device, limit=16, make=None, **options) -> Engine:
-    fallback = CpuFallback(make or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
+def engine_on(device, limit=16, build=None, **options) -> Engine:
+    fallback = CpuFallback(build or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
     return Engine(device, fallback, DIMENSION, limit, **options)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "on the way"])
+@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "later"])
 @pytest.mark.parametrize("error", EXHAUSTED, ids=lambda error: str(error)[:40])
 def test_out_of_memory_halves_and_gives_the_same_vectors(error, late, caplog):
-    """Every image once, in order, with the vector that it has when memory is plenty; whoever ran out, and when."""
-    device = Device(error, room=3, late=late)
+    """Every image once, in order, whichever component ran out of memory, and when."""
+    device = Device(error, capacity=3, late=late)
     chunk = engine_on(device).submit(images(40)).result()
     assert chunk.failures == {}
     assert (chunk.vectors * truth(images(40))).sum(axis=1).min() >= 0.9999
-    assert sorted(device.done) == list(range(40)), "what was finished is kept, and nothing is computed twice"
+    assert sorted(device.done) == list(range(40)), "finished slices are kept, and nothing is computed twice"
     assert device.freed == device.launched.count(16) + device.launched.count(8) + device.launched.count(4) > 0
     assert "out of memory at 16 image(s): halving" in caplog.text
 
 
-def test_a_slice_that_was_finished_is_kept_when_a_later_one_fails():
-    """Only what failed is done again."""
-    device = Device(room=1000)
+def test_a_finished_slice_is_kept_when_a_later_one_fails():
+    """Only the failed slice is repeated."""
+    device = Device(capacity=1000)
     engine = engine_on(device)
     pending = engine.submit(images(48))
-    pending._slices[1].result.fails, device.error, device.room = True, EXHAUSTED[0], 8
+    pending._slices[1].result.fails, device.error, device.capacity = True, EXHAUSTED[0], 8
     chunk = pending.result()
     assert (chunk.vectors * truth(images(48))).sum(axis=1).min() >= 0.9999
-    assert device.launched == [16, 16, 16, 16, 8, 8], "three, of which the second again, and then in two"
+    assert device.launched == [16, 16, 16, 16, 8, 8], "three slices, the second repeated as a whole, and then in halves"
     assert sorted(device.done) == list(range(48))
 
 
-def test_what_fits_is_remembered_and_memory_that_comes_back_is_used():
-    """Another program takes the card's memory for a while: throughput comes back."""
-    device = Device(EXHAUSTED[0], room=2)
+def test_the_size_that_fits_is_remembered_and_grows_back():
+    """Another program takes the card's memory for a while; then throughput recovers."""
+    device = Device(EXHAUSTED[0], capacity=2)
     engine = engine_on(device)
     engine.submit(images(16)).result()
     assert engine.chunk_size.size == 2
     device.launched.clear()
     engine.submit(images(8)).result()
     assert device.launched == [2, 2, 2, 2], "the next chunk does not fail again"
-    device.room = 1000
+    device.capacity = 1000
     for _ in range(4 * GROW_AFTER):
         engine.submit(images(16)).result()
     assert engine.chunk_size.size == 16
@@ -136,51 +136,51 @@ def test_what_fits_is_remembered_and_memory_that_comes_back_is_used():
 
 def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(caplog):
     """The last resort, with a warning, and the right vectors."""
-    chunk = engine_on(Device(EXHAUSTED[0], room=0)).submit(images(3)).result()
+    chunk = engine_on(Device(EXHAUSTED[0], capacity=0)).submit(images(3)).result()
     assert chunk.failures == {}
     assert (chunk.vectors * truth(images(3))).sum(axis=1).min() >= 0.9999
     assert "on the CPU in fp32" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("error", "reason"),
     [
         (MemoryError(), "not even one image fits"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not even one image fits"),
         (WeightsUnavailable("the file is gone"), "the file is gone"),
     ],
 )
-def test_if_the_cpu_fails_too_that_image_fails_and_no_other(trouble, said):
+def test_if_the_cpu_fails_as_well_only_that_image_fails(error, reason):
     """Its neighbors keep their vectors."""
 
-    def make():
+    def build():
         def embed(pixels):
             if pixels[0, 0, 0, 0] == 1:
-                raise trouble
+                raise error
             return torch.from_numpy(truth(pixels))
 
         return embed
 
-    chunk = engine_on(Device(EXHAUSTED[0], room=0), make=make).submit(images(3)).result()
+    chunk = engine_on(Device(EXHAUSTED[0], capacity=0), build=build).submit(images(3)).result()
     assert list(chunk.failures) == [1]
-    assert said in chunk.failures[1]
+    assert reason in chunk.failures[1]
     assert not chunk.vectors[1].any()
     assert (chunk.vectors * truth(images(3))).sum(axis=1)[[0, 2]].min() >= 0.9999
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "on the way"])
+@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "later"])
 @pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[:50])
 def test_a_broken_context_is_not_mistaken_for_memory(error, late):
-    """Halving would run for ever on a dead device: it is named, tried once, and left."""
-    device = Device(error, room=0, late=late)
+    """Halving would never end on a dead device: it is tried once, and DeviceLost is raised."""
+    device = Device(error, capacity=0, late=late)
     with pytest.raises(DeviceLost, match=str(error).splitlines()[0].removeprefix("CUDA error: ")):
         engine_on(device).submit(images(4)).result()
     assert device.launched == [4]
 
 
-def test_a_context_that_breaks_while_memory_is_freed_is_named():
-    """The first call that waits for the device is where its death shows."""
-    device = Device(EXHAUSTED[0], room=1)
+def test_a_context_that_breaks_while_memory_is_freed_is_recognized():
+    """Errors show at the first call that waits for the device."""
+    device = Device(EXHAUSTED[0], capacity=1)
 
     def broken():
         raise LOST[0]
@@ -190,17 +190,17 @@ def test_a_context_that_breaks_while_memory_is_freed_is_named():
         engine_on(device).submit(images(4))
 
 
-def test_a_defect_is_neither(caplog):
-    """Other errors are raised as they are."""
+def test_other_errors_are_raised_unchanged(caplog):
+    """A bug is neither exhausted memory nor a lost device."""
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
     with pytest.raises(RuntimeError, match="mat1"):
-        engine_on(Device(error, room=0)).submit(images(4)).result()
+        engine_on(Device(error, capacity=0)).submit(images(4)).result()
     assert caplog.text == ""
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 2.0])
-def test_a_row_that_is_no_unit_vector_is_computed_again(value):
-    """fp16 overflow in one image must not become a NaN in the store, nor touch its neighbors."""
+def test_a_row_that_is_not_a_unit_vector_is_recomputed(value):
+    """An fp16 overflow must not become a NaN in the store, nor affect other rows."""
     device = Device()
 
     def spoil(vectors):
@@ -213,9 +213,9 @@ def test_a_row_that_is_no_unit_vector_is_computed_again(value):
     assert (chunk.vectors * truth(images(5))).sum(axis=1).min() >= 0.9999
 
 
-def test_a_device_that_collapses_is_told_of_once(caplog):
-    """On Windows the driver may move a card's memory into the system's: nothing fails, all is slow."""
-    engine = engine_on(Device(), watched=True)
+def test_a_collapse_of_throughput_is_reported_once(caplog):
+    """On Windows the driver may move GPU memory into system memory: nothing fails, but everything is slow."""
+    engine = engine_on(Device(), watch_speed=True)
     for slow in [False] * 20 + [True] * 30:
         pending = engine.submit(images(16))
         pending._slices[0].result.seconds = 0.1 if slow else 0.001
@@ -223,9 +223,9 @@ def test_a_device_that_collapses_is_told_of_once(caplog):
     assert caplog.text.count("POSTERS_GPU_MEMORY_FRACTION") == 1
 
 
-def test_single_images_are_no_collapse(caplog):
-    """A backend asks for one poster at a time: that is slow by nature."""
-    engine = engine_on(Device(), watched=True)
+def test_single_images_are_not_reported_as_slow(caplog):
+    """A backend requests one poster at a time, which is slower per image anyway."""
+    engine = engine_on(Device(), watch_speed=True)
     for count, seconds in [(16, 0.001)] * 20 + [(1, 0.001)] * 50:
         pending = engine.submit(images(count))
         pending._slices[0].result.seconds = seconds

@@ -1,4 +1,4 @@
-"""Halving: every item is covered once and in order, whatever fails; and the size comes back."""
+"""AdaptiveBatchSize: every item is covered once and in order, whatever fails, and the size grows back."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ from worker.model.oom_backoff import GROW_AFTER, AdaptiveBatchSize
 
 
 class Full(Exception):
-    """Stands for memory that ran out."""
+    """Stands for exhausted memory."""
 
 
 def run(chunk_size, count, step, recovered=None):
@@ -17,9 +17,9 @@ def run(chunk_size, count, step, recovered=None):
     return list(chunk_size.run(count, step, is_exhaustion=lambda error: isinstance(error, Full), recover=recover))
 
 
-def fits(most):
+def fits(limit):
     def step(start, stop):
-        if stop - start > most:
+        if stop - start > limit:
             raise Full
         return list(range(start, stop))
 
@@ -27,16 +27,16 @@ def fits(most):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 16, 100])
-@pytest.mark.parametrize("most", [1, 3, 8, 1000])
-def test_each_item_is_done_once_and_in_order(count, most):
+@pytest.mark.parametrize("limit", [1, 3, 8, 1000])
+def test_each_item_is_processed_once_and_in_order(count, limit):
     """Whatever fits, the slices cover the items exactly."""
-    slices = run(AdaptiveBatchSize(16), count, fits(most))
+    slices = run(AdaptiveBatchSize(16), count, fits(limit))
     assert [item for part in slices for item in part.result] == list(range(count))
-    assert all(part.stop - part.start <= most for part in slices)
+    assert all(part.stop - part.start <= limit for part in slices)
 
 
-def test_only_the_slice_that_failed_is_done_again():
-    """What was finished is kept: no item is computed twice by success."""
+def test_only_the_failed_slice_is_repeated():
+    """Finished slices are kept: no item succeeds twice."""
     done = []
 
     def step(start, stop):
@@ -51,7 +51,7 @@ def test_only_the_slice_that_failed_is_done_again():
 
 
 def test_the_size_that_fits_is_remembered():
-    """The next run begins where the last one ended, without failing again."""
+    """The next run starts with it and does not fail again."""
     chunk_size = AdaptiveBatchSize(64)
     run(chunk_size, 64, fits(10))
     assert chunk_size.size == 8
@@ -60,8 +60,8 @@ def test_the_size_that_fits_is_remembered():
     assert recovered == []
 
 
-def test_one_item_that_does_not_fit_is_handed_back():
-    """At one item there is nothing to halve: the slice comes without result, its neighbors with theirs."""
+def test_one_item_that_does_not_fit_has_no_result():
+    """A single item cannot be halved: its slice has no result, its neighbors have theirs."""
 
     def step(start, stop):
         if start <= 5 < stop:
@@ -74,7 +74,7 @@ def test_one_item_that_does_not_fit_is_handed_back():
 
 
 def test_other_errors_are_not_swallowed():
-    """Only exhaustion halves."""
+    """Only exhausted memory leads to halving."""
 
     def step(start, stop):
         raise KeyError("no")
@@ -83,8 +83,8 @@ def test_other_errors_are_not_swallowed():
         run(AdaptiveBatchSize(8), 8, step)
 
 
-def test_the_size_grows_back_when_memory_returns():
-    """Throughput comes back after another program has let go of the card."""
+def test_the_size_grows_back_when_memory_is_free_again():
+    """Throughput recovers after another program has released the card."""
     chunk_size = AdaptiveBatchSize(32)
     run(chunk_size, 32, fits(4))
     assert chunk_size.size == 4
@@ -92,7 +92,7 @@ def test_the_size_grows_back_when_memory_returns():
     assert chunk_size.size == 32
 
 
-def test_a_size_that_keeps_failing_is_tried_less_and_less():
+def test_a_size_that_keeps_failing_is_tried_ever_less_often():
     """Probing upward costs little where memory stays short."""
     chunk_size = AdaptiveBatchSize(32)
     recovered = []
@@ -102,7 +102,7 @@ def test_a_size_that_keeps_failing_is_tried_less_and_less():
 
 
 def test_memory_is_freed_after_the_except_block():
-    """`recover` runs when the failed step's locals are gone: inside the block, the traceback would keep them."""
+    """`recover` runs when the failed step's locals are freed: inside the block, the traceback would keep them."""
 
     class Tensor:
         pass
@@ -127,7 +127,7 @@ def test_memory_is_freed_after_the_except_block():
     assert all(seen)
 
 
-def test_a_limit_below_one_makes_no_sense():
+def test_a_limit_below_one_is_refused():
     """The size is a number of images."""
     with pytest.raises(ValueError, match="at least 1"):
         AdaptiveBatchSize(0)

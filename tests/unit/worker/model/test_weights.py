@@ -93,7 +93,7 @@ def test_a_built_model_computes_with_the_activation_of_its_weights(monkeypatch, 
     assert not torch.allclose(plain, theirs, atol=1e-3)
 
 
-def test_a_bare_file_must_be_told_its_activation(tiny, tmp_path):
+def test_a_checkpoint_file_needs_its_activation(tiny, tmp_path):
     """A file cannot say it: where the model exists with both, nobody guesses."""
     path = tmp_path / "w.pt"
     torch.save(make_model().state_dict(), path)
@@ -104,7 +104,7 @@ def test_a_bare_file_must_be_told_its_activation(tiny, tmp_path):
 
 
 def test_every_file_format_gives_the_same_space(tiny, tmp_path):
-    """State dict, wrapped state dict, safetensors and model folder hold the same numbers: one digest."""
+    """State dict, wrapped state dict, safetensors and model folder with equal weights have one digest."""
     state = {name: tensor.contiguous() for name, tensor in make_model(5).state_dict().items()}
     torch.save(state, tmp_path / "a.pt")
     torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "b.pt")
@@ -119,8 +119,8 @@ def test_every_file_format_gives_the_same_space(tiny, tmp_path):
     assert digest(make_model(6).visual) not in digests
 
 
-def test_untrained_weights_are_the_same_every_time_and_disturb_nobody(tiny):
-    """Seeded, and the caller's own random numbers go on as if nothing had happened."""
+def test_untrained_weights_are_reproducible(tiny):
+    """And the caller's random state is not changed."""
     torch.manual_seed(99)
     expected = torch.rand(3)
     torch.manual_seed(99)
@@ -137,7 +137,7 @@ class Evil:
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tiny, tmp_path):
-    """Numbers only; the code is not run."""
+    """The code is not run."""
     path = tmp_path / "evil.pt"
     torch.save({"state_dict": Evil()}, path)
     with pytest.raises(WeightsUnavailable, match=r"evil\.pt.*code"):
@@ -148,7 +148,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tiny, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*TorchScript archive")  # torch says it, too
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which makes the file, is old
 def test_a_torchscript_archive_is_refused_with_the_way_out(tiny, tmp_path):
-    """OpenAI's original files are programs; their numbers are to be had as the tag."""
+    """OpenAI's original files are TorchScript; the tag `openai` has the same weights."""
     path = tmp_path / "script.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)), path)
     with pytest.raises(WeightsUnavailable, match=r"script\.pt.*openai"):
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_named(tiny, tmp_path, content):
 
 @pytest.mark.parametrize("kept_bytes", [4, 100, 5000])
 def test_a_safetensors_file_that_was_cut_short_is_damaged(tiny, tmp_path, kept_bytes):
-    """As after a download that broke off; safetensors has an error of its own for that."""
+    """As after an interrupted download; safetensors raises an error of its own."""
     path = tmp_path / "cut.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in make_model().state_dict().items()}, path)
     path.write_bytes(path.read_bytes()[:kept_bytes])
@@ -175,7 +175,7 @@ def test_a_safetensors_file_that_was_cut_short_is_damaged(tiny, tmp_path, kept_b
 
 
 def test_a_checkpoint_of_another_architecture_is_named(tiny, tmp_path):
-    """Wrong shapes are an error that names file, model and the first differences, not a wall of text."""
+    """The error names file, model and the first wrong shapes, in less than 1000 characters."""
     path = tmp_path / "other.safetensors"
     other = make_model(embed_dim=128)
     save_file({name: tensor.contiguous() for name, tensor in other.state_dict().items()}, path)
@@ -197,14 +197,14 @@ def test_a_model_folder_must_be_complete(tmp_path):
 
 
 def test_a_model_folder_is_the_same_space_wherever_it_lies(tmp_path):
-    """Two machines that mount it differently make vectors of one space, however long the way to it is."""
+    """Two machines that mount it under different paths, however long, use one space."""
     long = tmp_path / ("a" * 100) / ("b" * 100) / "model"
     names = {find_weights(write_tiny_model(folder), "ignored").name for folder in (long, tmp_path / "model")}
     assert names == {"local-dir:model"}
 
 
 def test_a_hub_model_is_built_from_the_cache_that_was_named(monkeypatch, tmp_path):
-    """What was found there must not be asked for anew somewhere else."""
+    """No request for files that are in the cache."""
     repository = tmp_path / "models--somebody--tiny"
     write_tiny_model(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
@@ -215,25 +215,25 @@ def test_a_hub_model_is_built_from_the_cache_that_was_named(monkeypatch, tmp_pat
     assert digest(build(weights).visual) == digest(make_model().visual)
 
 
-def test_weights_out_of_reach_are_one_clear_error_within_15_seconds(monkeypatch, tmp_path):
-    """A machine without internet hears the ways out soon, not after open_clip's 50 s of retries."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody answers there
+def test_an_unreachable_server_is_one_clear_error_within_15_seconds(monkeypatch, tmp_path):
+    """Not after the 50 s of open_clip's retries; the error lists the options."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nothing listens there
     began = time.monotonic()
     with pytest.raises(WeightsUnavailable) as caught:
         find_weights("ViT-B-32", "openai", cache_dir=tmp_path)
     assert time.monotonic() - began < 15
-    for way_out in ("POSTERS_PRETRAINED", "local-dir:", "POSTERS_CACHE_DIR", "untrained"):
-        assert way_out in str(caught.value)
+    for option in ("POSTERS_PRETRAINED", "local-dir:", "POSTERS_CACHE_DIR", "untrained"):
+        assert option in str(caught.value)
 
 
 def test_a_warm_cache_needs_no_network(monkeypatch, tmp_path):
-    """Weights that were downloaded once are found without asking anybody."""
+    """Weights that were downloaded once are found without a request."""
     revision = tmp_path / "models--timm--vit_base_patch32_clip_224.openai" / "snapshots" / ("0" * 40)
     revision.mkdir(parents=True)
     (revision.parent.parent / "refs").mkdir()
     (revision.parent.parent / "refs" / "main").write_text("0" * 40)
     (revision / "open_clip_model.safetensors").write_bytes(b"x")
-    monkeypatch.setattr(module, "_require_reach", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.setattr(module, "_require_server", lambda *_: pytest.fail("a request was sent"))
     found = find_weights("ViT-B/32", "openai", cache_dir=tmp_path)
     assert found.source == str(revision / "open_clip_model.safetensors")
     assert found.preprocess["mean"] == open_clip.get_pretrained_cfg("ViT-B-32", "openai")["mean"]

@@ -1,11 +1,11 @@
-"""Contents: each goes through the model once, however many posters have it, and `verify` looks at nothing else."""
+"""Contents: each is embedded once, however many posters have it, and `verify` compares nothing else."""
 
 import os
 
 import pytest
 
 from producer.queue.messages import Poster
-from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, make, root, write  # noqa: F401 - two are fixtures
+from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, write
 from tests.support.memory_store import MemoryStore
 from worker.images.decode import decode
 
@@ -16,22 +16,22 @@ def vectors_of(store, names):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_copies_in_one_batch_cost_one_forward_pass(root, make, chunk):  # noqa: F811
-    """In one chunk or in several, decoded in whatever order: each content once, every poster its own row."""
+def test_copies_in_one_batch_cost_one_forward_pass(root, make, chunk):
+    """In one chunk or several, in any decoding order: each content once, and a row for every poster."""
     posters = [write(root, number % 4, f"{number:02}.png") for number in range(20)]
-    embedder, store, seen = ColorEmbedder(chunk), MemoryStore(), []
-    outcome = make(embedder, store, threads=4).run(batch(posters), seen.append)
+    embedder, store, reported = ColorEmbedder(chunk), MemoryStore(), []
+    outcome = make(embedder, store, threads=4).run(batch(posters), reported.append)
     assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (4, 16, 0, ())
     assert sum(embedder.sizes) == 4
     for number, vector in enumerate(vectors_of(store, [poster.id for poster in posters])):
         assert vector @ expected(number % 4) > 0.99999
     assert store.rows(SPACE.id, ["19.png"])["19.png"].mtime_ns == posters[19].mtime_ns
-    assert seen == sorted(seen)
-    assert seen[-1] == 20
+    assert reported == sorted(reported)
+    assert reported[-1] == 20
 
 
-def test_copies_of_a_bad_file_fail_each_by_name(root, make):  # noqa: F811
-    """The first fails, and no copy hides behind it; what the model refuses fails for all as well."""
+def test_copies_of_a_bad_file_fail_each_by_name(root, make):
+    """Each copy of an unreadable file is reported, and each copy of an image without a vector."""
     (root / "a.png").write_bytes(b"no picture")
     (root / "b.png").write_bytes(b"no picture")
     posters = [Poster("a.png", "a.png"), Poster("b.png", "b.png"), *(write(root, 5, f"{n}.png") for n in range(3))]
@@ -48,21 +48,21 @@ def test_copies_of_a_bad_file_fail_each_by_name(root, make):  # noqa: F811
     assert store.count(SPACE.id) == 0
 
 
-def test_a_reply_carries_the_copies_too(root, make):  # noqa: F811
-    """A backend that asks for two equal files gets two vectors."""
+def test_a_reply_contains_copies_as_well(root, make):
+    """A backend that requests two equal files gets two vectors."""
     outcome = make().run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], reply=True))
     assert outcome.vectors["a.png"] == outcome.vectors["b.png"]
 
 
-def test_force_embeds_copies_one_by_one(root, make):  # noqa: F811
-    """Nothing is reused: that is what it is for."""
+def test_force_embeds_copies_one_by_one(root, make):
+    """`force` reuses nothing."""
     embedder = ColorEmbedder()
     outcome = make(embedder).run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], force=True))
     assert (outcome.embedded, sum(embedder.sizes)) == (2, 2)
 
 
-def disguised(root, number: int) -> Poster:  # noqa: F811
-    """000.png with another picture, always of the same size and date."""
+def disguised(root, number: int) -> Poster:
+    """000.png with another picture, always with the same size and time."""
     poster = write(root, number, "000.png")
     path = root / poster.path
     path.write_bytes(path.read_bytes().ljust(500, b"#"))
@@ -70,8 +70,8 @@ def disguised(root, number: int) -> Poster:  # noqa: F811
     return poster._replace(size=500, mtime_ns=5)
 
 
-def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa: F811
-    """Another picture with the size and the date of the old one: only verify sees it; equal contents cost no pixel."""
+def test_verify_finds_changes_that_size_and_time_hide(root, make, monkeypatch):
+    """Only verify notices another picture with the same size and time; equal contents are not decoded."""
     posters = [disguised(root, 0), *(write(root, number) for number in range(1, 6))]
     embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
@@ -83,7 +83,7 @@ def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa:
     embedder.sizes.clear()
     decoded = []
     monkeypatch.setattr(
-        "worker.pipeline.loader.decode", lambda *args, **more: decoded.append(1) or decode(*args, **more)
+        "worker.pipeline.poster_reader.decode", lambda *args, **more: decoded.append(1) or decode(*args, **more)
     )
     outcome = pipeline.run(batch(posters, verify=True))
     assert (outcome.embedded, outcome.reused, outcome.unchanged) == (1, 0, 5)
@@ -91,8 +91,8 @@ def test_verify_finds_what_size_and_time_hide(root, make, monkeypatch):  # noqa:
     assert vectors_of(store, ["000.png"])[0] @ expected(99) > 0.99999
 
 
-def test_verify_counts_a_touched_file_as_unchanged_and_remembers_its_date(root, make):  # noqa: F811
-    """Compared by content it is what it was; the next run need not read it."""
+def test_verify_counts_a_touched_file_as_unchanged_and_stores_its_time(root, make):
+    """Its content is the same; the next run does not have to read it."""
     poster = write(root, 1)
     store = MemoryStore()
     pipeline = make(store=store)
@@ -105,8 +105,8 @@ def test_verify_counts_a_touched_file_as_unchanged_and_remembers_its_date(root, 
     assert pipeline.run(batch([touched])).unchanged == 1
 
 
-def test_verify_after_an_interruption_invents_no_embedding(root, make):  # noqa: F811
-    """The second attempt cannot know who stored a row; it says that it is unchanged."""
+def test_verify_after_an_interruption_counts_stored_rows_as_unchanged(root, make):
+    """The second attempt cannot know who stored a row."""
     posters = [write(root, number) for number in range(8)]
     store = MemoryStore()
     make(store=store).run(batch(posters[:5]))
@@ -114,8 +114,8 @@ def test_verify_after_an_interruption_invents_no_embedding(root, make):  # noqa:
     assert (outcome.embedded, outcome.unchanged) == (3, 5)
 
 
-def test_verify_still_replies_with_every_vector(root, make):  # noqa: F811
-    """Unchanged or not, who waits for a vector gets it."""
+def test_verify_still_replies_with_every_vector(root, make):
+    """Unchanged or not, a reply contains all vectors."""
     posters = [write(root, 1), write(root, 2)]
     pipeline = make()
     pipeline.run(batch(posters[:1]))

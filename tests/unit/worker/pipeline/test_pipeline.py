@@ -1,10 +1,10 @@
-"""The pipeline, with neither GPU nor Redis: every poster ends in exactly one count, and in its own row."""
+"""The pipeline, without GPU and Redis: every poster is counted once and stored in its own row."""
 
 import errno
 import json
 import os
 import threading
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ from tests.support.fake_embedder import (
     write,
 )
 from tests.support.memory_store import MemoryStore
-from worker.pipeline.loader import next_size
+from worker.pipeline.loader import next_chunk_size
 
 
 def test_each_poster_gets_its_own_vector(root, make):
-    """More posters than chunks and threads: every row is that of its picture."""
+    """With more posters than chunks and threads, every row belongs to its picture."""
     posters = [write(root, number) for number in range(61)]
     embedder, store = ColorEmbedder(chunk=8), MemoryStore()
     outcome = make(embedder, store, threads=4).run(batch(posters))
@@ -38,7 +38,7 @@ def test_each_poster_gets_its_own_vector(root, make):
     assert max(embedder.sizes) <= 8
 
 
-def test_bad_posters_fail_by_name_and_spoil_no_neighbor(root, make):
+def test_bad_posters_fail_by_name_and_do_not_affect_others(root, make):
     """Truncated, text, empty, missing, outside, refused by the model: each with its word, the rest embedded."""
     good = [write(root, number) for number in range(20)]
     (root / "cut.jpg").write_bytes(encoded(picture(400, 300), "JPEG")[:3000])
@@ -68,23 +68,23 @@ def test_bad_posters_fail_by_name_and_spoil_no_neighbor(root, make):
 
 
 def test_a_second_run_finds_everything_unchanged(root, make):
-    """Size and time of the file as stored: no work at all, not even a read."""
+    """If size and time are as stored, the file is not even read."""
     posters = [write(root, number) for number in range(10)]
     embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
     pipeline.run(batch(posters))
     embedder.sizes.clear()
     for path in root.iterdir():
-        path.chmod(0)  # root may read it all the same; nobody should try
-    seen = []
-    outcome = pipeline.run(batch(posters), seen.append)
+        path.chmod(0)  # root can read it all the same; nothing should try
+    reported = []
+    outcome = pipeline.run(batch(posters), reported.append)
     assert (outcome.embedded, outcome.unchanged) == (0, 10)
     assert embedder.sizes == []
-    assert seen[-1] == 10
+    assert reported[-1] == 10
 
 
 def test_a_touched_file_is_reused_and_a_changed_one_embedded(root, make):
-    """The content decides: a new date costs a read, a new picture an embedding."""
+    """The content decides: a new time costs a read, a new picture an embedding."""
     posters = [write(root, number) for number in range(6)]
     embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
@@ -100,7 +100,7 @@ def test_a_touched_file_is_reused_and_a_changed_one_embedded(root, make):
 
 
 def test_a_copy_under_another_name_is_reused(root, make):
-    """The same bytes need no second forward pass."""
+    """Equal contents need no second forward pass."""
     store, pipeline = MemoryStore(), None
     pipeline = make(store=store)
     pipeline.run(batch([write(root, 3)]))
@@ -109,8 +109,8 @@ def test_a_copy_under_another_name_is_reused(root, make):
     assert np.array_equal(*store.get(SPACE.id, ["003.png", "copy.png"]).values())
 
 
-def test_force_embeds_all_the_same(root, make):
-    """Nothing is trusted: not the row, not the content."""
+def test_force_embeds_everything_again(root, make):
+    """Neither the stored row nor the content is reused."""
     posters = [write(root, number) for number in range(5)]
     embedder, store = ColorEmbedder(), MemoryStore()
     pipeline = make(embedder, store)
@@ -121,7 +121,7 @@ def test_force_embeds_all_the_same(root, make):
 
 
 def test_what_an_interrupted_attempt_stored_counts_as_embedded(root, make):
-    """The second attempt finds rows of the first: they were embedded by this batch, not unchanged."""
+    """Rows that a first attempt stored were embedded by this batch; they are not unchanged."""
     posters = [write(root, number) for number in range(8)]
     store = MemoryStore()
     make(store=store).run(batch(posters[:5]))
@@ -129,8 +129,8 @@ def test_what_an_interrupted_attempt_stored_counts_as_embedded(root, make):
     assert (outcome.embedded, outcome.reused, outcome.unchanged) == (8, 0, 0)
 
 
-def test_a_batch_for_another_space_never_lands_in_this_one(root, make):
-    """Its posters fail with the way out, and nothing is stored."""
+def test_a_batch_for_another_space_is_not_stored_in_this_one(root, make):
+    """Its posters fail with a reason that says what to do."""
     store = MemoryStore()
     outcome = make(store=store).run(batch([write(root, 1), write(root, 2)], space="vit-l-14.123"))
     assert [failure.word for failure in outcome.failures] == ["internal", "internal"]
@@ -138,7 +138,7 @@ def test_a_batch_for_another_space_never_lands_in_this_one(root, make):
     assert store.count(SPACE.id) == 0
 
 
-def test_a_reply_carries_every_vector_that_there_is(root, make):
+def test_a_reply_contains_every_vector(root, make):
     """Embedded, reused and unchanged ones alike; as little-endian float32."""
     first, copy, second = write(root, 1), write(root, 1, "copy.png"), write(root, 2)
     pipeline = make()
@@ -150,7 +150,7 @@ def test_a_reply_carries_every_vector_that_there_is(root, make):
 
 
 class BrokenStore(MemoryStore):
-    """Fails at the n-th put, as a full disk does."""
+    """A store that fails after `good` puts, as on a full disk."""
 
     def __init__(self, good: int) -> None:
         super().__init__()
@@ -163,8 +163,8 @@ class BrokenStore(MemoryStore):
         super().put(*arguments)
 
 
-def test_a_store_that_fails_ends_the_batch_and_keeps_what_it_took(root, make):
-    """No count is reported for what was not stored; running it again does only the rest."""
+def test_a_failing_store_ends_the_batch_and_keeps_what_was_stored(root, make):
+    """Nothing is counted that was not stored; the next run processes only the rest."""
     posters = [write(root, number) for number in range(30)]
     store, embedder = BrokenStore(2), ColorEmbedder()
     pipeline = make(embedder, store)
@@ -180,26 +180,26 @@ def test_a_store_that_fails_ends_the_batch_and_keeps_what_it_took(root, make):
 
 
 def test_a_lost_device_ends_the_batch(root, make):
-    """The worker leaves; nothing is swallowed."""
+    """DeviceLost reaches the worker, which exits."""
     embedder = ColorEmbedder()
     embedder.error = DeviceLost("gone")
     with pytest.raises(DeviceLost):
         make(embedder).run(batch([write(root, 1)]))
 
 
-def test_trouble_that_is_not_the_posters_is_not_blamed_on_it(root, make, monkeypatch):
-    """A disk that fails is no `unreadable` poster: the batch is tried again."""
+def test_a_failing_disk_is_not_blamed_on_the_poster(root, make, monkeypatch):
+    """It is not an `unreadable` poster: the batch is tried again."""
 
     def failing(*arguments, **options):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("worker.pipeline.loader.read_file", failing)
+    monkeypatch.setattr("worker.pipeline.poster_reader.read_file", failing)
     with pytest.raises(OSError, match="Input/output"):
         make().run(batch([write(root, 1)]))
 
 
-def test_a_file_that_its_disk_never_gives_fails_by_name_in_the_end(root, make, monkeypatch):
-    """Not at once, for disks come back; but its neighbors and its job must not wait for ever."""
+def test_a_file_on_a_bad_sector_fails_by_name_in_the_end(root, make, monkeypatch):
+    """Not at once, because disks recover; but other posters and the job must not wait forever."""
     now = [0.0]
     posters = [write(root, 1), write(root, 2)]
 
@@ -208,7 +208,7 @@ def test_a_file_that_its_disk_never_gives_fails_by_name_in_the_end(root, make, m
             raise OSError(errno.EIO, "Input/output error", path)
         return read_file(path, **options)
 
-    monkeypatch.setattr("worker.pipeline.loader.read_file", bad_sector)
+    monkeypatch.setattr("worker.pipeline.poster_reader.read_file", bad_sector)
     pipeline = make(clock=lambda: now[0])
     for _ in range(6):
         with pytest.raises(OSError, match=r"Input/output error: '001\.png'"):
@@ -217,95 +217,92 @@ def test_a_file_that_its_disk_never_gives_fails_by_name_in_the_end(root, make, m
     outcome = pipeline.run(batch(posters))
     assert outcome.embedded + outcome.unchanged == 1
     assert [(failure.word, failure.path) for failure in outcome.failures] == [("unreadable", posters[0].path)]
-    assert "the disk did not give it in 7 tries" in outcome.failures[0].reason
+    assert "the disk failed to deliver it in 7 tries" in outcome.failures[0].reason
 
 
 def test_a_file_from_before_1970_is_a_poster_like_any_other(root, make):
-    """Windows' dates begin with 1601; a message that cannot say one would leave its whole batch behind."""
+    """Windows times begin in 1601; a message that cannot represent one would block its whole batch."""
     poster = write(root, 1)
     os.utime(root / poster.path, ns=(-(10**18), -(10**18)))
     status = os.stat(root / poster.path)
     old = poster._replace(size=status.st_size, mtime_ns=modified_ns(status))
     assert old.mtime_ns == -(10**18)
-    travelled = EmbedBatch.decode(json.loads(json.dumps(batch([old]).encode())))
+    decoded = EmbedBatch.decode(json.loads(json.dumps(batch([old]).encode())))
     pipeline = make()
-    assert pipeline.run(travelled).embedded == 1
-    assert pipeline.run(travelled).unchanged == 1
+    assert pipeline.run(decoded).embedded == 1
+    assert pipeline.run(decoded).unchanged == 1
 
 
-def test_progress_is_told_and_never_runs_backwards(root, make):
-    """The bar counts stored posters, and ends at all of them."""
+def test_progress_never_decreases(root, make):
+    """It counts stored posters and ends with all of them."""
     posters = [write(root, number) for number in range(20)]
-    seen: list[int] = []
-    make().run(batch(posters), seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == 20
+    reported: list[int] = []
+    make().run(batch(posters), reported.append)
+    assert reported == sorted(reported)
+    assert reported[-1] == 20
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 64, 256])
-def test_a_batch_begins_and_ends_in_small_chunks(chunk):
-    """So the device starts soon, and has little left when the last poster is decoded; nothing is cut finer."""
-    least = max(1, chunk // 8)
-    for count in [*range(1, 300), 4096]:
-        sizes: list[int] = []
-        while sum(sizes) < count:
-            sizes.append(next_size(sizes[-1] if sizes else 0, chunk, count - sum(sizes)))
-        assert sum(sizes) == count
-        assert max(sizes) <= max(chunk, 2 * least - 1)
-        assert min(sizes) >= min(least, count)
-        if count > 4 * chunk:
-            assert chunk in sizes
-            assert max(sizes[0], sizes[-1]) <= 2 * least
-
-
-def test_decoding_runs_ahead_of_the_device_but_not_without_bound(root, make):
+def test_decoding_runs_ahead_of_the_device_within_a_bound(root, make):
     """While the device is busy, the next chunks are decoded; never more than the limit."""
     posters = [write(root, number) for number in range(60)]
-    reading, most = [0], [0]
-    lock = threading.Lock()
+    ahead, highest = [0], [0]
+    changed = threading.Condition()
 
-    class Slow(ColorEmbedder):
+    class Busy(ColorEmbedder):
         def submit(self, pixels):
-            time.sleep(0.02)
-            with lock:
-                reading[0] -= len(pixels)
+            with changed:  # the device is busy until the threads have read ahead, or everything is read
+                left = len(posters) - sum(self.sizes)
+                assert changed.wait_for(lambda: ahead[0] >= min(8, left), 30)
+                ahead[0] -= len(pixels)
             return super().submit(pixels)
 
-    pipeline = make(Slow(chunk=4), threads=4, look_ahead_images=12)
-    read = pipeline._reading._read
+    pipeline = make(Busy(chunk=4), threads=4, look_ahead_images=12)
+    read = pipeline._reader.read
 
-    def counted(*arguments):
-        with lock:
-            reading[0] += 1
-            most[0] = max(most[0], reading[0])
-        return read(*arguments)
+    def counted(*arguments, **options):
+        with changed:
+            ahead[0] += 1
+            highest[0] = max(highest[0], ahead[0])
+            changed.notify_all()
+        return read(*arguments, **options)
 
-    pipeline._reading._read = counted
+    pipeline._reader.read = counted
     pipeline.run(batch(posters))
-    assert 8 <= most[0] <= 12 + 4 + 4  # the limit, the chunk that tops it up, and the one on the device
+    assert 8 <= highest[0] <= 12 + 4 + 4  # the limit, the chunk that exceeds it, and the one on the device
 
 
-def test_device_and_decoders_work_at_the_same_time(root, make, monkeypatch):
-    """Where each takes a while, together they take little more than the slower one."""
-    posters = [write(root, number) for number in range(48)]
+def test_device_and_decoders_work_at_the_same_time(root, make):
+    """Posters are decoded while the device works on a chunk, and its seconds are added up."""
+    posters = [write(root, number) for number in range(24)]
+    working, overlapped = threading.Event(), threading.Event()
 
-    class Slow(ColorEmbedder):
+    class Busy(ColorEmbedder):
         def submit(self, pixels):
-            time.sleep(0.01 * len(pixels))
+            if sum(self.sizes) + len(pixels) < len(posters):
+                working.set()
+                assert overlapped.wait(30)
             chunk = super().submit(pixels)
-            chunk.seconds = 0.01 * len(pixels)
-            return chunk
+            return replace(chunk, seconds=0.25)
 
-    pipeline = make(Slow(chunk=8), threads=2)
-    read = pipeline._reading._read
+    embedder = Busy(chunk=4)
+    pipeline = make(embedder, threads=2)
+    read = pipeline._reader.read
 
-    def slow(*arguments):
-        time.sleep(0.02)  # two threads: 0.01 s per poster, as the device
-        return read(*arguments)
+    def watched(*arguments, **options):
+        if working.is_set():
+            overlapped.set()
+        return read(*arguments, **options)
 
-    pipeline._reading._read = slow
-    began = time.perf_counter()
-    pipeline.run(batch(posters))
-    seconds = time.perf_counter() - began
-    assert seconds < 0.8 * (48 * 0.01 + 48 * 0.01)
-    assert pipeline.timings.on_device >= 0.45
+    # posters of later chunks are not read before the first chunk is on the device
+    first = next_chunk_size(0, 4, len(posters))
+    late = {poster.id for poster in posters[first + 4 :]}
+
+    def held(poster, *arguments, **options):
+        if poster.id in late:
+            assert working.wait(30)
+        return watched(poster, *arguments, **options)
+
+    pipeline._reader.read = held
+    assert pipeline.run(batch(posters)).embedded == len(posters)
+    assert overlapped.is_set()
+    assert pipeline.timings.on_device == 0.25 * len(embedder.sizes)

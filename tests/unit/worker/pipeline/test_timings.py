@@ -1,4 +1,4 @@
-"""The report: which of decoding, device and store held a batch up, in words and a share of the time."""
+"""Timings: which of decoding, device and store limited a batch, and by how much."""
 
 import pytest
 
@@ -6,26 +6,26 @@ from worker.pipeline.timings import Timings
 
 
 @pytest.mark.parametrize(
-    ("timings", "said"),
+    ("timings", "bottleneck"),
     [
         (Timings(10, 1.7, 8.2, 0.1, 100), "decode-bound: 83 % of the time the model waited for images"),
         (Timings(10, 9.3, 0.5, 0.1, 100), "device-bound: the model worked 93 % of the time"),
         (Timings(10, 2.0, 0.5, 7.3, 100), "store-bound: 80 % of the time the model waited for the store"),
-        (Timings(10, 5.0, 0.5, 0.5, 100), "bound by no one thing: the model worked 50 % of the time"),
+        (Timings(10, 5.0, 0.5, 0.5, 100), "no single bottleneck: the model worked 50 % of the time"),
         (Timings(10, 11.0, 0.0, 0.0, 100), "device-bound: the model worked 100 % of the time"),
         (Timings(1, 0.0, 0.9, 0.0, 0), ""),
         (Timings(), ""),
     ],
 )
-def test_the_bottleneck_is_named(timings, said):
-    """Waiting for decoding while the device works is no waiting of the model's."""
-    assert timings.bottleneck() == said
+def test_the_bottleneck_is_named(timings, bottleneck):
+    """Time in which the device works does not count as waiting for images."""
+    assert timings.bottleneck() == bottleneck
 
 
-def test_what_lies_back_fades():
-    """After some batches of another kind, the sentence is about them."""
-    lately = Timings(100, 95, 1, 0, 1000)
+def test_older_batches_fade():
+    """After some batches of another kind, the bottleneck is theirs."""
+    recent = Timings(100, 95, 1, 0, 1000)
     for _ in range(20):
-        lately = lately.followed_by(Timings(10, 1, 8.9, 0, 100), keep=0.8)
-    assert lately.bottleneck().startswith("decode-bound")
+        recent = recent.followed_by(Timings(10, 1, 8.9, 0, 100), keep=0.8)
+    assert recent.bottleneck().startswith("decode-bound")
     assert Timings(1, 2, 3, 4, 5).followed_by(Timings(1, 1, 1, 1, 1)) == Timings(2, 3, 4, 5, 6)

@@ -1,0 +1,111 @@
+"""Loader: chunks in order, a bound on what is loaded ahead, and failures that stay with their item."""
+
+import threading
+
+import pytest
+import torch
+
+from worker.images.resize import Geometry
+from worker.pipeline.loader import Loader, next_chunk_size
+
+
+@pytest.fixture
+def make_loader():
+    loaders = []
+
+    def build(size, **options):
+        options = {"threads": 4} | options
+        loaders.append(Loader(Geometry(1, 2), torch.device("cpu"), lambda: size, **options))
+        return loaders[-1]
+
+    yield build
+    for loader in loaders:
+        loader.close()
+
+
+def fill(number: int, target: torch.Tensor) -> int:
+    target.fill_(number)
+    return number * number
+
+
+@pytest.mark.parametrize("ramp", [False, True])
+@pytest.mark.parametrize("ahead", [0, 1, 7, 100])
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_items_come_in_order_with_their_pixels_and_results(make_loader, count, ahead, ramp):
+    """Whatever the size of chunks and look-ahead, row i and result i are those of item i."""
+    items, pixels, results = [], [], []
+    for chunk in make_loader(3, look_ahead_images=ahead, ramp=ramp).chunks(range(count), fill):
+        assert len(chunk.items) <= 3
+        assert chunk.pixels.shape == (len(chunk.items), 3, 1, 2)
+        items += chunk.items
+        pixels += chunk.pixels[:, 2, 0, 1].tolist()
+        results += [load.result() for load in chunk.loads]
+    assert items == pixels == list(range(count))
+    assert results == [number * number for number in range(count)]
+
+
+def test_an_exception_stays_with_its_item(make_loader):
+    """The future carries it; the neighbors are loaded."""
+    (chunk,) = make_loader(3).chunks([1, 0, 2], lambda number, target: target.fill_(1 / number).shape)
+    assert isinstance(chunk.loads[1].exception(), ZeroDivisionError)
+    assert [chunk.loads[row].exception() for row in (0, 2)] == [None, None]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_loads_ahead_are_bounded(make_loader, threads):
+    """Memory is bounded by the look-ahead, not by the number of items."""
+    started = []
+
+    def load(number, target):
+        started.append(number)
+        return number
+
+    chunks = make_loader(2, threads=threads, look_ahead_images=5).chunks(range(100), load)
+    for number in range(10):
+        assert list(next(chunks).items) == [2 * number, 2 * number + 1]
+        assert len(started) <= 2 * number + 2 + 6  # the chunks yielded, and the look-ahead in whole chunks
+    chunks.close()
+    assert len(started) <= 26
+
+
+def test_closing_early_cancels_what_has_not_begun(make_loader):
+    """A consumer that stops does not wait for the rest."""
+    gate, done = threading.Event(), []
+
+    def load(number, target):
+        if number:
+            assert gate.wait(30)
+            done.append(number)
+
+    loader = make_loader(1, threads=1, look_ahead_images=10)
+    chunks = loader.chunks(range(50), load)
+    next(chunks)
+    chunks.close()
+    gate.set()
+    loader.close()
+    assert len(done) <= 1
+
+
+def test_threads_are_kept_between_calls(make_loader):
+    """A worker does not start threads for every batch."""
+    loader, names = make_loader(2, threads=1), set()
+    for _ in range(2):
+        for chunk in loader.chunks(range(4), lambda number, target: threading.current_thread()):
+            names |= {load.result() for load in chunk.loads}
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize("full", [1, 3, 8, 64, 256])
+def test_a_ramp_begins_and_ends_with_small_chunks(full):
+    """The device starts early and has little left when the last image is decoded; no chunk is smaller than needed."""
+    least = max(1, full // 8)
+    for count in [*range(1, 300), 4096]:
+        sizes: list[int] = []
+        while sum(sizes) < count:
+            sizes.append(next_chunk_size(sizes[-1] if sizes else 0, full, count - sum(sizes)))
+        assert sum(sizes) == count
+        assert max(sizes) <= max(full, 2 * least - 1)
+        assert min(sizes) >= min(least, count)
+        if count > 4 * full:
+            assert full in sizes
+            assert max(sizes[0], sizes[-1]) <= 2 * least

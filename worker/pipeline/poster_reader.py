@@ -1,0 +1,124 @@
+"""Reads posters of a batch: reuses what the store knows of their contents, and decodes only new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+
+from producer.embedding import Vectors
+from producer.errors import UnreadablePoster
+from producer.files import DAMAGE, FileContent, read_file
+from producer.queue.messages import EmbedBatch, Poster
+from producer.vectors.base import Row, VectorStore
+from worker.images.decode import Limits, decode
+from worker.images.memory_budget import MemoryBudget
+from worker.pipeline.protocols import Embedder
+
+# A file that its disk fails to deliver is unreadable after so many tries of its batch, and so much time.
+MIN_TRIES: Final = 5
+MIN_RETRY_S: Final = 60.0
+
+
+class ReadPoster(NamedTuple):
+    """A poster that was read.
+
+    Attributes:
+        row: its id, digest, size and time.
+        vector: the stored vector of the same content; None where the pixels were decoded.
+        unchanged: the store has this content under this id.
+        duplicate: another poster of the batch has the same content, and only that one was decoded.
+    """
+
+    row: Row
+    vector: Vectors | None = None
+    unchanged: bool = False
+    duplicate: bool = False
+
+
+@dataclass
+class BatchState:
+    """The batch that is being read, shared by the threads.
+
+    Attributes:
+        stored: id → row, as of the beginning of the batch.
+        first_ids: digest → id of the poster that is decoded for all with this content; None: no deduplication.
+    """
+
+    batch: EmbedBatch
+    stored: Mapping[str, Row]
+    first_ids: dict[str, str] | None
+
+    def is_duplicate(self, row: Row) -> bool:
+        """Whether another poster of this batch with the same content was read before."""
+        return self.first_ids is not None and self.first_ids.setdefault(row.digest, row.id) != row.id
+
+
+class PosterReader:
+    """Reads and decodes posters; safe to share between threads."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        store: VectorStore,
+        root: Path,
+        *,
+        max_file_bytes: int,
+        decode_memory_bytes: int,
+        limits: Limits | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """As Pipeline."""
+        self._embedder, self._store, self._root, self._max_file_bytes = embedder, store, root, max_file_bytes
+        self._limits, self._budget, self._clock = limits or Limits(), MemoryBudget(decode_memory_bytes), clock
+        self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
+
+    def read(self, poster: Poster, target: torch.Tensor, state: BatchState) -> ReadPoster:
+        """Read a poster; fills `target`, uint8 (3, height, width), if its vector has to be computed.
+
+        Raises:
+            UnreadablePoster: it has no pixels; says why.
+            OSError: the disk or the root failed; trying again may help.
+        """
+        content = self._read_file(poster)
+        row = Row(poster.id, content.digest, content.size, content.mtime_ns)
+        stored = state.stored.get(poster.id)
+        if state.batch.verify and row == stored and not state.batch.reply:
+            return ReadPoster(row, unchanged=True)
+        if not state.batch.force:
+            known = self._store.by_content(self._embedder.space.id, [content.digest])
+            if known:
+                same = state.batch.verify and stored is not None and stored.digest == content.digest
+                return ReadPoster(row, known[content.digest], unchanged=same)
+            if state.is_duplicate(row):
+                return ReadPoster(row, duplicate=True)
+        target.copy_(self.decode(content.data, poster.path))
+        return ReadPoster(row)
+
+    def decode(self, data: bytes, name: str) -> torch.Tensor:
+        """uint8 (3, height, width) at the model's size.
+
+        Raises:
+            UnreadablePoster: says why.
+        """
+        return decode(data, self._embedder.geometry, name=name, limits=self._limits, budget=self._budget)
+
+    def _read_file(self, poster: Poster) -> FileContent:
+        """Read the file; if its disk keeps failing on it while the root is available, it counts as unreadable."""
+        try:
+            content = read_file(poster.path, root=self._root, max_bytes=self._max_file_bytes)
+        except OSError as error:
+            if error.errno not in DAMAGE or error.filename is None:
+                raise  # not only this file is affected
+            tries, since = self._failing.get(poster.path, (0, self._clock()))
+            self._failing[poster.path] = tries + 1, since
+            if tries + 1 < MIN_TRIES or self._clock() - since < MIN_RETRY_S:
+                raise
+            del self._failing[poster.path]
+            reason = f"the disk failed to deliver it in {tries + 1} tries: {error.strerror}"
+            raise UnreadablePoster(poster.path, "unreadable", reason) from error
+        self._failing.pop(poster.path, None)
+        return content
