@@ -1,4 +1,4 @@
-"""Every format, mode and orientation that a collection may hold, made in code."""
+"""Sample images of every supported format, mode and orientation, generated in code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 
 def picture(width: int = 300, height: int = 450, seed: int = 0) -> Image.Image:
-    """A structured RGB picture: shapes, gradients and edges, no noise that a codec would lose."""
+    """A structured RGB picture with shapes, gradients and edges, but no noise that codecs would lose."""
     random = np.random.default_rng(seed)
     blocks = random.integers(0, 256, (max(2, height // 75), max(2, width // 75), 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -26,15 +26,15 @@ def picture(width: int = 300, height: int = 450, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class Sample:
-    """A file, and the RGB picture that it means: what a careful person would see."""
+    """A file and the RGB picture that it represents, as a viewer shows it."""
 
     name: str
     data: bytes
-    meant: Image.Image
+    expected: Image.Image
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
-    """The file's bytes."""
+    """The encoded file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -46,14 +46,14 @@ def decoded(data: bytes) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """What shows on white paper."""
+    """The image composited on white."""
     ground = Image.new("RGBA", image.size, "white")
     ground.alpha_composite(image.convert("RGBA"))
     return ground.convert("RGB")
 
 
 def translucent(seed: int = 1) -> Image.Image:
-    """RGBA whose transparent part hides loud colors."""
+    """RGBA with bright colors in its transparent part."""
     image = picture(seed=seed).convert("RGBA")
     alpha = np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))
     alpha[:100] = 0
@@ -62,17 +62,17 @@ def translucent(seed: int = 1) -> Image.Image:
 
 
 def sixteen_bits(seed: int = 2) -> tuple[Image.Image, Image.Image]:
-    """A 16-bit gray image, and the 8-bit one that it means."""
+    """A 16-bit gray image and its 8-bit equivalent."""
     gray = np.asarray(picture(seed=seed).convert("L")).astype(np.uint16)
     return Image.fromarray(gray * 257), Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 
 
 def wide_gamut_profile() -> bytes:
-    """An ICC profile whose red, green and blue are far from sRGB's: that of the XYZ cube, from Little CMS."""
+    """An ICC profile whose primaries are far from sRGB's: Little CMS' XYZ profile."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
 
 
-# cjpeg -arithmetic -quality 60, of picture(48, 72); Pillow reads this coding but does not write it
+# cjpeg -arithmetic -quality 60, of picture(48, 72); Pillow reads arithmetic coding but does not write it
 ARITHMETIC_JPEG = base64.b85decode(
     "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ&KWM"
     "T47pHU`kO^PygEhLjevB4iga*CKVMXPc<zyPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPft%zPf!2J"
@@ -86,7 +86,7 @@ ARITHMETIC_JPEG = base64.b85decode(
 
 
 def interlaced_png(image: Image.Image) -> bytes:
-    """An Adam7 PNG of an RGB image (PNG specification, section 8.2); Pillow reads this order but does not write it."""
+    """An Adam7 PNG of an RGB image (PNG specification, section 8.2), which Pillow reads but does not write."""
     pixels = np.asarray(image)
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     lines = [
@@ -105,12 +105,12 @@ def interlaced_png(image: Image.Image) -> bytes:
 
 
 def samples() -> list[Sample]:
-    """All of them; built on each call, they take a second."""
+    """All samples; generated on each call, in about a second."""
     rgb, gray = picture(), picture(seed=3).convert("L").convert("RGB")
     out: list[Sample] = []
 
-    def add(name: str, data: bytes, meant: Image.Image | None = None) -> None:
-        out.append(Sample(name, data, meant if meant is not None else decoded(data)))
+    def add(name: str, data: bytes, expected: Image.Image | None = None) -> None:
+        out.append(Sample(name, data, expected if expected is not None else decoded(data)))
 
     add("jpeg", encoded(rgb, "JPEG", quality=90))
     add("jpeg progressive", encoded(rgb, "JPEG", quality=90, progressive=True))
@@ -123,7 +123,7 @@ def samples() -> list[Sample]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encoded(picture(420, 300, seed=orientation), "JPEG", quality=92, exif=exif)
-        add(f"jpeg exif {orientation}", data, turned(decoded(data), orientation))
+        add(f"jpeg exif {orientation}", data, oriented(decoded(data), orientation))
     add("jpeg arithmetic", ARITHMETIC_JPEG)
     add("png", encoded(rgb, "PNG"), rgb)
     add("png interlaced", interlaced_png(rgb), rgb)
@@ -138,9 +138,9 @@ def samples() -> list[Sample]:
     key = encoded(Image.new("RGB", (60, 90), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
     add("png color key", key, Image.new("RGB", (60, 90), "white"))
     add("png 1 bit", encoded(rgb.convert("1"), "PNG"), rgb.convert("1").convert("L").convert("RGB"))
-    deep, meant = sixteen_bits()
-    add("png 16 bit", encoded(deep, "PNG"), meant)
-    add("tiff 16 bit", encoded(deep, "TIFF"), meant)
+    deep, gray_8_bit = sixteen_bits()
+    add("png 16 bit", encoded(deep, "PNG"), gray_8_bit)
+    add("tiff 16 bit", encoded(deep, "TIFF"), gray_8_bit)
     add("tiff", encoded(rgb, "TIFF"), rgb)
     add("tiff lzw", encoded(rgb, "TIFF", compression="tiff_lzw"), rgb)
     add("bmp", encoded(rgb, "BMP"), rgb)
@@ -164,7 +164,7 @@ def samples() -> list[Sample]:
     for mode in ("RGB", "L", "P", "1", "CMYK"):
         converted = large.quantize(64) if mode == "P" else large.convert(mode)
         format = "TIFF" if mode == "CMYK" else "PNG"
-        data = encoded(converted, format, compress_level=1)  # which TIFF ignores
+        data = encoded(converted, format, compress_level=1)  # TIFF ignores the level
         add(f"{format.lower()} large {mode}", data, converted.convert("RGB"))
     fading = large.convert("RGBA")
     fading.putalpha(Image.linear_gradient("L").resize(large.size))
@@ -177,14 +177,14 @@ def samples() -> list[Sample]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encoded(large, "PNG", compress_level=1, exif=exif)
-        add(f"png large exif {orientation}", data, turned(large, orientation))
+        add(f"png large exif {orientation}", data, oriented(large, orientation))
     for width, height in ((1, 5000), (5000, 1), (6000, 20), (40, 600), (223, 225), (225, 450)):
         odd = picture(width, height, seed=width)
         add(f"png {width}x{height}", encoded(odd, "PNG"), odd)
     return out
 
 
-TURNS: dict[int, Callable[[Image.Image], Image.Image]] = {
+ORIENT: dict[int, Callable[[Image.Image], Image.Image]] = {
     1: lambda image: image,
     2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
     3: lambda image: image.rotate(180),
@@ -196,6 +196,6 @@ TURNS: dict[int, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """As the Exif orientation says that it is to be shown (Exif 2.32, table 4)."""
-    return TURNS[orientation](image)
+def oriented(image: Image.Image, orientation: int) -> Image.Image:
+    """The image as displayed with an Exif orientation (Exif 2.32, table 4)."""
+    return ORIENT[orientation](image)

@@ -1,11 +1,11 @@
-"""Reading images: is what we decode right, and how fast? ``python -m bench.images``.
+"""Fidelity and speed of image decoding: ``python -m bench.images``.
 
-Right: each sample against open_clip's own transform on the fully decoded picture, as pictures (cosine around
-mid-gray) and as vectors of a seeded ViT-B/32 (cosine, and cosine after the mean of all vectors is taken
-away: vectors of an untrained model all point nearly the same way, what tells images apart is the rest).
+Fidelity: each sample against open_clip's transform of the fully decoded picture, as pictures (cosine around
+mid-gray) and as vectors of a seeded ViT-B/32 (cosine, and cosine after the mean of all vectors is subtracted,
+because the vectors of an untrained model are nearly equal, and only the rest tells images apart).
 
-Fast: one core, from the file's bytes to the model's size as uint8; beside open_clip's transform, and beside
-the decoder alone, which nothing can beat that decodes every pixel. All three take turns within one run.
+Speed: one core, from the file's bytes to the model's size as uint8, beside open_clip's transform and the bare
+decoder, the lower bound for a full decode. All three run in turn within one run.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ CLIP = Geometry(224, 224)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--rounds", default=15, show_default=True, help="Times that each file is decoded each way.")
-@click.option("--fidelity/--no-fidelity", default=True, help="Compare pictures and vectors, too.")
-@click.option("--memory", is_flag=True, help="Only measure the memory that images of 100 megapixels take.")
+@click.option("--rounds", default=15, show_default=True, help="Times that each file is decoded by each program.")
+@click.option("--fidelity/--no-fidelity", default=True, help="Compare pictures and vectors as well.")
+@click.option("--memory", is_flag=True, help="Only measure the memory for images of 100 megapixels.")
 def main(rounds: int, fidelity: bool, memory: bool) -> None:
-    """Compare with open_clip's transform: the same vectors, in less time."""
+    """Compare decoding with open_clip's transform."""
     if memory:
         _show_memory()
         return
     torch.set_num_threads(1)
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the seeded model is not trained
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the model is not trained
     if fidelity:
         _show_fidelity()
     _show_speed(rounds)
@@ -60,15 +60,15 @@ def _show_fidelity() -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
     known: Sequence[Sample] = samples()
     ours = torch.stack([decode(one.data, CLIP, name=one.name) / 255 for one in known])
-    theirs = torch.stack([transform(one.meant) * std + mean for one in known])
+    theirs = torch.stack([transform(one.expected) * std + mean for one in known])
     pictures = torch.cosine_similarity(ours.flatten(1).double() - 0.5, theirs.flatten(1).double() - 0.5)
     a, b = tower((ours - mean) / std), tower((theirs - mean) / std)
     vectors = torch.cosine_similarity(a, b)
-    centerd = torch.cosine_similarity(a - b.mean(dim=0), b - b.mean(dim=0))
-    click.echo(f"{'file':24} {'picture':>9} {'vector':>9} {'centerd':>9}    cosine to the reference")
-    for one, *values in zip(known, pictures, vectors, centerd, strict=True):
+    centered = torch.cosine_similarity(a - b.mean(dim=0), b - b.mean(dim=0))
+    click.echo(f"{'file':24} {'picture':>9} {'vector':>9} {'centered':>9}    cosine to the reference")
+    for one, *values in zip(known, pictures, vectors, centered, strict=True):
         click.echo(f"{one.name:24} " + " ".join(f"{float(value):9.6f}" for value in values))
-    for label, column in (("picture", pictures), ("vector", vectors), ("centerd", centerd)):
+    for label, column in (("picture", pictures), ("vector", vectors), ("centered", centered)):
         worst = int(column.argmin())
         click.echo(f"lowest {label}: {float(column[worst]):.6f} ({known[worst].name})")
     click.echo("")
@@ -105,16 +105,16 @@ def _show_speed(rounds: int) -> None:
     head = f"{'file, one core':18} {'size':>8} {'ours':>9} {'open_clip':>10} {'decoder':>9}"
     click.echo(f"{head}   open_clip/ours  ours/decoder")
     for name, data in _files().items():
-        ways: list[Callable[[], object]] = [
+        programs: list[Callable[[], object]] = [
             lambda data=data, name=name: decode(data, CLIP, name=name),  # type: ignore[misc]
             lambda data=data: transform(Image.open(io.BytesIO(data))),  # type: ignore[misc]
             lambda data=data: Image.open(io.BytesIO(data)).load(),  # type: ignore[misc]
         ]
         times: list[list[float]] = [[], [], []]
         for _ in range(rounds):
-            for way, taken in zip(ways, times, strict=True):
+            for program, taken in zip(programs, times, strict=True):
                 began = time.perf_counter()
-                way()
+                program()
                 taken.append(time.perf_counter() - began)
         ours, theirs, alone = (statistics.median(taken) * 1000 for taken in times)
         faster = statistics.median(b / a for a, b in zip(times[0], times[1], strict=True))
@@ -175,7 +175,7 @@ import re, sys, time
 from pathlib import Path
 from worker.images.decode import Geometry, decode
 data = sys.stdin.buffer.read()
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, which is that of the parent
+Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which is inherited from the parent
 peak_kib = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak_kib()
 began = time.perf_counter()
@@ -185,7 +185,7 @@ print((peak_kib() - before) / 1024, time.perf_counter() - began)
 
 
 def _show_memory() -> None:
-    """Each file in a process of its own: the peak above what it had with the file already read (Linux)."""
+    """Decode each file in a process of its own; the peak is relative to the memory with the file read (Linux)."""
     click.echo(f"{'100 megapixels':18} {'file':>9} {'peak':>9} {'time':>8}")
     for name, data in _large_files().items():
         done = subprocess.run([sys.executable, "-c", _MEASURE], input=data, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""Every mode that an image can have, turned into RGB or gray of 8 bits; color profiles into sRGB."""
+"""Conversion of image modes to 8-bit RGB or gray, and of color profiles to sRGB."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from PIL import Image, ImageCms
 
 from producer.errors import UnreadablePoster
 
-GROUND: Final = (255, 255, 255)  # what shows through transparent pixels: white, as on paper and in most viewers
-PROFILES_KEPT: Final = 64  # collections come from a few programs, and so with a few profiles
-LARGEST_PROFILE_BYTES: Final = 4_000_000  # real ones have 500 bytes to 2 MB (CMYK)
+BACKGROUND: Final = (255, 255, 255)  # behind transparent pixels: white, as on paper and in most viewers
+CACHED_PROFILES: Final = 64  # a collection comes from a few programs, and so has a few profiles
+MAX_PROFILE_BYTES: Final = 4_000_000  # real ones have 500 bytes to 2 MB (CMYK)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any mode into RGB, or L where the image is gray.
+    """Convert an image of any mode to RGB, or to L if it is gray.
 
-    Transparency is composited on GROUND; 16 bits are scaled, not clipped; CMYK as Pillow converts it.
+    Transparency is composited on BACKGROUND; 16 bits are scaled, not clipped; CMYK as Pillow converts it.
 
     Raises:
-        UnreadablePoster: 32-bit whole numbers beyond 16 bits, or floating point: no color by themselves.
+        UnreadablePoster: 32-bit integers beyond 16 bits, or floating point, which have no defined color.
     """
     mode = image.mode
     if mode in ("RGB", "L"):
         if "transparency" not in image.info:
             return image
-        return _on_ground(image.convert("RGBA"))
+        return _on_background(image.convert("RGBA"))
     if mode == "1":
         return image.convert("L")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or (mode == "P" and "transparency" in image.info):
-        return _on_ground(image.convert("RGBA"))
+        return _on_background(image.convert("RGBA"))
     if mode.startswith("I"):
         return _from_16_bits(image, image.info.get("transparency"))
     if mode == "F":
@@ -40,62 +40,62 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _on_ground(image: Image.Image) -> Image.Image:
-    ground = Image.new("RGB", image.size, GROUND)
-    ground.paste(image, (0, 0), image)  # on an opaque ground, four times as fast as alpha_composite
-    return ground
+def _on_background(image: Image.Image) -> Image.Image:
+    background = Image.new("RGB", image.size, BACKGROUND)
+    background.paste(image, (0, 0), image)  # on an opaque background, four times as fast as alpha_composite
+    return background
 
 
 def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
-    """`transparent`: the value that PNG calls see-through, if it names one."""
+    """`transparent`: the pixel value that a PNG declares transparent, if any."""
     values = np.asarray(image).astype(np.int64)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise UnreadablePoster("", "unsupported", "its pixels are 32-bit numbers without a scale")
     gray = ((values + 128) // 257).astype(np.uint8)
     if isinstance(transparent, int):
-        gray[values == transparent] = GROUND[0]
+        gray[values == transparent] = BACKGROUND[0]
     return Image.fromarray(gray)
 
 
-class IntoSRGB:
-    """Turns pixels of one embedded ICC profile into sRGB. Safe to share between threads."""
+class SRGBTransform:
+    """Converts images with a given ICC profile to sRGB. Safe to share between threads."""
 
     def __init__(self, transform: ImageCms.ImageCmsTransform) -> None:
-        """Made by `of`."""
+        """Created by `for_profile`."""
         self._transform = transform
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An RGB image of the same size; alpha is kept aside by the caller."""
+        """An RGB image of the same size; the caller handles alpha."""
         corrected = ImageCms.applyTransform(image, self._transform)
         assert corrected is not None  # only an in-place transform returns nothing
         return corrected
 
     @staticmethod
-    def of(profile: object, mode: str) -> IntoSRGB | None:
-        """The transform for an image's profile; None where it would change nothing or cannot be read.
+    def for_profile(profile: object, mode: str) -> SRGBTransform | None:
+        """The transform for an embedded profile; None where it would change nothing.
 
-        A profile that does not fit the image's mode, or is damaged, is ignored, as browsers do.
+        A profile that is damaged or does not fit the image's mode is ignored, as browsers do.
         """
-        if not isinstance(profile, bytes) or not 128 < len(profile) <= LARGEST_PROFILE_BYTES:
+        if not isinstance(profile, bytes) or not 128 < len(profile) <= MAX_PROFILE_BYTES:
             return None
         source = {"RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}.get(mode)
         return _transform(profile, source) if source else None
 
 
-@lru_cache(maxsize=PROFILES_KEPT)
-def _transform(profile: bytes, mode: str) -> IntoSRGB | None:
+@lru_cache(maxsize=CACHED_PROFILES)
+def _transform(profile: bytes, mode: str) -> SRGBTransform | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
             return None
-        return IntoSRGB(
+        return SRGBTransform(
             ImageCms.buildTransform(
                 source,
                 ImageCms.createProfile("sRGB"),
                 mode,
                 "RGB",
                 renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-                # without NOCACHE, Little CMS shares the last pixel between threads
+                # without NOCACHE, threads would share Little CMS' cache of the last pixel
                 flags=ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION,
             )
         )

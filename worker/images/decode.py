@@ -1,4 +1,4 @@
-"""From a file's bytes to RGB pixels at the model's size. Pillow decodes, torch resizes. Rules: docs/images.md."""
+"""Decode image files to RGB pixels at the model's size: Pillow decodes, torch resizes. See docs/images.md."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 from producer.errors import UnreadablePoster
-from worker.images.bombs import MOST_SCANS, decoded_pixels, has_too_many_scans
-from worker.images.color import IntoSRGB, to_rgb
+from worker.images.bombs import MAX_SCANS, decoded_pixels, has_too_many_scans
+from worker.images.color import SRGBTransform, to_rgb
 from worker.images.memory_budget import MemoryBudget
 from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink, shrink_webp
 
-# Only these decoders are ever reached; their order is the order in which Pillow tries them.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # MPO comes with JPEG
-# Draft decoding (a JPEG at 1/2, 1/4 or 1/8) stops at this multiple of the size that is needed: at 2 the
-# cosine to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
+# No other decoders are used; Pillow tries them in this order.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
+# Draft decoding (a JPEG at 1/2, 1/4 or 1/8) keeps at least this multiple of the required size: at 2 the cosine
+# to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
 DRAFT_MARGIN: Final = 2
-# What an image holds while it is decoded, measured (docs/images.md); others: Pillow's 4 and a fifth for bands.
+# Memory while decoding, measured (docs/images.md); for other formats: Pillow's 4 bytes, and a fifth for bands.
 BYTES_PER_PIXEL: Final = {"WEBP": 16, "AVIF": 10}
-BYTES_PER_PIXEL_OTHERS: Final = 5
+DEFAULT_BYTES_PER_PIXEL: Final = 5
 ORIENTATION_TAG: Final = 0x0112  # Exif 2.32, table 4
 TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,19 +38,19 @@ TRANSPOSE: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# How other contents begin, so that the failure can name them.
+# Signatures of formats that are not decoded, so that the error can name them: offset, bytes, reason.
 SIGNATURES: Final = (
-    (4, b"ftyphei", "HEIC is not decoded here: convert it, for example with the plug-in pillow-heif"),
-    (4, b"ftyphev", "HEIC is not decoded here: convert it, for example with the plug-in pillow-heif"),
-    (4, b"ftypmif1", "HEIF is not decoded here: convert it, for example with the plug-in pillow-heif"),
-    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL is not decoded here: convert it"),
-    (0, b"\xff\x0a", "JPEG XL is not decoded here: convert it"),
-    (0, b"8BPS", "Photoshop files are not decoded here: convert it"),
-    (0, b"%!PS", "PostScript is not decoded here: convert it"),
-    (0, b"%PDF", "PDF is not decoded here: convert it"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not decoded here: convert it"),
+    (4, b"ftyphei", "HEIC is not supported: convert it, for example with pillow-heif"),
+    (4, b"ftyphev", "HEIC is not supported: convert it, for example with pillow-heif"),
+    (4, b"ftypmif1", "HEIF is not supported: convert it, for example with pillow-heif"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL is not supported: convert it"),
+    (0, b"\xff\x0a", "JPEG XL is not supported: convert it"),
+    (0, b"8BPS", "Photoshop files are not supported: convert it"),
+    (0, b"%!PS", "PostScript is not supported: convert it"),
+    (0, b"%PDF", "PDF is not supported: convert it"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not supported: convert it"),
 )
-# What Pillow's decoders raise on damaged files, found by fuzzing (tests/test_images_fuzz.py).
+# What Pillow's decoders raise for damaged files, found by fuzzing (tests/unit/worker/images/test_fuzz.py).
 DECODER_ERRORS: Final = (
     OSError,
     SyntaxError,
@@ -65,13 +65,13 @@ DECODER_ERRORS: Final = (
     MemoryError,
     struct.error,
     zlib.error,
-    Warning,  # where the program that imports us turns warnings into errors
+    Warning,  # in programs that turn warnings into errors
 )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused from the header, before anything is decoded."""
+    """Limits that are checked on the header, before anything is decoded."""
 
     max_pixels: int = 100_000_000
 
@@ -84,7 +84,7 @@ def decode(
     Args:
         data: the whole file; its content decides the format.
         name: the file, for the error.
-        budget: held while the image is in memory at its own size.
+        budget: reserved while the image is in memory at its original size.
 
     Returns:
         uint8 (3, height, width), RGB, contiguous, on the CPU.
@@ -94,62 +94,62 @@ def decode(
     """
     if not data:
         raise UnreadablePoster(name, "unreadable", "the file is empty")
-    with _explained(name, data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _errors_translated(name, data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
-        most, held = (limits or Limits()).max_pixels, decoded_pixels(image)
-        if held > most:
-            tiles = "" if width * height > most else f" in tiles of {held:,}"
+        limit, pixels = (limits or Limits()).max_pixels, decoded_pixels(image)
+        if pixels > limit:
+            tiles = "" if width * height > limit else f" in tiles of {pixels:,}"
             raise UnreadablePoster(
-                name, "too-large", f"it has {width}×{height} pixels{tiles}, the limit is {most:,} in all"
+                name, "too-large", f"it has {width}×{height} pixels{tiles}, the limit is {limit:,} in total"
             )
         profile = image.info.get("icc_profile")
         if image.format in ("JPEG", "MPO"):
             if has_too_many_scans(data):
-                raise UnreadablePoster(name, "too-large", f"it is drawn in more than {MOST_SCANS} scans")
-            scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # turned or not
-            wanted = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
-            if wanted < (width, height):
-                image.draft(None, wanted)
-                held = image.width * image.height
-        per_pixel = BYTES_PER_PIXEL.get(image.format or "", BYTES_PER_PIXEL_OTHERS)
-        with budget.hold(held * per_pixel) if budget else nullcontext():
+                raise UnreadablePoster(name, "too-large", f"it has more than {MAX_SCANS} scans")
+            scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # rotated or not
+            needed = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
+            if needed < (width, height):
+                image.draft(None, needed)
+                pixels = image.width * image.height
+        per_pixel = BYTES_PER_PIXEL.get(image.format or "", DEFAULT_BYTES_PER_PIXEL)
+        with budget.reserve(pixels * per_pixel) if budget else nullcontext():
             small = None
             if image.format == "WEBP":
-                small = shrink_webp(image, data, geometry, turned=_orientation(image) >= 5)
+                small = shrink_webp(image, data, geometry, rotated=_orientation(image) >= 5)
             if small is None:
                 image.load()
-            # After the load: a PNG's Exif data may stand behind its pixels. Pillow would load them to look for
-            # it, and of a damaged file a second load would return without an error.
+            # Read the orientation after the load: a PNG's Exif data may follow its pixels. Pillow would load
+            # them to find it, and for a damaged file a second load would return without an error.
             return _finish(small or image, geometry, profile, _orientation(image))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    """The same for an image in memory, of any mode: uint8 (3, height, width).
+    """Convert an image in memory, of any mode, to the model's size: uint8 (3, height, width), RGB.
 
     Raises:
-        UnreadablePoster: a mode that has no meaning as color, or pixels that cannot be loaded.
+        UnreadablePoster: its mode cannot be converted to color, or its pixels cannot be loaded.
     """
     name = str(getattr(image, "filename", "") or "the image")
-    with _explained(name, b""):
+    with _errors_translated(name, b""):
         image.load()
         return _finish(image, geometry, image.info.get("icc_profile"), _orientation(image))
 
 
 def _finish(image: Image.Image, geometry: Geometry, profile: object, orientation: int) -> torch.Tensor:
-    into_srgb = IntoSRGB.of(profile, image.mode)
-    first = None
-    if into_srgb is not None and image.mode not in ("RGB", "RGBA"):
-        first, into_srgb = into_srgb, None  # CMYK has no RGB to correct later
+    to_srgb = SRGBTransform.for_profile(profile, image.mode)
+    before_resize = None
+    if to_srgb is not None and image.mode not in ("RGB", "RGBA"):
+        before_resize, to_srgb = to_srgb, None  # CMYK has to be converted by its profile, before the resize
 
-    def plain(part: Image.Image) -> Image.Image:
-        return to_rgb(first(part) if first else part)
+    def convert(part: Image.Image) -> Image.Image:
+        return to_rgb(before_resize(part) if before_resize else part)
 
-    pixels = shrink(image, geometry, plain, turned=orientation >= 5) or plain(image)
+    pixels = shrink(image, geometry, convert, rotated=orientation >= 5) or convert(image)
     if orientation in TRANSPOSE:
         pixels = pixels.transpose(TRANSPOSE[orientation])
     sized = resize(pixels, geometry)
-    if into_srgb is not None:  # at the model's size it is a hundredth of the work, and no visible difference
-        corrected = into_srgb(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
+    if to_srgb is not None:  # after the resize: a hundredth of the work without a visible difference
+        corrected = to_srgb(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
         sized = as_tensor(corrected).squeeze(0)[:3]
     return sized.expand(3, -1, -1).contiguous()
 
@@ -164,19 +164,19 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def _explained(name: str, data: bytes) -> Iterator[None]:
-    """Turn what decoders raise into UnreadablePoster with a word and a sentence."""
+def _errors_translated(name: str, data: bytes) -> Iterator[None]:
+    """Translate the decoders' exceptions to UnreadablePoster."""
     try:
         yield
     except UnreadablePoster as error:
         raise UnreadablePoster(name, error.word, error.reason) from error.__cause__
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadablePoster(name, "too-large", f"it has more pixels than can be allowed: {error}") from error
+        raise UnreadablePoster(name, "too-large", f"it exceeds Pillow's pixel limit: {error}") from error
     except Image.UnidentifiedImageError as error:
         for offset, signature, reason in SIGNATURES:
             if data.startswith(signature, offset):
                 raise UnreadablePoster(name, "unsupported", reason) from error
-        raise UnreadablePoster(name, "unreadable", "its content is no image that this program reads") from error
+        raise UnreadablePoster(name, "unreadable", "its content is not an image of a supported format") from error
     except DECODER_ERRORS as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             reason = (
@@ -191,5 +191,5 @@ def _explained(name: str, data: bytes) -> Iterator[None]:
 
 
 def _is_short_riff(data: bytes) -> bool:
-    """True for a WebP that ends before the length that its first bytes promise."""
+    """Whether a WebP file is shorter than its header declares."""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8
