@@ -1,8 +1,8 @@
-"""Ours beside its peers: the same posters, the same weights, in turn. ``python -m bench --help``.
+"""Benchmark against peers, with the same posters and the same weights: ``python -m bench --help``.
 
-Each entrant is a process that loads its model once and stays. In a round every one embeds all posters; the
-next round goes in the opposite order, so that a machine that warms up or is disturbed meets all of
-them. Ratios are taken within a round, and their median counts.
+Each entrant is a process that loads its model once. In a round, each entrant embeds all posters; the next
+round has the opposite order, so that a machine that warms up or is disturbed affects all of them.
+Ratios are computed within a round; the median of the rounds counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from bench.checkpoint import write_checkpoint
-from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue, end_properly
+from bench.contest import Entrant, Failed, Job, Measured, Program, ThroughQueue, exit_on_sigterm
 from bench.machine import machine, versions
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
@@ -31,9 +31,9 @@ from worker.model.device import choose_device
 from worker.model.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
-IMAGES = {"cpu": 256, "cuda": 4096}  # of each kind: half a minute for the slowest; 4096 PNG take 10 GB
+IMAGES = {"cpu": 256, "cuda": 4096}  # of each kind: half a minute for the slowest entrant; 4096 PNG take 10 GB
 WARM_UP_IMAGES = 32
-BATCH = {"cpu": 64, "cuda": 256}  # of the peers; clip-retrieval's own default of 256 is slower on a CPU
+PEER_BATCH = {"cpu": 64, "cuda": 256}  # clip-retrieval's default of 256 is slower on a CPU
 
 
 @click.command(
@@ -49,24 +49,24 @@ BATCH = {"cpu": 64, "cuda": 256}  # of the peers; clip-retrieval's own default o
     show_default=True,
     help="1000×1500 as JPEG or PNG; small: JPEG of 256 pixels.",
 )
-@click.option("--rounds", default=3, show_default=True, help="Times that everybody runs, in turn.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each entrant, in turn.")
 @click.option("--batch", default=256, show_default=True, help="Posters per message of the queue.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; for everybody.")
-@click.option("--precision", default="auto", show_default=True, help="Ours; the peers run as they are.")
-@click.option("--batch-size", default="", help="Ours, images per forward pass [default: auto on a card, 64 on a CPU].")
-@click.option("--only", multiple=True, help="Only entrants whose name contains this; may be given several times.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; for all entrants.")
+@click.option("--precision", default="auto", show_default=True, help="Of ours; the peers use their own.")
+@click.option("--batch-size", default="", help="Of ours, images per pass [default: auto on a card, 64 on a CPU].")
+@click.option("--only", multiple=True, help="Only entrants whose name contains this; may be repeated.")
 @click.option(
     "--peers/--no-peers", default=True, show_default=True, help="Install and run clip-retrieval and transformers."
 )
-@click.option("--peers-python", type=click.Path(path_type=Path), help="An interpreter that has both already.")
+@click.option("--peers-python", type=click.Path(path_type=Path), help="An interpreter in which both are installed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object.")
 def main(
     images: int, posters: str, rounds: int, batch: int, device: str, precision: str, batch_size: str,
     only: tuple[str, ...], peers: bool, peers_python: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Compare with open_clip, clip-retrieval and transformers; and with our own ceilings. Writes bench/results/."""
+    """Compare with open_clip, clip-retrieval, transformers, and our own upper bounds. Writes bench/results/."""
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that random weights are not trained
-    end_properly()
+    exit_on_sigterm()
     chosen = choose_device(device)
     images = images or IMAGES[chosen.type]
     kinds = list(KINDS.values()) if posters == "all" else [KINDS[posters]]
@@ -79,14 +79,14 @@ def main(
             "checkpoint": str(checkpoint.file),
             "transformers_folder": str(checkpoint.folder),
             "device": str(chosen),
-            "batch": BATCH[chosen.type],
+            "batch": PEER_BATCH[chosen.type],
             "cores": usable_cores(),
             "precision": precision,
-            "ours_batch": batch_size if batch_size == "auto" else int(batch_size or 0) or _usual(chosen.type),
+            "ours_batch": batch_size if batch_size == "auto" else int(batch_size or 0) or _batch_size(chosen.type),
         }
-        about = machine()  # before the entrants take the machine
-        everyone = _entrants(config, root, batch, peers=peers, python=peers_python)
-        entrants = _start([one for one in everyone if not only or any(word in one.name for word in only)])
+        about = machine()  # before the entrants use the machine
+        available = _entrants(config, root, batch, peers=peers, python=peers_python)
+        entrants = _start([one for one in available if not only or any(word in one.name for word in only)])
         try:
             warm = Job(root / "warm-up", write_posters(root / "warm-up", KINDS["small"], WARM_UP_IMAGES))
             sizes = {kind.name: _median_size(job.paths) for kind, job in jobs.items()}
@@ -108,7 +108,7 @@ def main(
     }
     for kind in jobs:
         if kind.name in results["posters"] and not as_json:
-            click.echo("\n".join(describe(kind.told, images, sizes[kind.name], results["posters"][kind.name])) + "\n")
+            click.echo("\n".join(describe(kind.label, images, sizes[kind.name], results["posters"][kind.name])) + "\n")
     if as_json:
         click.echo(json.dumps(results))
     RESULTS.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ def _median_size(paths: Sequence[Path]) -> float:
     return statistics.median(path.stat().st_size for path in paths)
 
 
-def _usual(device: str) -> int | str:
+def _batch_size(device: str) -> int | str:
     return "auto" if device == "cuda" else 64
 
 
@@ -132,9 +132,9 @@ def _entrants(config: dict[str, Any], root: Path, batch: int, *, peers: bool, py
     ]
     if peers:
         try:
-            theirs = peers_python(python)
-            found.append(Program(RETRIEVAL, "clip_retrieval", config, python=theirs))
-            found.append(Program(TRANSFORMERS, "transformers_clip", config, python=theirs))
+            interpreter = peers_python(python)
+            found.append(Program(RETRIEVAL, "clip_retrieval", config, python=interpreter))
+            found.append(Program(TRANSFORMERS, "transformers_clip", config, python=interpreter))
         except NoPeers as error:
             _notify(f"without clip-retrieval and transformers: {error}")
     found.append(Program(OURS, "ours", config, part="whole"))
@@ -158,7 +158,7 @@ def _start(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 
 def _rounds(entrants: list[Entrant], warm: Job, jobs: Sequence[Job], rounds: int) -> list[list[dict[str, Measured]]]:
-    """Per job, per round: entrant → run. Who breaks off is left out from then on."""
+    """Per job and round: entrant → run. An entrant that fails is left out of the following rounds."""
     for entrant in list(entrants):
         _attempt(entrants, entrant, warm)
     measured: list[list[dict[str, Measured]]] = [[] for _ in jobs]

@@ -1,4 +1,4 @@
-"""Celery by itself, with our settings and without our door, ledger and pipeline: what it costs to do nothing.
+"""A Celery worker with our settings but without validation, ledger and pipeline: the cost of an empty task.
 
 bench/delivery.py starts it as ``celery -A bench.bare_celery worker``.
 """
@@ -15,13 +15,13 @@ from worker.celery import create_app
 
 
 def bare_app() -> Celery:
-    """A worker's application with one task that takes a batch and does nothing."""
+    """A worker application with one task that receives a batch and does nothing."""
     app = create_app(load_settings())
     app.conf.update(include=[], worker_consumer="celery.worker.consumer:Consumer")
 
     @app.task(name=EMBED_TASK)  # type: ignore[untyped-decorator]
     def nothing(message: dict[str, Any]) -> None:
-        """Be called."""
+        """Do nothing."""
 
     return app
 

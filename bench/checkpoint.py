@@ -1,4 +1,4 @@
-"""Seeded random weights of ViT-B/32, saved once, in the two layouts that the entrants load."""
+"""Seeded random weights of ViT-B/32, in the two formats that the entrants load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",
     "conv1.weight": "embeddings.patch_embedding.weight",
-    "ln_pre.weight": "pre_layrnorm.weight",  # spelt so
+    "ln_pre.weight": "pre_layrnorm.weight",  # sic
     "ln_pre.bias": "pre_layrnorm.bias",
     "ln_post.weight": "post_layernorm.weight",
     "ln_post.bias": "post_layernorm.bias",
@@ -34,14 +34,14 @@ BLOCK_NAMES = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the same numbers lie: `file` for open_clip, clip-retrieval and ours; `folder` for transformers."""
+    """The same weights as a `file` for open_clip, clip-retrieval and ours, and as a `folder` for transformers."""
 
     file: Path
     folder: Path
 
 
 def write_checkpoint(folder: Path) -> Checkpoint:
-    """Write both."""
+    """Write the weights in both formats."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         state = open_clip.create_model("ViT-B-32", pretrained=None).state_dict()

@@ -1,4 +1,4 @@
-"""Entrants as the benchmark sees them: started once, kept warm, asked in turn."""
+"""The entrants of the benchmark: started once and kept warm between runs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PROJECT = Path(__file__).parent.parent
 
 
 class Failed(Exception):
-    """An entrant that cannot take part, or broke off; the text says why."""
+    """An entrant that could not start or failed; the text says why."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Files to embed: all of `folder`, in the order of their names."""
+    """Files to embed: all of `folder`, ordered by name."""
 
     folder: Path
     paths: list[Path]
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run. `vectors` are the first few, or none; bytes are peaks, 0 where they are not known."""
+    """One run. `vectors` are the first few, or none; bytes are peaks, 0 where unknown."""
 
     images_per_second: float
     vectors: npt.NDArray[np.float64]
@@ -47,26 +47,26 @@ class Measured:
 
 
 class Entrant(Protocol):
-    """Something that embeds a job."""
+    """A program that embeds jobs."""
 
     name: str
     about: dict[str, str]
 
     def start(self) -> None:
-        """Load whatever it needs; raises Failed."""
+        """Load the model; raises Failed."""
 
     def run(self, job: Job) -> Measured:
-        """Embed; raises Failed."""
+        """Embed a job; raises Failed."""
 
     def stop(self) -> None:
-        """End it."""
+        """End the program."""
 
 
 class Program:
-    """A module of bench/entrants in a process of its own, with the interpreter that it needs."""
+    """A module of bench/entrants, run in a process by its own interpreter."""
 
     def __init__(self, name: str, module: str, config: dict[str, Any], *, python: Path | None = None, part: str = ""):
-        """`part` is given to the module as an argument; `config` as its first line of input."""
+        """`part` is the module's argument, `config` its first line of input."""
         self.name, self.about = name, dict[str, str]()
         self._command = [str(python or sys.executable), "-m", f"bench.entrants.{module}", *([part] if part else [])]
         self._config = config
@@ -84,52 +84,52 @@ class Program:
             stderr=self._log,
             text=True,
         )
-        self.about = self._ask(self._config)["about"]
+        self.about = self._request(self._config)["about"]
 
     def run(self, job: Job) -> Measured:
         assert self._process is not None
         with PeakMemory(self._process.pid) as memory:
-            answer = self._ask({"folder": str(job.folder), "paths": [str(path) for path in job.paths]})
+            response = self._request({"folder": str(job.folder), "paths": [str(path) for path in job.paths]})
         return Measured(
-            len(job.paths) / answer["seconds"],
-            np.array(answer["vectors"], np.float64),
+            len(job.paths) / response["seconds"],
+            np.array(response["vectors"], np.float64),
             memory.peak_bytes,
-            answer["gpu_bytes"],
+            response["gpu_bytes"],
         )
 
     def stop(self) -> None:
         if self._process is not None:
             try:
-                self._process.communicate(timeout=20)  # the end of its input is the end of its work
+                self._process.communicate(timeout=20)  # closes its input, which ends it
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.communicate()
             self._log.close()
             self._process = None
 
-    def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, line: dict[str, Any]) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(line) + "\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            response = self._process.stdout.readline()
         except BrokenPipeError:
-            answer = ""
-        if not answer:
+            response = ""
+        if not response:
             self._log.seek(0)
-            said = [text for text in self._log.read().splitlines() if text.strip()]
-            raise Failed(f"{self.name} ended: {said[-1][:300] if said else 'it said nothing'}")
-        found: dict[str, Any] = json.loads(answer)
-        return found
+            output = [text for text in self._log.read().splitlines() if text.strip()]
+            raise Failed(f"{self.name} ended: {output[-1][:300] if output else 'without output'}")
+        result: dict[str, Any] = json.loads(response)
+        return result
 
 
 class ThroughQueue:
-    """The whole installation: Redis, a Celery worker, and ``python -m producer index``."""
+    """A complete installation: Redis, a Celery worker, and ``python -m producer index``."""
 
     def __init__(self, name: str, root: Path, config: dict[str, Any], posters_per_batch: int) -> None:
-        """`root` holds the folders of all jobs."""
+        """`root` contains the folders of all jobs."""
         self.name, self.about = name, {"posters_per_batch": str(posters_per_batch)}
         self._root, self._config, self._batch = root, config, posters_per_batch
         self._open = ExitStack()
@@ -164,20 +164,20 @@ class ThroughQueue:
             done = subprocess.run([*command, str(job.folder)], cwd=PROJECT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"index ended with status {done.returncode}: {done.stderr[-500:]}")
-        job_store = json.loads(done.stdout)
-        if job_store["embedded"] != len(job.paths):
-            raise Failed(f"the ledger does not add up: {job_store}")
-        rate = job_store["submitted"] / job_store["seconds"]
+        ledger = json.loads(done.stdout)
+        if ledger["embedded"] != len(job.paths):
+            raise Failed(f"the ledger does not add up: {ledger}")
+        rate = ledger["submitted"] / ledger["seconds"]
         return Measured(rate, self._vectors(job), memory.peak_bytes, 0)
 
     def stop(self) -> None:
         self._open.close()
 
     def pid(self) -> int:
-        """The worker's parent process, which holds the child that holds the model."""
-        heard = self._producer.registry.find(self._worker)
-        assert heard is not None
-        child = int(heard.get("pid"))
+        """The worker's parent process; its child has the model."""
+        entry = self._producer.registry.find(self._worker)
+        assert entry is not None
+        child = int(entry.get("pid"))
         try:
             return int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
@@ -203,10 +203,10 @@ def _restore(environment: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def end_properly() -> None:
-    """Leave through every ``finally`` when asked to end, so that no worker and no Redis stay behind."""
+def exit_on_sigterm() -> None:
+    """Raise SystemExit on SIGTERM, so that every ``finally`` runs and no worker or Redis is left running."""
 
-    def end(*_: object) -> None:
+    def exit(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, exit)

@@ -1,8 +1,8 @@
-"""What ledger and queue add to a batch: each step by itself, and the whole way through a real worker.
+"""Overhead of ledger and queue per batch: each step by itself, and a batch through a real worker.
 
-The whole way is measured with batches whose posters are all stored already: a worker that is given hundreds of them
-spends its time on taking, unpacking, claiming, finishing and acknowledging, and on one look into the store, which is
-measured by itself and taken off. Processor time counts, which a busy machine does not change; the clock is shown too.
+The worker gets batches whose posters are all stored already, so that it only receives, decodes, claims, finishes and
+acknowledges them, and reads their rows from the store, which is measured separately and subtracted. CPU time counts,
+because it does not depend on other load; wall-clock time is shown as well.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from producer.queue.sender import create_sender, send
 from producer.settings import Settings, load_settings
 from worker.broker.validation import rejection_reason
 
-POSTERS: Final = 256  # in a batch, as settings.posters_per_batch
-WARM: Final = 20  # batches that are not measured
+POSTERS: Final = 256  # per batch, the default of settings.posters_per_batch
+WARM_UP: Final = 20  # batches that are not measured
 MS: Final = 1000.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--batches", default=300, show_default=True, help="How many batches each figure is made of.")
-@click.option("--images", default=512, show_default=True, help="Posters of the job whose share is told.")
+@click.option("--batches", default=300, show_default=True, help="Batches per measurement.")
+@click.option("--images", default=512, show_default=True, help="Posters of the job that the overhead is compared with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(batches: int, images: int, as_json: bool) -> None:
-    """Tell what a batch costs beside its embedding. Linux: it reads the workers' processor time in /proc."""
+    """Measure the overhead of a batch beside its embedding. Linux: reads the workers' CPU time from /proc."""
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder, own_redis(Path(folder)) as url:
         click.echo(f"drawing {images} posters …", err=True)
         root = Path(folder, "posters")
@@ -57,7 +57,7 @@ def main(batches: int, images: int, as_json: bool) -> None:
             producer = Producer(settings)
             try:
                 rate = _embed(producer, sorted(path.name for path in root.iterdir()))
-                whole = _whole_way(producer, name, batches)
+                whole = _through_worker(producer, name, batches)
             finally:
                 producer.close()
     added = whole["processor_ms"] - whole["store_ms"]
@@ -77,15 +77,15 @@ def main(batches: int, images: int, as_json: bool) -> None:
     for step, took in steps.items():
         click.echo(f"  {step:34} {took:6.2f} ms")
     click.echo(
-        f"  through the worker, nothing to embed {whole['processor_ms']:4.2f} ms of processor time, "
-        f"{whole['clock_ms']:.2f} ms on the clock; of that {whole['store_ms']:.2f} ms for the store"
+        f"  through the worker, nothing to embed {whole['processor_ms']:4.2f} ms of CPU time, "
+        f"{whole['clock_ms']:.2f} ms wall clock; of that {whole['store_ms']:.2f} ms for the store"
     )
-    click.echo(f"Celery by itself takes {bare:.2f} ms for such a message; door, ledger and pipeline add {own:.2f} ms")
+    click.echo(f"Celery alone takes {bare:.2f} ms for such a message; validation, ledger and pipeline add {own:.2f} ms")
     click.echo(f"together {100 * share:.2f} % of a job at {rate:.1f} images/s ({POSTERS / rate * MS:.0f} ms a batch)")
 
 
 def _steps(settings: Settings, count: int) -> dict[str, float]:
-    """Median milliseconds of each step, on batches of the usual size and names of a usual length."""
+    """Median milliseconds of each step, with batches and names of typical size."""
     job_store = JobStore(settings.redis_url)
     claims, app = Claims(job_store), create_sender(settings)
     batches = [EmbedBatch("bench", f"bench.{number}", _posters(number)) for number in range(1, count + 1)]
@@ -93,18 +93,16 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     holders = {batch.batch: sign("bench") for batch in batches}
     numbers = {batch.batch: number for number, batch in enumerate(batches, 1)}
     found = {
-        "producer: write it down": _each(
-            batches, lambda one: job_store.record_step("bench", numbers[one.batch], batch=one)
-        ),
+        "producer: record it": _each(batches, lambda one: job_store.record_step("bench", numbers[one.batch], batch=one)),
         "producer: send it": _each(batches, lambda one: send(app, one)),
     }
     elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
     bodies = [one.encode() for one in batches]
     found |= {
-        "worker: validate it": _each(elements, rejection_reason),
-        "worker: unpack and check it": _each(bodies, EmbedBatch.decode),
+        "worker: validate the message": _each(elements, rejection_reason),
+        "worker: decode it": _each(bodies, EmbedBatch.decode),
         "worker: claim it": _each(batches, lambda one: claims.claim(one, holders[one.batch])),
-        "worker: say how far it is": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),
+        "worker: renew the claim": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),
         "worker: finish it": _each(batches, lambda one: claims.finish(one, Outcome(embedded=POSTERS))),
     }
     job_store.redis.flushdb()
@@ -114,11 +112,11 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
 
 
 def _bare_celery(settings: Settings, count: int) -> float:
-    """Milliseconds of processor time that Celery's own worker takes for such a message and a task that does nothing."""
+    """Milliseconds of CPU time that Celery alone takes for such a message and an empty task."""
     environment = os.environ | {"POSTERS_REDIS_URL": settings.redis_url}
     command = [sys.executable, "-m", "celery", "-A", "bench.bare_celery", "worker", "--loglevel", "INFO"]
     app, job_store = create_sender(settings), JobStore(settings.redis_url)
-    batches = [EmbedBatch("bare", f"bare.{number}", _posters(number)) for number in range(count + 2 * WARM)]
+    batches = [EmbedBatch("bare", f"bare.{number}", _posters(number)) for number in range(count + 2 * WARM_UP)]
 
     def left() -> int:
         return int(job_store.redis.llen(QUEUES[BULK])) + int(job_store.redis.hlen("unacked"))  # type: ignore[arg-type]
@@ -127,17 +125,17 @@ def _bare_celery(settings: Settings, count: int) -> float:
     try:
         send(app, batches[0])
         _wait_for(lambda: left() == 0)
-        tree_of_it = tree(process.pid)
-        for one in tree_of_it:
+        processes = tree(process.pid)
+        for one in processes:
             os.kill(one, signal.SIGSTOP)
         for batch in batches[1:]:
             send(app, batch)
-        for one in tree_of_it:
+        for one in processes:
             os.kill(one, signal.SIGCONT)
-        _wait_for(lambda: left() <= count + WARM)
-        began, used = left(), _processor_s(*tree_of_it)
-        _wait_for(lambda: left() <= WARM)
-        return (_processor_s(*tree_of_it) - used) / (began - left()) * MS
+        _wait_for(lambda: left() <= count + WARM_UP)
+        began, used = left(), _cpu_s(*processes)
+        _wait_for(lambda: left() <= WARM_UP)
+        return (_cpu_s(*processes) - used) / (began - left()) * MS
     finally:
         process.terminate()
         process.wait()
@@ -169,38 +167,38 @@ def _embed(producer: Producer, names: list[str]) -> float:
     return len(names) / (time.perf_counter() - began)
 
 
-def _whole_way(producer: Producer, worker: str, count: int) -> dict[str, float]:
-    """Milliseconds per batch through the worker when there is nothing to embed, and of the store in that."""
-    heard = producer.registry.find(worker)
-    if heard is None:
+def _through_worker(producer: Producer, worker: str, count: int) -> dict[str, float]:
+    """Milliseconds per batch through the worker when there is nothing to embed, and the store's share."""
+    entry = producer.registry.find(worker)
+    if entry is None:
         raise click.ClickException("the worker is gone")
-    child = int(heard.get("pid"))
+    child = int(entry.get("pid"))
     parent = int(Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[1])
     names = sorted(path.name for path in producer.settings.root.iterdir())[:POSTERS]
     posters = [
         Poster(name, name, (s := (producer.settings.root / name).stat()).st_size, s.st_mtime_ns) for name in names
     ]
     for process in (parent, child):
-        os.kill(process, signal.SIGSTOP)  # so that all of it waits, and the producer is not measured
+        os.kill(process, signal.SIGSTOP)  # until all batches are queued, so that the producer is not measured
     job = producer.begin()
-    for _ in producer.feed(job, chain.from_iterable([posters] * (count + 2 * WARM))):
+    for _ in producer.feed(job, chain.from_iterable([posters] * (count + 2 * WARM_UP))):
         pass
     for process in (parent, child):
         os.kill(process, signal.SIGCONT)
-    _wait_for(lambda: job.progress().settled >= WARM * POSTERS)
-    settled, began, used = job.progress().settled, time.perf_counter(), _processor_s(parent, child)
-    _wait_for(lambda: job.progress().settled >= (count + WARM) * POSTERS)
+    _wait_for(lambda: job.progress().settled >= WARM_UP * POSTERS)
+    settled, began, used = job.progress().settled, time.perf_counter(), _cpu_s(parent, child)
+    _wait_for(lambda: job.progress().settled >= (count + WARM_UP) * POSTERS)
     done = (job.progress().settled - settled) / POSTERS
-    clock, processor = time.perf_counter() - began, _processor_s(parent, child) - used
+    clock, processor = time.perf_counter() - began, _cpu_s(parent, child) - used
     job.wait()
     return {
         "clock_ms": round(clock / done * MS, 2),
         "processor_ms": round(processor / done * MS, 2),
-        "store_ms": round(_look_into_store(producer, names), 2),
+        "store_ms": round(_store_ms(producer, names), 2),
     }
 
 
-def _processor_s(*processes: int) -> float:
+def _cpu_s(*processes: int) -> float:
     ticks = 0
     for process in processes:
         fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
@@ -208,23 +206,23 @@ def _processor_s(*processes: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _look_into_store(producer: Producer, names: list[str]) -> float:
-    """Milliseconds of processor time for what the pipeline asks the store about such a batch."""
-    store, looks = producer.store(), 50
+def _store_ms(producer: Producer, names: list[str]) -> float:
+    """Milliseconds of CPU time for the store query of such a batch."""
+    store, repetitions = producer.store(), 50
     space = store.current() or ""
     began = time.process_time()
-    for _ in range(looks):
+    for _ in range(repetitions):
         store.rows(space, names)
     took = time.process_time() - began
     store.close()
-    return took / looks * MS
+    return took / repetitions * MS
 
 
-def _wait_for(look: Callable[[], bool], within_s: float = 300.0) -> None:
+def _wait_for(condition: Callable[[], bool], within_s: float = 300.0) -> None:
     ends = time.monotonic() + within_s
-    while not look():
+    while not condition():
         if time.monotonic() > ends:
-            raise click.ClickException("the worker does not come to an end")
+            raise click.ClickException("the worker did not finish in time")
         time.sleep(0.02)
 
 

@@ -1,9 +1,9 @@
-"""Decoding JPEG on the GPU (nvJPEG, through torchvision) beside the CPU threads: ``python -m bench.gpu_decoding``.
+"""JPEG decoding on the GPU (nvJPEG, through torchvision) against CPU threads: ``python -m bench.gpu_decoding``.
 
-Three ways to the same vectors, on the same files, taking turns within one run: our decode threads; nvJPEG and
-a resize on the device; and both at once, drawing from one pile of chunks. The vectors are compared with those
-of our own way, which is compared with the reference in bench.images: a way that changes them is no gain.
-With ``--device cpu`` torchvision decodes on the CPU: that only shows that this program works.
+Three methods on the same files, in turn within one run: our decode threads; nvJPEG with a resize on the
+device; and both at once, taking chunks from one queue. The vectors are compared with those of our decode
+threads, which bench.images compares with the reference.
+With ``--device cpu`` torchvision decodes on the CPU, which only tests this program.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from worker.images.resize import scale_to
 from worker.model.threads import usable_cores
 
 CHUNK: Final = 64
-KEPT_COSINE: Final = 0.9995  # what every way of reading an image has to keep to the reference
+MIN_COSINE: Final = 0.9995  # least cosine to the reference for every decoding method
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--images", default=1024, show_default=True, help="JPEG files.")
-@click.option("--rounds", default=3, show_default=True, help="Times that each way is run, in turn.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each method, in turn.")
 @click.option("--size", type=(int, int), default=(1000, 1500), show_default=True, help="Width and height.")
-@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:N, or cpu to try this program.")
+@click.option("--device", default="cuda", show_default=True, help="cuda, cuda:N, or cpu to test this program.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(images: int, rounds: int, size: tuple[int, int], device: str, as_json: bool) -> None:
-    """Does decoding JPEG on the GPU gain anything?"""
+    """Compare decoding JPEG on the GPU with CPU threads."""
     logging.getLogger().setLevel(logging.ERROR)
     try:
         embedder = CLIPEmbedder(device=device, pretrained="untrained", batch_size=CHUNK)
@@ -53,19 +53,19 @@ def main(images: int, rounds: int, size: tuple[int, int], device: str, as_json: 
     embedder.warm_up()
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as folder:
         files = [path.read_bytes() for path in write_jpegs(Path(folder), images, *size)]
-    run = _Ways(embedder)
-    ways: dict[str, Callable[[Sequence[bytes]], Vectors]] = {
+    run = _Methods(embedder)
+    methods: dict[str, Callable[[Sequence[bytes]], Vectors]] = {
         "CPU threads": run.threads,
         "on the device": run.device,
         "both": run.both,
     }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    lowest = dict.fromkeys(ways, 1.0)
+    speeds: dict[str, list[float]] = {name: [] for name in methods}
+    lowest = dict.fromkeys(methods, 1.0)
     expected = run.threads(files)
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             began = time.perf_counter()
-            found = way(files)
+            found = method(files)
             speeds[name].append(len(files) / (time.perf_counter() - began))
             lowest[name] = min(lowest[name], float((found * expected).sum(axis=1).min()))
     base = statistics.median(speeds["CPU threads"])
@@ -75,28 +75,28 @@ def main(images: int, rounds: int, size: tuple[int, int], device: str, as_json: 
             "ratio": round(statistics.median(speeds[name]) / base, 2),
             "lowest_cosine": round(lowest[name], 6),
         }
-        for name in ways
+        for name in methods
     }
     if as_json:
-        click.echo(json.dumps({"device": embedder.device_name, "cores": usable_cores(), "ways": result}))
+        click.echo(json.dumps({"device": embedder.device_name, "cores": usable_cores(), "methods": result}))
         return
     click.echo(f"{images} JPEGs of {size[0]}×{size[1]}, {embedder.device_name}, {usable_cores()} cores, to the vectors")
     for name, row in result.items():
-        verdict = "" if row["lowest_cosine"] >= KEPT_COSINE else f"   below {KEPT_COSINE}: not the same vectors"
+        verdict = "" if row["lowest_cosine"] >= MIN_COSINE else f"   below {MIN_COSINE}: not the same vectors"
         click.echo(
             f"  {name:14} {row['images_per_second']:9.1f} images/s {row['ratio']:6.2f} ×  "
             f"lowest cosine {row['lowest_cosine']:.6f}{verdict}"
         )
 
 
-class _Ways:
-    """Each takes files and returns their vectors, float32 (N, dimension), in the order of the files."""
+class _Methods:
+    """Each method takes files and returns their vectors, float32 (N, dimension), in order."""
 
     def __init__(self, embedder: CLIPEmbedder) -> None:
-        """`embedder` decides the device."""
+        """Decodes for the device of `embedder`."""
         self._embedder, self._geometry = embedder, embedder.geometry
         self._readers = ThreadPoolExecutor(usable_cores())
-        self._model = threading.Lock()  # an embedder belongs to one thread at a time
+        self._model = threading.Lock()  # an embedder may be used by one thread at a time
 
     def threads(self, files: Sequence[bytes]) -> Vectors:
         return self._drain(files, [self._decoded_by_threads])
@@ -108,15 +108,15 @@ class _Ways:
         return self._drain(files, [self._decoded_by_threads, self._decoded_on_device])
 
     def _drain(self, files: Sequence[bytes], decoders: Sequence[Callable[[Sequence[bytes]], torch.Tensor]]) -> Vectors:
-        """Two threads for each decoder take chunks from one pile: one decodes while the other embeds."""
+        """Two threads per decoder take chunks from one queue: one decodes while the other embeds."""
         found = np.empty((len(files), self._embedder.dimension), np.float32)
-        pile = iter(range(0, len(files), CHUNK))
-        turn = threading.Lock()
+        starts = iter(range(0, len(files), CHUNK))
+        lock = threading.Lock()
 
         def work(decoder: Callable[[Sequence[bytes]], torch.Tensor]) -> None:
             while True:
-                with turn:
-                    start = next(pile, None)
+                with lock:
+                    start = next(starts, None)
                 if start is None:
                     return
                 pixels = decoder(files[start : start + CHUNK])
@@ -137,11 +137,11 @@ class _Ways:
         return torch.stack([self._resized(image) for image in decoded])
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
-        """Shortest side to the model's, then the center, as worker.images.resize does it."""
+        """Resize the shorter side to the model's, then crop the center, like worker.images.resize."""
         height, width = image.shape[1:]
         scale = scale_to(width, height, self._geometry)
         size = max(self._geometry.height, int(height * scale)), max(self._geometry.width, int(width * scale))
-        # CUDA resizes floating point only; rounded and clipped it is what the CPU gives for bytes
+        # CUDA resizes only floating point; rounded and clipped, the result equals that of the CPU for bytes
         numbers = functional.interpolate(image.unsqueeze(0).float(), size, mode="bicubic", antialias=True)
         top, left = round((size[0] - self._geometry.height) / 2), round((size[1] - self._geometry.width) / 2)
         cut = numbers[0, :, top : top + self._geometry.height, left : left + self._geometry.width]

@@ -1,4 +1,4 @@
-"""A linear layer in int8, to see what it would gain; the worker does not use it (docs/performance.md says why)."""
+"""A linear layer in int8, for comparison only: the worker does not use it (see docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from worker.model.encoder import Activation, Linear
 
 
 class Int8Linear(Linear):
-    """Weights rounded per output to 8 bits; what comes in is rounded per call, to the range that it happens to have."""
+    """Weights quantized per output channel; inputs quantized per call to their actual range."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class Int8Linear(Linear):
         *,
         activation: Activation = "none",
     ) -> None:
-        """As Linear; only for CPUs, through oneDNN."""
+        """As Linear; for CPUs only, through oneDNN."""
         self._scales = (weight.detach().abs().amax(dim=1) / 127).float()
         rounded = (weight.detach() / self._scales[:, None]).round().clamp(-127, 127).to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
@@ -28,9 +28,9 @@ class Int8Linear(Linear):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         low, high = torch.aminmax(x)
-        least, most = min(float(low), 0.0), max(float(high), 0.0)
-        scale = (most - least) / 255 or 1.0
-        zero = round(-least / scale)
+        lowest, highest = min(float(low), 0.0), max(float(high), 0.0)
+        scale = (highest - lowest) / 255 or 1.0
+        zero = round(-lowest / scale)
         codes = x.float().mul_(1 / scale).add_(zero).round_().clamp_(0, 255).to(torch.uint8)
         result: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             codes.contiguous(), scale, zero, self._packed, self._scales, self._zeros, self._bias, 1.0, 0, self._dtype,

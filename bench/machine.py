@@ -1,4 +1,4 @@
-"""What was measured on."""
+"""Description of the machine and library versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy", "celery", "kombu", "r
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, memory, card, system."""
+    """Processor, cores, memory, GPU, operating system, load."""
     about: dict[str, object] = {
         "processor": _processor(),
         "cores": usable_cores(),
@@ -33,7 +33,7 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that ours stands on."""
+    """Installed versions of the main dependencies."""
     found = {}
     for name in PACKAGES:
         try:

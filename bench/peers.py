@@ -1,4 +1,4 @@
-"""The peers' own environment: clip-retrieval needs an old setuptools, an old NumPy and an old open_clip."""
+"""A virtual environment for the peers: clip-retrieval needs old versions of setuptools, NumPy and open_clip."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import click
 import torch
 
 REQUIREMENTS = Path(__file__).with_name("peers.txt")
-# clip-anytorch imports `packaging` from pkg_resources, which setuptools 70 took away
+# clip-anytorch imports `packaging` from pkg_resources, which setuptools 70 removed
 SETUPTOOLS = "setuptools<70"
-PATIENCE = ["--retries", "1", "--timeout", "20"]  # without a network it is to be known soon
+PIP_LIMITS = ["--retries", "1", "--timeout", "20"]  # fail early without a network
 
 
 class NoPeers(Exception):
-    """The peers cannot be had; the text says why, in one sentence."""
+    """The peers cannot be installed; the text says why, in one sentence."""
 
 
 def peers_python(given: Path | None) -> Path:
-    """The interpreter of the peers' environment; makes it the first time, 6 GB in the user's cache folder.
+    """The interpreter of the peers' environment, which is created on first use: 6 GB in the user's cache folder.
 
     Raises:
         NoPeers: no network, or a Python for which the peers have no packages.
@@ -41,11 +41,11 @@ def peers_python(given: Path | None) -> Path:
     if not (folder / ".complete").exists():
         click.echo(f"installing the peers into {folder} (once; several gigabytes) …", err=True)
         _call([sys.executable, "-m", "venv", "--clear", str(folder)])
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PATIENCE]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PIP_LIMITS]
         _call([*pip, SETUPTOOLS, "wheel"])
-        torch_ours = f"torch=={torch.__version__.split('+')[0]}"
-        _call([*pip, "--no-build-isolation", "--requirement", str(REQUIREMENTS), torch_ours])
-        _call([*pip, "--no-deps", SETUPTOOLS])  # torch asked for a newer one, and needs it only to compile
+        same_torch = f"torch=={torch.__version__.split('+')[0]}"
+        _call([*pip, "--no-build-isolation", "--requirement", str(REQUIREMENTS), same_torch])
+        _call([*pip, "--no-deps", SETUPTOOLS])  # torch requires a newer one, but needs it only to compile
         (folder / ".complete").touch()
     _check(python)
     return python

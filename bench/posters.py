@@ -1,4 +1,4 @@
-"""Posters to measure with: structured like printed art, each file of its own content."""
+"""Generated posters for benchmarks: structured like printed art, no two files with the same content."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-DRAWINGS = 32  # different pictures; more only cost time to draw
+DRAWINGS = 32  # different pictures; more only take time to draw
 PNG_DRAWINGS = 12  # each takes a second to compress
 
 
 def drawing(width: int, height: int, seed: int) -> Image.Image:
-    """An RGB picture of flat areas, gradients, edges and grain; about 250 kB as a JPEG of 1000×1500."""
+    """An RGB picture with flat areas, gradients, edges and grain; about 250 kB as a JPEG of 1000×1500."""
     random = np.random.default_rng(seed)
     blocks = Image.fromarray(random.integers(0, 256, (12, 8, 3), dtype=np.uint8))
     smooth = np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
@@ -27,13 +27,13 @@ def drawing(width: int, height: int, seed: int) -> Image.Image:
 
 
 def write_jpegs(folder: Path, count: int, width: int = 1000, height: int = 1500) -> list[Path]:
-    """`count` JPEG files, none with the content of another."""
+    """Write `count` JPEG files with different contents."""
     folder.mkdir(parents=True, exist_ok=True)
     encoded = [_jpeg(drawing(width, height, seed)) for seed in range(min(count, DRAWINGS))]
     paths = []
     for number in range(count):
         path = folder / f"{number:05}.jpg"
-        # bytes behind the end of the picture: another content for the store, the same work for the decoder
+        # bytes after the end of the picture: another content for the store, the same work for the decoder
         path.write_bytes(encoded[number % len(encoded)] + f"poster {number}".encode())
         paths.append(path)
     return paths
@@ -41,13 +41,13 @@ def write_jpegs(folder: Path, count: int, width: int = 1000, height: int = 1500)
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of poster file to measure with."""
+    """A kind of poster file."""
 
     name: str
     width: int
     height: int
-    ending: str
-    told: str
+    suffix: str
+    label: str
 
 
 KINDS = {
@@ -61,8 +61,8 @@ KINDS = {
 
 
 def write_posters(folder: Path, kind: Kind, count: int) -> list[Path]:
-    """`count` files of a kind, none with the content of another."""
-    if kind.ending == "jpg":
+    """Write `count` files of a kind with different contents."""
+    if kind.suffix == "jpg":
         return write_jpegs(folder, count, kind.width, kind.height)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [drawing(kind.width, kind.height, seed) for seed in range(min(count, PNG_DRAWINGS))]

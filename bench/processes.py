@@ -1,4 +1,4 @@
-"""How much memory a process and all that it started hold; Linux, elsewhere nothing is said."""
+"""Memory of a process tree, from /proc (Linux; 0 elsewhere)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 SAMPLE_S = 0.5
-GROWTH = 1.01  # of what the kernel counts anyway, from which it is worth to count exactly
+EXACT_COUNT_GROWTH = 1.01  # growth of the kernel's counters that triggers an exact count
 
 
 def tree(pid: int) -> list[int]:
@@ -27,9 +27,9 @@ def tree(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process itself has written to memory; pages that it shares with others count in parts. 0 where unknown.
+    """Memory that a process has written; pages shared with other processes count in parts. 0 where unknown.
 
-    The code of libraries is left out: how much of it counts as whose changes with who else has loaded it.
+    The code of libraries is left out: its share depends on which other processes have loaded it.
     """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -39,9 +39,9 @@ def resident_bytes(pid: int) -> int:
 
 
 def counted_bytes(pid: int) -> int:
-    """About the same, shared pages in full, from counters that the kernel keeps: it costs the process nothing.
+    """About the same, with shared pages in full, from the kernel's counters, without slowing the process down.
 
-    Counting exactly walks over all pages and holds the lock that the process needs for new ones: 24 ms for a GiB.
+    An exact count walks over all pages and holds the lock that the process needs for new ones: 24 ms for a GiB.
     """
     try:
         text = Path(f"/proc/{pid}/status").read_text()
@@ -51,13 +51,13 @@ def counted_bytes(pid: int) -> int:
 
 
 class PeakMemory:
-    """Watches a process tree while the block runs; `peak_bytes` is the most that was seen.
+    """Samples the memory of a process tree while the block runs; `peak_bytes` is the highest value.
 
-    Looks often, and counts exactly only what has grown, so as not to slow down what is measured.
+    The exact count is made only when the kernel's counters have grown, because it slows down the processes.
     """
 
     def __init__(self, pid: int) -> None:
-        """`pid` leads the tree."""
+        """`pid` is the root of the tree."""
         self._pid, self.peak_bytes = pid, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
@@ -71,12 +71,12 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        most = 0.0
+        highest = 0.0
         while True:
             pids = tree(self._pid)
-            about = sum(map(counted_bytes, pids))
-            if about > most * GROWTH:
-                most = about
+            counted = sum(map(counted_bytes, pids))
+            if counted > highest * EXACT_COUNT_GROWTH:
+                highest = counted
                 self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, pids)))
             if self._ended.wait(SAMPLE_S):
                 return

@@ -1,8 +1,8 @@
-"""Reading vectors back: exports, the index that a backend holds, search, duplicates. ``python -m bench.reading``.
+"""Speed and memory of export, index, search and duplicates: ``python -m bench.reading``.
 
-The vectors are drawn, in the shape of real ones (a common direction and a spectrum that falls), and a hundredth
-of them are near copies of others. Commands run as a user starts them, in processes of their own, so that their
-peaks of memory are their own, too.
+The vectors are random with the structure of real ones (a common direction and a falling spectrum), and one in a
+hundred is a near copy of another. Commands run in processes of their own, so that their memory peaks are
+separate.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from producer.vectors.base import Row
 DIMENSION: Final = 512
 CHUNK: Final = 4096
 SEARCHES: Final = 20
-MANY: Final = 64
-DUPLICATES_MOST: Final = 100_000  # a million takes a hundred times as long: half an hour
+QUERIES: Final = 64
+MAX_DUPLICATES_ROWS: Final = 100_000  # a million takes a hundred times as long: half an hour
 SPACE: Final = Space("ViT-B-32", "drawn", "quick_gelu", "drawn", DIMENSION)
 
 
@@ -41,7 +41,7 @@ SPACE: Final = Space("ViT-B-32", "drawn", "quick_gelu", "drawn", DIMENSION)
 @click.option("--rows", multiple=True, type=int, default=[10_000, 100_000, 1_000_000], help="Vectors; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per size.")
 def main(rows: Sequence[int], as_json: bool) -> None:
-    """Time what reads the store, at several sizes; a million vectors take 5 GB of disk for a few minutes."""
+    """Measure commands that read the store, at several sizes; a million vectors need 5 GB of disk space."""
     for count in rows:
         found = measure(count)
         if as_json:
@@ -53,22 +53,22 @@ def main(rows: Sequence[int], as_json: bool) -> None:
 
 
 def measure(rows: int, folder: Path | None = None) -> dict[str, Any]:
-    """Figures for a store of `rows` vectors.
+    """Measure a store of `rows` vectors.
 
     Args:
-        rows: how many.
-        folder: where the store and the exports are written, and removed again; None: a temporary one.
+        rows: number of vectors.
+        folder: for the store and the exports, which are removed again; None: a temporary one.
 
     Returns:
-        Times in the unit that their names say, rates per second, peaks of memory in MB; None where not measured.
+        Times in the unit of their names, rates per second, memory peaks in MB; None where not measured.
     """
     with tempfile.TemporaryDirectory(prefix="posters-bench-", dir=folder) as name:
-        place = Path(name)
-        url = f"sqlite:{place / 'vectors.db'}"
+        base = Path(name)
+        url = f"sqlite:{base / 'vectors.db'}"
         vectors, seconds = _filled(url, rows)
         found: dict[str, Any] = {"rows": rows, "store_rows_per_second": round(rows / seconds)}
         for format in ("npy", "parquet", "faiss"):
-            took, peak, _ = _command(url, "export", str(place / format), "--format", format, "--json")
+            took, peak, _ = _command(url, "export", str(base / format), "--format", format, "--json")
             found |= {f"export_{format}_s": took, f"export_{format}_peak_mb": peak}
         found["spaces_s"] = _command(url, "spaces", "--json")[0]
         found |= _duplicates(url, rows)
@@ -79,7 +79,7 @@ def measure(rows: int, folder: Path | None = None) -> dict[str, Any]:
 def _duplicates(url: str, rows: int) -> dict[str, Any]:
     took, peak, _ = _command(url, "duplicates", "--same-content", "--json")
     found: dict[str, Any] = {"same_content_s": took, "same_content_peak_mb": peak, "duplicates_s": None}
-    if rows <= DUPLICATES_MOST:
+    if rows <= MAX_DUPLICATES_ROWS:
         took, peak, text = _command(url, "duplicates", "--json")
         groups = len(json.loads(text)["groups"])
         found |= {"duplicates_s": took, "duplicates_peak_mb": peak, "duplicates_groups": groups}
@@ -87,7 +87,7 @@ def _duplicates(url: str, rows: int) -> dict[str, Any]:
 
 
 def _search(url: str, vectors: Vectors) -> dict[str, Any]:
-    queries = vectors[np.random.default_rng(1).integers(0, len(vectors), MANY)]
+    queries = vectors[np.random.default_rng(1).integers(0, len(vectors), QUERIES)]
     store = open_store(url)
     found: dict[str, Any] = {"store_search_s": round(_seconds(lambda: nearest(store, SPACE.id, queries[:1], 5)), 2)}
     store.close()
@@ -98,15 +98,15 @@ def _search(url: str, vectors: Vectors) -> dict[str, Any]:
     found["index_search_ms"] = round(1000 * statistics.median(times), 1)
     found["index_search_slowest_ms"] = round(1000 * times[-1], 1)
     together = _seconds(lambda: index.search(queries, 5, space=SPACE.id))
-    found[f"index_search_of_{MANY}_ms_each"] = round(1000 * together / MANY, 1)
-    looks = [_seconds(index.refresh) for _ in range(100)]
-    found["index_look_us"] = round(1e6 * statistics.median(looks))
+    found[f"index_search_of_{QUERIES}_ms_each"] = round(1000 * together / QUERIES, 1)
+    refreshes = [_seconds(index.refresh) for _ in range(100)]
+    found["index_refresh_us"] = round(1e6 * statistics.median(refreshes))
     index.close()
     return found
 
 
 def _filled(url: str, rows: int) -> tuple[Vectors, float]:
-    """A store of `rows` vectors; the first few thousand of them, and the seconds that storing took."""
+    """Fill a store with `rows` vectors; returns the first few thousand, and the seconds that storing took."""
     random = np.random.default_rng(0)
     spectrum = (1 / np.sqrt(np.arange(1, DIMENSION + 1))).astype(np.float32)
     common = np.zeros(DIMENSION, np.float32)
@@ -123,16 +123,16 @@ def _filled(url: str, rows: int) -> tuple[Vectors, float]:
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         first = drawn if not len(first) else first
         ids = range(start, start + count)
-        told = [Row(f"posters/{number % 997:03}/{number:08}.jpg", f"{number:064x}", 250_000, number) for number in ids]
+        new = [Row(f"posters/{number % 997:03}/{number:08}.jpg", f"{number:064x}", 250_000, number) for number in ids]
         began = time.perf_counter()
-        store.put(SPACE, told, drawn, {"device": "none", "precision": "fp32"})
+        store.put(SPACE, new, drawn, {"device": "none", "precision": "fp32"})
         seconds += time.perf_counter() - began
     store.close()
     return first, seconds
 
 
 def _command(url: str, *arguments: str) -> tuple[float, int | None, str]:
-    """Seconds, peak of memory in MB where the system tells it, and what was printed."""
+    """Seconds, memory peak in MB where the system reports it, and the output."""
     environment = os.environ | {"POSTERS_STORE": url, "POSTERS_CATALOGUE": "none"}
     command = [sys.executable, "-m", "producer", *arguments]
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""From runs to sentences: medians, ratios within a round, and what bounds what."""
+"""The benchmark's results: medians, ratios within a round, upper bounds, and the text for people."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LOOP, LOADER, RETRIEVAL, TRANSFORMERS = "open_clip loop", "open_clip + DataLoade
 OURS, QUEUE = "ours, in process", "ours, through the queue"
 DECODE, MODEL = "ours, decode only", "ours, model only"
 PEERS = (LOOP, LOADER, RETRIEVAL, TRANSFORMERS)
-ALIKE = 0.999  # cosine to open_clip's loop below which somebody does other work than the rest
+MIN_COSINE = 0.999  # to the vectors of open_clip's loop; an entrant below it does other work
 
 
 def summarize(rounds: Sequence[Mapping[str, Measured]], *, shared_cores: bool) -> dict[str, Any]:
-    """Numbers of one kind of poster; `rounds` are entrant → run. Ratios are medians of ratios within a round."""
+    """Results for one kind of poster; `rounds` are entrant → run. Ratios are medians of ratios within a round."""
     names = [name for name in rounds[0] if all(name in one for one in rounds)]
     rates = {name: [one[name].images_per_second for one in rounds] for name in names}
     found: dict[str, Any] = {
@@ -33,7 +33,7 @@ def summarize(rounds: Sequence[Mapping[str, Measured]], *, shared_cores: bool) -
         if ours not in names:
             continue
         found[f"{label}_times"] = {
-            peer: statistics.median(mine / its for mine, its in zip(rates[ours], rates[peer], strict=True))
+            peer: statistics.median(own / other for own, other in zip(rates[ours], rates[peer], strict=True))
             for peer in PEERS
             if peer in names
         }
@@ -56,7 +56,7 @@ def summarize(rounds: Sequence[Mapping[str, Measured]], *, shared_cores: bool) -
 
 
 def _percent(ours: Sequence[float], ceilings: Sequence[float]) -> float:
-    return 100 * statistics.median(mine / most for mine, most in zip(ours, ceilings, strict=True))
+    return 100 * statistics.median(own / ceiling for own, ceiling in zip(ours, ceilings, strict=True))
 
 
 def _agreement(vectors: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
@@ -72,7 +72,7 @@ def _agreement(vectors: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, floa
 
 
 def describe(kind: str, images: int, file_bytes: float, found: Mapping[str, Any]) -> list[str]:
-    """Lines for a person."""
+    """The results as lines of text."""
     rounds = len(next(iter(found["rounds"].values())))
     lines = [f"{images} × {kind} of {file_bytes / 1000:.0f} kB, median of {rounds} rounds in turn"]
     head = f"  {'':26}{'images/s':>10}{'queue ÷ it':>12}{'memory':>12}{'cosine':>10}"
@@ -90,19 +90,17 @@ def describe(kind: str, images: int, file_bytes: float, found: Mapping[str, Any]
         )
         for label, words in (("in_process", "in process"), ("through_queue", "through the queue")):
             if f"{label}_percent_of_the_slower" in found:
-                line = f"  {words}: {found[f'{label}_percent_of_the_slower']:.1f} % of it"
+                line = f"  {words}: {found[f'{label}_percent_of_the_slower']:.1f} % of that"
                 shared = found.get(f"{label}_percent_of_shared_cores")
                 if shared is not None:
-                    line += f"; {shared:.1f} % of what is left when decoding takes its share of the same cores"
+                    line += f"; {shared:.1f} % of the bound for shared cores"
                 lines.append(line)
         if "shared_cores_ceiling" in found:
             ceiling = found["shared_cores_ceiling"]
-            lines.append(
-                f"  decoder and model share the cores here: 1 / (1/decode + 1/model) is {ceiling:.1f} images/s"
-            )
+            lines.append(f"  decoder and model share the cores: 1 / (1/decode + 1/model) is {ceiling:.1f} images/s")
     if "queue_overhead_percent" in found:
-        lines.append(f"  the queue costs {found['queue_overhead_percent']:.1f} % of the speed in process")
+        lines.append(f"  the queue costs {found['queue_overhead_percent']:.1f} % of the in-process throughput")
     for name, cosine in cosines.items():
-        if cosine < ALIKE:
+        if cosine < MIN_COSINE:
             lines.append(f"  note: {name} does not give open_clip's vectors (lowest cosine {cosine:.4f})")
     return lines

@@ -1,9 +1,8 @@
-"""A million posters, indexed again: how long, and how much memory in the producer? Growth is what matters.
+"""Time and memory of the producer for up to a million posters: ``python -m bench.scale``.
 
-The tree is real (files of no content, each with a size of its own), so are the store (512 numbers a row), Redis
-and the command line, which runs as a process of its own. Only the worker is played: a ready one is announced,
-so that the producer learns the space, and when a first run is measured, its batches are counted as embedded
-without a model. What is measured is the producer.
+Files (sparse, each of its own size), store (512 numbers per row), Redis and the command line, which runs in a
+process of its own, are real. Only the worker is simulated: it is announced as ready, so that the producer learns
+the space, and in a first run its batches are counted as embedded without a model.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from producer.vectors import open_store
 from producer.vectors.base import Row
 
 PER_FOLDER: Final = 1000
-WRITTEN_AT_ONCE: Final = 1024
-LOOK_S: Final = 0.02  # how often the memory of the producer is read
+ROWS_PER_PUT: Final = 1024
+SAMPLE_S: Final = 0.02  # between readings of the producer's memory
 SPACE: Final = Space("ViT-B-32", "scale", "quick_gelu", "224", 512)
 MODEL: Final = {"space": SPACE.id, "space_json": SPACE.to_json(), "model": SPACE.model, "device": "none"}
-LIMIT_S, LIMIT_MB = 60, 300  # what a second run over a million may take
+LIMIT_S, LIMIT_MB = 60, 300  # for a second run over a million posters
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One command over so many posters."""
+    """Time and memory of one command."""
 
     posters: int
     what: str
@@ -55,23 +54,23 @@ class Measured:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--sizes", default="10000,100000,1000000", show_default=True, help="How many posters, rising.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where the tree is made (default: TMPDIR).")
+@click.option("--sizes", default="10000,100000,1000000", show_default=True, help="Numbers of posters, ascending.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the files are created (default: TMPDIR).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def main(sizes: str, folder: Path | None, as_json: bool) -> None:
     """Measure a first and a second `index` and a `prune` over growing collections."""
     results = []
-    with tempfile.TemporaryDirectory(prefix="posters-scale-", dir=folder) as made, own_redis(Path(made)) as url:
-        scene = Scene(Path(made), url)
+    with tempfile.TemporaryDirectory(prefix="posters-scale-", dir=folder) as name, own_redis(Path(name)) as url:
+        collection = Collection(Path(name), url)
         for size in map(int, sizes.split(",")):
-            click.echo(f"making {size} posters …", err=True)
-            scene.grow(size)
-            for result in scene.measure():
+            click.echo(f"creating {size} posters …", err=True)
+            collection.grow(size)
+            for result in collection.measure():
                 results.append(result)
                 click.echo(f"{result}", err=True)
                 if as_json:
                     click.echo(json.dumps(asdict(result)))
-        click.echo("removing them …", err=True)
+        click.echo("deleting them …", err=True)
     if not as_json:
         click.echo(table(results))
     second = [result for result in results if result.posters >= 1_000_000 and result.what.startswith("second")]
@@ -79,24 +78,24 @@ def main(sizes: str, folder: Path | None, as_json: bool) -> None:
         raise click.ClickException(f"a second run over a million took more than {LIMIT_S} s or {LIMIT_MB} MB")
 
 
-class Scene:
-    """A posters root, a catalogue that names all of it, and a store that holds all of it."""
+class Collection:
+    """A posters root, a catalogue of all its files, and stores with all their vectors."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        """`folder` is empty but for Redis' own; `url` is its Redis."""
+        """`folder` contains only the files of the Redis at `url`."""
         self.root, self.catalogue, self._url = folder / "posters", folder / "posters.json", url
         self._stores = {name: f"sqlite:{folder / name}.db" for name in ("by-path", "by-id")}
         self._empty = f"sqlite:{folder / 'empty.db'}"
         self._size = 0
 
     def grow(self, size: int) -> None:
-        """Make it `size` posters."""
+        """Add posters until there are `size`."""
         for number in range(self._size, size):
             path = self.root / _file(number)
             if number % PER_FOLDER == 0:
                 path.parent.mkdir(parents=True)
             with path.open("wb") as file:
-                file.truncate(1000 + number)  # a size and no content: a million of them take no disk
+                file.truncate(1000 + number)  # sparse: a million of them take no disk space
         self._fill("by-path", size, _file)
         self._fill("by-id", size, _id)
         with self.catalogue.open("w", encoding="utf-8") as out:
@@ -112,27 +111,27 @@ class Scene:
         self._size = size
 
     def measure(self) -> Iterator[Measured]:
-        """Run the commands, and check that they did what they are measured for."""
-        with worker_that_is_ready(self._url), closing(redis.Redis.from_url(self._url)) as client:
+        """Run the commands and check their results."""
+        with registered_worker(self._url), closing(redis.Redis.from_url(self._url)) as client:
             plain = {"POSTERS_CATALOGUE": "none", "POSTERS_STORE": self._stores["by-path"]}
             named = {"POSTERS_CATALOGUE": str(self.catalogue), "POSTERS_STORE": self._stores["by-id"]}
             for what, environment in (("second run", plain), ("second run, with a catalogue", named)):
-                result, job_store = self._run(what, ["index", "--json"], environment)
-                if (job_store["unchanged"], job_store["submitted"]) != (self._size, self._size):
-                    raise click.ClickException(f"not everything was unchanged: {job_store}")
+                result, ledger = self._run(what, ["index", "--json"], environment)
+                if (ledger["unchanged"], ledger["submitted"]) != (self._size, self._size):
+                    raise click.ClickException(f"some posters were not unchanged: {ledger}")
                 if any(client.llen(queue) for queue in QUEUES.values()):
-                    raise click.ClickException("something was sent")
+                    raise click.ClickException("batches were sent")
                 yield result
             for what, environment in (("prune", plain), ("prune, with a catalogue", named)):
                 result, numbers = self._run(what, ["prune", "--json"], environment)
                 if numbers != {"held": self._size, "pruned": 0, "empty": 0, "hidden": 0}:
-                    raise click.ClickException(f"something was pruned: {numbers}")
+                    raise click.ClickException(f"rows were pruned: {numbers}")
                 yield result
-            with worker_without_a_model(self._url):
+            with simulated_worker(self._url):
                 first = {"POSTERS_CATALOGUE": str(self.catalogue), "POSTERS_STORE": self._empty}
-                result, job_store = self._run("first run, sending all", ["index", "--json"], first)
-                if job_store["embedded"] != self._size:
-                    raise click.ClickException(f"not everything was sent: {job_store}")
+                result, ledger = self._run("first run, sending all", ["index", "--json"], first)
+                if ledger["embedded"] != self._size:
+                    raise click.ClickException(f"some posters were not sent: {ledger}")
                 yield result
             client.flushdb()
 
@@ -144,7 +143,7 @@ class Scene:
         peak = 0.0
         while process.poll() is None:
             peak = max(peak, _peak_mb(process.pid))
-            time.sleep(LOOK_S)
+            time.sleep(SAMPLE_S)
         seconds = time.perf_counter() - began
         out, err = process.communicate()
         if process.returncode:
@@ -154,20 +153,20 @@ class Scene:
         )
 
     def _fill(self, name: str, size: int, identify: Callable[[int], str]) -> None:
-        drawn = np.random.default_rng(0).standard_normal((WRITTEN_AT_ONCE, SPACE.dimension)).astype(np.float32)
+        drawn = np.random.default_rng(0).standard_normal((ROWS_PER_PUT, SPACE.dimension)).astype(np.float32)
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         with closing(open_store(self._stores[name])) as store:
-            for first in range(self._size, size, WRITTEN_AT_ONCE):
+            for first in range(self._size, size, ROWS_PER_PUT):
                 rows = []
-                for number in range(first, min(size, first + WRITTEN_AT_ONCE)):
+                for number in range(first, min(size, first + ROWS_PER_PUT)):
                     stat = (self.root / _file(number)).stat()
                     rows.append(Row(identify(number), f"{number:064x}", stat.st_size, stat.st_mtime_ns))
                 store.put(SPACE, rows, drawn[: len(rows)])
 
 
 @contextmanager
-def worker_that_is_ready(url: str) -> Iterator[None]:
-    """Announce a worker, and keep announcing it."""
+def registered_worker(url: str) -> Iterator[None]:
+    """Register a worker and renew the entry."""
     registry, ended = WorkerRegistry(url), threading.Event()
 
     def announce() -> None:
@@ -187,8 +186,8 @@ def worker_that_is_ready(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def worker_without_a_model(url: str) -> Iterator[None]:
-    """Count every batch as embedded as soon as it is written down."""
+def simulated_worker(url: str) -> Iterator[None]:
+    """Count every batch as embedded as soon as it is recorded."""
     job_store, client, ended = JobStore(url), redis.Redis.from_url(url), threading.Event()
     claims = Claims(job_store)
 
@@ -199,8 +198,8 @@ def worker_without_a_model(url: str) -> Iterator[None]:
                     batch = claims.load(job, name)
                     if batch is not None and claims.claim(batch, sign("bench"))[0] is Claim.WORK:
                         claims.finish(batch, Outcome(embedded=len(batch.posters)))
-            client.delete(*QUEUES.values())  # nobody else takes the messages
-            ended.wait(LOOK_S)
+            client.delete(*QUEUES.values())  # no worker receives the messages
+            ended.wait(SAMPLE_S)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -214,7 +213,7 @@ def worker_without_a_model(url: str) -> Iterator[None]:
 
 
 def table(results: Sequence[Measured]) -> str:
-    """The measurements as a table of Markdown: a line for each command, growing to the right."""
+    """The measurements as a Markdown table: a row per command, a column per size."""
     sizes = sorted({result.posters for result in results})
     lines = ["| | " + " | ".join(f"{size:,}" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
     for what in dict.fromkeys(result.what for result in results):
@@ -236,13 +235,13 @@ def _id(number: int) -> str:
 
 
 def _peak_mb(pid: int) -> float:
-    """Most resident memory that a process had so far; 0 where the system does not tell."""
+    """Peak resident memory of a process so far; 0 where the system does not report it."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     except OSError:
-        pass  # it ended just now, or there is no /proc
+        pass  # the process has ended, or there is no /proc
     return 0.0
 
 

@@ -1,1 +1,1 @@
-"""Who takes part in the benchmark: a program each, asked over standard input, so that none disturbs another."""
+"""The entrants of the benchmark: programs that receive jobs on standard input."""

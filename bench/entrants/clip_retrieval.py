@@ -1,7 +1,7 @@
 """clip-retrieval's ``inference``: its own reader, mapper and writer, in its own environment.
 
-Left out, in its favour: loading the model (it is kept between runs), and the processes that write its
-statistics, which would import torch again on every run.
+Not measured, in its favor: loading the model, which is kept between runs, and the processes that write
+statistics, which would import torch again on each run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""open_clip as its README shows it: preprocess, encode_image, one batch after the other."""
+"""open_clip as in its README: preprocess and encode_image, one batch after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.entrants.serve import Config, Run, serve
 
 
 def load_model(config: Config) -> tuple[Any, Any]:
-    """The model on its device, and its transform; fp32, and on CUDA autocast, as the README has it."""
+    """The model on its device and its transform; fp32, on CUDA with autocast, as in the README."""
     model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=config["checkpoint"])
     return model.eval().to(config["device"]), preprocess
 

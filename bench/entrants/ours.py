@@ -1,4 +1,4 @@
-"""CLIPEmbedder in process: the whole way, decoding only, or the model only (``python -m bench.entrants.ours PART``)."""
+"""CLIPEmbedder in process: all of it, decoding only, or the model only (``python -m bench.entrants.ours PART``)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def whole(config: Config) -> tuple[Run, dict[str, str]]:
 
 
 def model_only(config: Config) -> tuple[Run, dict[str, str]]:
-    """As many images as the job has, decoded beforehand: noise, which the model does not mind."""
+    """The model on as many images as the job has, of random pixels."""
     embedder = _embedder(config)
     shape = (embedder.chunk, 3, embedder.geometry.height, embedder.geometry.width)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -71,7 +71,7 @@ def model_only(config: Config) -> tuple[Run, dict[str, str]]:
 
 
 def decode_only(config: Config) -> tuple[Run, dict[str, str]]:
-    """Read, digest and decode to the model's size, on all cores, with no model beside it."""
+    """Read, digest and decode to the model's size, on all cores, without the model."""
     geometry = Geometry(224, 224)
     pool = one_core_threads(usable_cores(), "decode")
 

@@ -1,4 +1,4 @@
-"""How an entrant is asked: a line of JSON in, a line out. Standard library only: peers have their own environment."""
+"""The entrants' protocol: JSON lines. Standard library only, because the peers have their own environment."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-CHECKED = 8  # vectors that are sent along, so that it can be seen that all do the same work
+CHECKED = 8  # vectors in each response, to check that all entrants do the same work
 
 Config = dict[str, Any]
-# What a run gives: a function that fetches the vectors, which is not part of the time.
+# A run returns a function that fetches the vectors, which is not measured.
 Run = Callable[[dict[str, Any]], Callable[[], Any]]
 
 
 def serve(load: Callable[[Config], tuple[Run, dict[str, str]]]) -> None:
-    """Load, say so, then run jobs until the input ends.
+    """Load the model, then run jobs until the input ends.
 
-    `load` gets the configuration (checkpoint, batch, cores, device, …) and returns what runs a job, and
-    versions to report. A job is ``{"folder": …, "paths": […]}``.
+    `load` gets the configuration (checkpoint, batch, cores, device, …) and returns the function that runs
+    a job, and versions to report. A job is ``{"folder": …, "paths": […]}``.
     """
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print; the answers are ours
+    os.dup2(2, 1)  # what libraries print goes to stderr
 
-    def notify(answer: dict[str, Any]) -> None:
-        out.write(json.dumps(answer) + "\n")
+    def respond(response: dict[str, Any]) -> None:
+        out.write(json.dumps(response) + "\n")
         out.flush()
 
     run, about = load(json.loads(sys.stdin.readline()))
-    notify({"about": {"python": sys.version.split()[0], **about}})
+    respond({"about": {"python": sys.version.split()[0], **about}})
     for line in sys.stdin:
         job = json.loads(line)
         began = time.perf_counter()
@@ -38,7 +38,7 @@ def serve(load: Callable[[Config], tuple[Run, dict[str, str]]]) -> None:
         seconds = time.perf_counter() - began
         vectors = fetch()
         checked = [] if vectors is None else [[float(number) for number in row] for row in vectors[:CHECKED]]
-        notify({"seconds": seconds, "vectors": checked, "gpu_bytes": _gpu_bytes()})
+        respond({"seconds": seconds, "vectors": checked, "gpu_bytes": _gpu_bytes()})
 
 
 def _gpu_bytes() -> int:

@@ -1,4 +1,4 @@
-"""transformers' CLIP with its fast image processor, one batch after the other."""
+"""transformers' CLIP with the fast image processor, one batch after the other."""
 
 from __future__ import annotations
 

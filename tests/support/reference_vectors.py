@@ -1,4 +1,4 @@
-"""What each stored vector must be: the one that the model gives, in this process, for the bytes of its own file."""
+"""Reference vectors: each stored vector must equal the one that this process computes for its file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from producer.embedding import Vectors
 from producer.vectors.base import Row, VectorStore
 from worker.clip_embedder import CLIPEmbedder
 
-SAME = 1e-5  # between a stored vector and its reference; batches of other sizes differ by 5e-8
+TOLERANCE = 1e-5  # between a stored vector and its reference; other batch sizes differ by 5e-8
 
 
 class ReferenceVectors:
-    """Knows the models, every content that a file has had, and the vector of each."""
+    """The vectors of every content that each file has had, for several models."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._embedders: dict[str, CLIPEmbedder] = {}
         self._vectors: dict[tuple[str, str], Vectors] = {}  # (space, digest) → vector
-        self._had: dict[str, set[str]] = defaultdict(set)  # id → digests of all that its file has been
+        self._contents: dict[str, set[str]] = defaultdict(set)  # id → digests of all contents of its file
 
     def learn(self, model: str) -> None:
-        """Make a model known, for the space that it makes."""
+        """Add a model and its space."""
         embedder = CLIPEmbedder(model, "cpu", precision="fp32")
         self._embedders[embedder.space.id] = embedder
 
     def remember(self, names: Iterable[str]) -> None:
-        """Take note of what the files hold now; to be called before they are replaced or deleted."""
+        """Record the current contents of the files; call it before they are replaced or deleted."""
         digests = {name: _digest(self._root / name) for name in names}
         for name, digest in digests.items():
-            self._had[name].add(digest)
+            self._contents[name].add(digest)
         for space, embedder in self._embedders.items():
             new = {digest: name for name, digest in digests.items() if (space, digest) not in self._vectors}
             if new:
@@ -43,11 +43,11 @@ class ReferenceVectors:
                 self._vectors |= {(space, d): vector for d, vector in zip(known, result.vectors, strict=True)}
 
     def check(self, store: VectorStore, replaced: Collection[str] = ()) -> None:
-        """Every vector of every space; AssertionError names the first that is not what it must be.
+        """Check every vector of every space; AssertionError names the first wrong one.
 
         Args:
-            replaced: ids whose file changed meanwhile. Their row may be that of any content which this
-                very file has had, if `index` will see by size and time that it is not the present one.
+            replaced: ids whose file changed meanwhile. Their row may be that of any earlier content of the
+                file, if `index` can see by size and time that it is not the current one.
         """
         for info in store.spaces():
             for rows, vectors in store.read(info.space.id):
@@ -59,22 +59,22 @@ class ReferenceVectors:
     def _check_row(self, row: Row, replaced: bool) -> None:
         path = self._root / row.id
         if not path.exists():
-            assert row.digest in self._had[row.id], f"{row.id}: a vector of bytes that its file never had"
+            assert row.digest in self._contents[row.id], f"{row.id}: a vector of a content that its file never had"
             return
         stat, same = path.stat(), row.digest == _digest(path)
         if replaced:
-            assert row.digest in self._had[row.id], f"{row.id}: a vector of bytes that its file never had"
+            assert row.digest in self._contents[row.id], f"{row.id}: a vector of a content that its file never had"
             seen = (row.size, row.mtime_ns) != (stat.st_size, stat.st_mtime_ns)
-            assert same or seen, f"{row.id}: an old vector that `index` takes for the present one"
+            assert same or seen, f"{row.id}: an old vector that `index` considers current"
         else:
-            assert same, f"{row.id}: its row speaks of other bytes than its file holds"
+            assert same, f"{row.id}: its row has another digest than its file"
             assert row.size == stat.st_size, row
 
     def _check_vector(self, space: str, row: Row, vector: Vectors) -> None:
         distance = float(np.abs(self._vectors[space, row.digest] - vector).max())
-        if distance > SAME:
+        if distance > TOLERANCE:
             nearest = min(self._vectors, key=lambda key: float(np.abs(self._vectors[key] - vector).max()))
-            whose = [name for name, digests in self._had.items() if nearest[1] in digests]
+            whose = [name for name, digests in self._contents.items() if nearest[1] in digests]
             raise AssertionError(f"{row.id} in {space} is {distance:g} from its reference; nearest is {whose}")
 
 

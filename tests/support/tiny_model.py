@@ -1,4 +1,4 @@
-"""A CLIP model small enough for tests: real open_clip code, real files, milliseconds instead of seconds."""
+"""A tiny CLIP model for tests: real open_clip code and files, but milliseconds instead of seconds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 
 
 def make_model(seed: int = 0, **changes: Any) -> open_clip.CLIP:
-    """The model itself, seeded."""
+    """The model with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return open_clip.CLIP(**CONFIG | changes).eval()
 
 
 def write_tiny_model(folder: Path, seed: int = 0, **changes: Any) -> str:
-    """Write a model folder as open_clip reads it; returns its ``local-dir:`` name."""
+    """Write a model folder in open_clip's format; returns its ``local-dir:`` name."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": CONFIG | changes, "preprocess_cfg": preprocess}

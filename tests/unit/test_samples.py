@@ -1,4 +1,4 @@
-"""The sample posters: what the catalogue says is there, in the formats that it promises, drawn by the script."""
+"""The sample posters: they match the catalogue, have the documented formats, and are drawn by the script."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ FILES = sorted(path for path in POSTERS.rglob("*") if path.is_file())
 
 
 def test_catalogue_and_folder_agree():
-    """Every file has its entry, every entry its file; nothing is wrong with either."""
+    """Every file has an entry and every entry a file, without problems."""
     catalogue = read_catalogue(PROJECT / "data" / "posters.json")
     assert not catalogue.count_problems()
     found = list(PosterScan(POSTERS, [], catalogue))
@@ -28,8 +28,8 @@ def test_catalogue_and_folder_agree():
     assert all(entry.about.get("title") for entry in catalogue.entries())
 
 
-def test_two_dozen_posters_of_every_promised_format():
-    """A few hundred kilobytes; JPEG, JFIF, PNG and WebP among them; shaped as posters are."""
+def test_two_dozen_posters_of_every_documented_format():
+    """JPEG, JFIF, PNG and WebP, less than a megabyte in total, in portrait format."""
     assert 20 <= len(FILES) <= 30
     assert sum(path.stat().st_size for path in FILES) < 1_000_000
     assert {path.suffix for path in FILES} >= {".jpg", ".jfif", ".png", ".webp"}
@@ -42,13 +42,13 @@ def test_two_dozen_posters_of_every_promised_format():
 
 
 def test_the_posters_are_distinct():
-    """No file is there twice; the copy of one is encoded anew."""
+    """No two files have the same content; the copy of one is re-encoded."""
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in FILES}) == len(FILES)
 
 
 @pytest.mark.slow
-def test_the_script_draws_them(tmp_path):
-    """What is committed is what the script draws: every name, and the pixels but for the codecs' versions."""
+def test_the_script_draws_the_committed_posters(tmp_path):
+    """The same names, and the same pixels except for differences between codec versions."""
     done = subprocess.run(
         [sys.executable, PROJECT / "examples" / "draw_posters.py", "--into", tmp_path],
         capture_output=True,
