@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m bench`` (beside its peers), and what each of the other modules here says of itself."""
+"""Benchmarks: ``python -m bench`` compares with peers; the other modules each document their own command."""

@@ -1,7 +1,7 @@
 """Draw the sample posters: ``python examples/draw_posters.py`` rewrites posters/ and data/posters.json.
 
 Original art, drawn with Pillow and NumPy, the same on every machine. ``--sheet FILE`` also writes a
-contact sheet. Two of the samples are made from others, for the nearest-neighbor search to find: a
+contact sheet. Two of the samples are derived from others, as results for the nearest-neighbor search: a
 re-encoded copy, and a crop.
 """
 
@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 WIDTH, HEIGHT = 400, 600
-FINE = 2  # everything is drawn this much larger and then reduced: smooth edges
-W, H = WIDTH * FINE, HEIGHT * FINE
+SUPERSAMPLING = 2  # everything is drawn this much larger and then reduced, for smooth edges
+W, H = WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING
 
 Color = tuple[int, int, int]
 Canvas = Image.Image
@@ -28,7 +28,7 @@ Canvas = Image.Image
 
 @dataclass
 class Sheet:
-    """One poster to draw: file, title, motif, the colors from top to bottom, and what to say about it."""
+    """A poster to draw: file, title, motif, colors from top to bottom, and metadata for the catalogue."""
 
     file: str
     title: str
@@ -357,7 +357,7 @@ def guitar(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canva
 
 
 def mecha(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
-    """A machine in armour, eyes lit, the sun behind."""
+    """A machine in armor, eyes lit, the sun behind."""
     canvas = glow(canvas, 0.5, 0.35, 0.75, c[2])
     for n in range(24):
         angle = 2 * math.pi * n / 24
@@ -397,7 +397,7 @@ def rain(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
 
 
 def dunes(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> Canvas:
-    """Sand in long curves and a line of travellers."""
+    """Sand in long curves and a line of travelers."""
     disc(canvas, 0.7, 0.22, 0.1, c[2])
     for level, color in ((0.55, c[3]), (0.7, c[4]), (0.86, c[5])):
         ridge(canvas, random, level, 0.07, color, rough=0.4)
@@ -425,7 +425,7 @@ def lighthouse(canvas: Canvas, random: np.random.Generator, c: list[Color]) -> C
 
 
 def titled(canvas: Canvas, title: str, color: Color, high: bool) -> Canvas:
-    """Set the title, as large as fits, with a soft shadow."""
+    """Draw the title as large as fits, with a soft shadow."""
     size = 92
     while (font := ImageFont.load_default(size)).getlength(title) > W * 0.86 and size > 20:
         size -= 2
@@ -477,7 +477,7 @@ QUALITY = {".jpg": 80, ".jfif": 80, ".webp": 78}
 
 
 def save(image: Canvas, path: Path) -> None:
-    """Write in the format that the file's name says; PNG with 64 colors, to stay small."""
+    """Write in the format of the file name's suffix; PNG with 64 colors, to stay small."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix
     if suffix == ".png":
@@ -510,7 +510,7 @@ def draw_all(root: Path) -> list[dict[str, Any]]:
 
 
 def contact_sheet(root: Path, catalogue: list[dict[str, Any]], path: Path) -> None:
-    """All posters on one picture."""
+    """A contact sheet of all posters."""
     across, wide, tall = 8, 120, 180
     down = math.ceil(len(catalogue) / across)
     sheet = Image.new("RGB", (across * (wide + 8) + 8, down * (tall + 8) + 8), (24, 24, 28))
@@ -522,7 +522,7 @@ def contact_sheet(root: Path, catalogue: list[dict[str, Any]], path: Path) -> No
 
 
 def main() -> None:
-    """Draw everything."""
+    """Draw all posters and write the catalogue."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     project = Path(__file__).resolve().parent.parent
     options.add_argument("--into", type=Path, default=project, help="folder for posters/ and data/ (the project)")

@@ -195,7 +195,7 @@ class CLIPEmbedder:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         paths = list(image_paths)
-        rows: dict[int, Vectors] = {}
+        rows: dict[int, Vectors] = {}  # position → vector, ascending because chunks come in order
         failures: dict[int, UnreadablePoster] = {}
         on_device: deque[tuple[list[int], Pending]] = deque()
 
@@ -214,9 +214,8 @@ class CLIPEmbedder:
                 collect()
         while on_device:
             collect()
-        indices = sorted(rows)
-        matrix = np.stack([rows[index] for index in indices]) if rows else np.zeros((0, self.dimension), np.float32)
-        return EmbeddedPaths(matrix, tuple(indices), dict(sorted(failures.items())))
+        vectors = np.stack(list(rows.values())) if rows else np.zeros((0, self.dimension), np.float32)
+        return EmbeddedPaths(vectors, tuple(rows), dict(sorted(failures.items())))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """The model's input for an image of any mode: float32 (3, height, width), normalized.

@@ -23,11 +23,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 
 def has_too_many_scans(data: bytes) -> bool:
-    """Whether the first picture of a JPEG file has more than MAX_SCANS scans.
-
-    Raises:
-        ValueError: it has more than MAX_MARKERS segments.
-    """
+    """Whether the first picture of a JPEG file has more than MAX_SCANS scans; ValueError above MAX_MARKERS."""
     scans = components = 0
     for marker, at in _segments(data):
         if marker in _SEQUENTIAL_FRAMES:
@@ -57,11 +53,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def decoded_pixels(image: Image.Image) -> int:
-    """Pixels that the decoder holds in memory: those of the image, or of a TIFF tile that is larger than the image.
-
-    Raises:
-        ValueError: the tile size is invalid.
-    """
+    """Pixels that the decoder holds: of the image, or of a larger TIFF tile; ValueError for an invalid tile size."""
     pixels = image.width * image.height
     if image.format != "TIFF":
         return pixels

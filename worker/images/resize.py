@@ -46,10 +46,7 @@ class Geometry:
 def shrink(
     image: Image.Image, geometry: Geometry, convert: Callable[[Image.Image], Image.Image], *, rotated: bool
 ) -> Image.Image | None:
-    """Shrink a large image to the size that `resize` needs, converted to RGB or L; None where that saves nothing.
-
-    `rotated`: the image will be rotated by 90 degrees afterwards.
-    """
+    """Convert and shrink a large image to the size that `resize` needs; None where that saves nothing."""
     target = _target_if_large(image, geometry, rotated=rotated)
     if target is None:
         return None

@@ -99,11 +99,7 @@ def find_weights(
 
 
 def known_model(name: str) -> str:
-    """open_clip's spelling of a model name.
-
-    Raises:
-        UnknownModel: there is no such model; lists near matches.
-    """
+    """open_clip's spelling of a model name; UnknownModel lists near matches."""
     spelling = name.replace("/", "-")
     models = {model.lower(): model for model in open_clip.list_models()}
     if spelling.lower() in models:

@@ -55,8 +55,7 @@ class Loader:
         """Start the threads.
 
         Args:
-            geometry, device: what the pixels are for.
-            chunk_size: images per forward pass; asked before each chunk, because the size adapts to memory.
+            chunk_size: images per forward pass; called before each chunk, because the size adapts to memory.
             threads: 0: one per core that this process may use.
             look_ahead_images: images loaded ahead, rounded up to whole chunks; 0: CHUNKS_AHEAD chunks.
             ramp: begin and end with small chunks, see `next_chunk_size`.

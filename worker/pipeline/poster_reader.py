@@ -71,7 +71,6 @@ class PosterReader:
         limits: Limits | None,
         clock: Callable[[], float],
     ) -> None:
-        """As Pipeline."""
         self._embedder, self._store, self._root, self._max_file_bytes = embedder, store, root, max_file_bytes
         self._limits, self._budget, self._clock = limits or Limits(), MemoryBudget(decode_memory_bytes), clock
         self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
@@ -99,11 +98,7 @@ class PosterReader:
         return ReadPoster(row)
 
     def decode(self, data: bytes, name: str) -> torch.Tensor:
-        """uint8 (3, height, width) at the model's size.
-
-        Raises:
-            UnreadablePoster: says why.
-        """
+        """uint8 (3, height, width) at the model's size; UnreadablePoster says why there is none."""
         return decode(data, self._embedder.geometry, name=name, limits=self._limits, budget=self._budget)
 
     def _read_file(self, poster: Poster) -> FileContent:

@@ -133,7 +133,7 @@ def test_at_most_batch_size_images_are_embedded_together(embedder, paths, monkey
 
 
 def test_an_error_of_the_file_system_ends_the_call(embedder, paths, monkeypatch):
-    """It says nothing about the file, and no thread stays behind."""
+    """It is not the fault of the file; no thread is left running."""
 
     def failing(path, **options):
         raise OSError(24, "Too many open files")

@@ -94,7 +94,7 @@ def test_a_built_model_computes_with_the_activation_of_its_weights(monkeypatch, 
 
 
 def test_a_checkpoint_file_needs_its_activation(tiny, tmp_path):
-    """A file cannot say it: where the model exists with both, nobody guesses."""
+    """A file does not record it, and where the model exists with both, there is no default."""
     path = tmp_path / "w.pt"
     torch.save(make_model().state_dict(), path)
     with pytest.raises(ActivationMismatch, match="POSTERS_QUICK_GELU"):
@@ -145,7 +145,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.filterwarnings("ignore:.*TorchScript archive")  # torch says it, too
+@pytest.mark.filterwarnings("ignore:.*TorchScript archive")  # torch warns as well
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, which makes the file, is old
 def test_a_torchscript_archive_is_refused_with_the_way_out(tiny, tmp_path):
     """OpenAI's original files are TorchScript; the tag `openai` has the same weights."""
