@@ -93,7 +93,9 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     holders = {batch.batch: sign("bench") for batch in batches}
     numbers = {batch.batch: number for number, batch in enumerate(batches, 1)}
     found = {
-        "producer: record it": _each(batches, lambda one: job_store.record_step("bench", numbers[one.batch], batch=one)),
+        "producer: record it": _each(
+            batches, lambda one: job_store.record_step("bench", numbers[one.batch], batch=one)
+        ),
         "producer: send it": _each(batches, lambda one: send(app, one)),
     }
     elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
