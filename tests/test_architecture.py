@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -53,9 +54,10 @@ HOMES = {
     "pyarrow": ("producer.export",),
     "faiss": ("producer.export",),
     "watchfiles": ("producer.watch",),
+    "jinja2": ("producer.report",),
 }
 HEAVY = {"torch", "torchvision", "open_clip", "PIL"}
-FOR_EXPORTS = {"pyarrow", "faiss"}  # a tenth of a second and 50 MB each, for one command
+FOR_ONE_COMMAND = {"pyarrow", "faiss", "jinja2"}  # a tenth of a second each, the first two also 50 MB
 # The only modules of `producer` that reach `worker`, inside a function, where the engine is installed as well.
 MAY_REACH_THE_ENGINE: set[str] = set()
 
@@ -196,6 +198,24 @@ def test_every_folder_says_what_it_is_in_contributing():
     assert not {folder for folder in folders if f"{folder}/" not in text}
 
 
+def test_the_wheel_holds_every_file_of_the_packages():
+    """setuptools takes modules by itself, and other files only by the patterns of package-data."""
+    patterns = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    declared = {
+        path
+        for package, globs in patterns["package-data"].items()
+        for pattern in globs
+        for path in PROJECT.joinpath(*package.split(".")).glob(pattern)
+    }
+    files = {
+        path
+        for package in ("producer", "worker")
+        for path in (PROJECT / package).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert files == declared
+
+
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -216,7 +236,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_light_imports_load_nothing_heavy(statement):
     """As seen by the interpreter, not by reading: a backend, the command line, the worker's parent process."""
     loaded = loaded_by(statement)
-    assert not loaded & (HEAVY | FOR_EXPORTS)
+    assert not loaded & (HEAVY | FOR_ONE_COMMAND)
     assert "worker" in statement or "worker" not in loaded
 
 

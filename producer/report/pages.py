@@ -1,16 +1,18 @@
-"""The two pages: an image and the posters that look like it, and groups of posters that are the same."""
+"""HTML pages: query images with the posters that look like them, and groups of duplicates."""
 
 from __future__ import annotations
 
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from producer.collection.catalogue import Catalogue
-from producer.report.html import Block, Card, page
 from producer.report.thumbnails import File, pictures
 from producer.search.duplicates import Duplicates, Member
 from producer.search.identify import Identified
@@ -18,9 +20,62 @@ from producer.search.nearest import about, title_of
 from producer.settings import Settings
 from producer.vectors.base import SpaceInfo
 
+if TYPE_CHECKING:
+    import jinja2
+
 GONE: Final = "its file is not under the posters root, or is no picture any more"
-FACTS_MOST_CHARACTERS: Final = 120
-PICTURES_MOST: Final = 1000  # of about 20 kB: a page that every browser opens
+MAX_FACTS_CHARACTERS: Final = 120
+MAX_PICTURES: Final = 1000  # of about 20 kB: a page that every browser opens
+
+
+@dataclass(frozen=True)
+class Card:
+    """A poster or a query image on a page.
+
+    Attributes:
+        picture: a ``data:`` URL; None: `placeholder` says why there is none.
+        score: cosine, drawn as a bar; None: no bar.
+        tag: a word or two before the title.
+        notes: lines below the file.
+    """
+
+    title: str
+    file: str
+    picture: str | None
+    placeholder: str = "no picture"
+    score: float | None = None
+    tag: str = ""
+    notes: Sequence[str] = ()
+    highlighted: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A query image with its matches, or a group of duplicates."""
+
+    title: str
+    subtitle: str
+    cards: Sequence[Card]
+    query: Card | None = None
+    problem: str = ""
+
+
+def render(title: str, info: SpaceInfo, facts: Sequence[str], sections: Sequence[Section], note: str = "") -> bytes:
+    """The page as one UTF-8 file that holds its pictures and styles; all values are escaped, lone surrogates are ?."""
+    created = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    values = {"title": title, "info": info, "facts": facts, "sections": sections, "note": note, "created": created}
+    return _page_template().render(values).encode("utf-8", "replace")
+
+
+@cache
+def _page_template() -> jinja2.Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # 50 ms that no other command needs
+
+    loader = PackageLoader("producer.report", "")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("templates/page.html")
 
 
 def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, results: Sequence[Identified]) -> bytes:
@@ -29,7 +84,7 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
     files += [_file(settings, match.id, catalogue) for result in results for match in result.matches]
     drawn = iter(pictures(settings, files))
     queries = [Card(result.image.name, "your image", next(drawn), "it cannot be shown") for result in results]
-    blocks = []
+    sections = []
     for result, query in zip(results, queries, strict=True):
         cards = [
             Card(
@@ -40,15 +95,15 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
                 match.score,
                 str(rank),
                 _facts(match.about),
-                lead=rank == 1,
+                highlighted=rank == 1,
             )
             for rank, match in enumerate(result.matches, 1)
         ]
         title = cards[0].title if cards else result.image.name
         problem = f"{result.failure.word}: {result.failure.reason}" if result.failure else ""
-        blocks.append(Block(title, f"is most like {result.image.name}" if cards else "", cards, query, problem))
+        sections.append(Section(title, f"is most like {result.image.name}" if cards else "", cards, query, problem))
     title = "Which poster is this?" if len(results) == 1 else "Which posters are these?"
-    return page(title, info, [f"{info.count:,} posters searched"], blocks)
+    return render(title, info, [f"{info.count:,} posters searched"], sections)
 
 
 def duplicates_page(
@@ -56,23 +111,23 @@ def duplicates_page(
 ) -> bytes:
     """Each group as a row; its first poster stands out."""
     shown: list[Sequence[Member]] = []
-    room = PICTURES_MOST
+    pictures_left = MAX_PICTURES
     for group in found.groups:
-        room -= len(group)
-        if room < 0 and shown:
+        pictures_left -= len(group)
+        if pictures_left < 0 and shown:
             break
-        shown.append(group[:PICTURES_MOST])
+        shown.append(group[:MAX_PICTURES])
     drawn = iter(pictures(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
-    blocks = []
+    sections = []
     for group in shown:
         cards = [_member(member, group[0], about(member.id, catalogue), next(drawn)) for member in group]
-        blocks.append(Block(cards[0].title, f"{len(group)} posters", cards))
+        sections.append(Section(cards[0].title, f"{len(group)} posters", cards))
     left = len(found.groups) - len(shown)
     note = f"{left:,} more groups are not shown: `python -m producer duplicates --json` has them all." if left else ""
     how = "same content" if threshold is None else f"same content, or a cosine of {threshold:g} and more"
     inside = sum(len(group) for group in found.groups)
     facts = [f"{found.posters:,} posters compared", f"{len(found.groups):,} groups with {inside:,} posters", how]
-    return page("Posters that are the same", info, facts, blocks, note)
+    return render("Posters that are the same", info, facts, sections, note)
 
 
 def _member(member: Member, lead: Member, told: Mapping[str, Any], picture: str | None) -> Card:
@@ -87,7 +142,7 @@ def _member(member: Member, lead: Member, told: Mapping[str, Any], picture: str 
         notes.append(f"near to {member.near_to}")
     title = str(told.get("title", "")) or member.id
     score = None if member is lead else member.score
-    return Card(title, str(told["file"]), picture, GONE, score, tag, notes, lead=member is lead)
+    return Card(title, str(told["file"]), picture, GONE, score, tag, notes, highlighted=member is lead)
 
 
 def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
@@ -99,7 +154,7 @@ def _facts(told: Mapping[str, Any]) -> list[str]:
     """The short ones of the catalogue's keys, such as a year, on one line."""
     facts = {key: value for key, value in told.items() if key not in ("file", "id", "title")}
     line = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
-    return [line[:FACTS_MOST_CHARACTERS]] if line else []
+    return [line[:MAX_FACTS_CHARACTERS]] if line else []
 
 
 _BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is no UTF-8

@@ -12,8 +12,7 @@ from producer.collection.catalogue import Catalogue
 from producer.errors import ConfigurationError, UnreadablePoster
 from producer.maintenance.spaces import find_space
 from producer.report import pages, thumbnails
-from producer.report.html import Block, Card, page
-from producer.report.pages import duplicates_page, identified_page
+from producer.report.pages import Card, Section, duplicates_page, identified_page, render
 from producer.search.duplicates import Duplicates, Member, find_duplicates
 from producer.search.identify import Identified
 from producer.search.nearest import Match
@@ -68,12 +67,19 @@ def test_everything_that_is_not_ours_is_text(info):
     """Titles, files, notes, tags, headings, problems, space: not one element comes from them."""
     card = Card(EVIL, EVIL, None, EVIL, 0.5, EVIL, [EVIL])
     plain = Card("t", "f", None, "m", 0.5, "g", ["n"])
-    evil = page(EVIL, info, [EVIL], [Block(EVIL, EVIL, [card, card], card, EVIL)], EVIL)
-    tame = page("t", info, ["f"], [Block("b", "l", [plain, plain], plain, "p")], "n")
+    evil = render(EVIL, info, [EVIL], [Section(EVIL, EVIL, [card, card], card, EVIL)], EVIL)
+    tame = render("t", info, ["f"], [Section("b", "l", [plain, plain], plain, "p")], "n")
     tags = [tag for tag, _ in Seen(evil).elements if tag != "wbr"]
     assert tags == [tag for tag, _ in Seen(tame).elements if tag != "wbr"]
     assert "script" not in tags
     assert Seen(evil).text.count("<script>alert(1)</script>") >= 10
+
+
+def test_bytes_that_are_no_text_do_not_spoil_a_page(info):
+    """A name with a byte that is no UTF-8, or a lone surrogate of JSON, shows a question mark there."""
+    card = Card("caf\udce9", "caf\udce9.png", None, tag="\ud800")
+    html = render("caf\udce9", info, [], [Section("s", "", [card])])
+    assert "caf?.png" in Seen(html).text
 
 
 def test_a_page_needs_nothing_from_outside_and_runs_nothing(info, settings):
@@ -99,7 +105,7 @@ def test_a_page_needs_nothing_from_outside_and_runs_nothing(info, settings):
 
 def test_a_page_suits_phones_and_the_dark(info):
     """A viewport, both color schemes, a narrow layout, a language, a text for every picture."""
-    html = page("Title", info, [], [Block("b", "l", [Card("name", "f", "data:image/webp;base64,AA==")])]).decode()
+    html = render("Title", info, [], [Section("b", "l", [Card("name", "f", "data:image/webp;base64,AA==")])]).decode()
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html
     assert "max-width: 44rem" in html
@@ -187,7 +193,7 @@ def test_the_duplicates_page_shows_every_group(settings, tmp_path):
 
 def test_a_page_stays_of_a_size_that_opens(settings, info, monkeypatch):
     """Thousands of groups are cut, and the page says where the rest is."""
-    monkeypatch.setattr(pages, "PICTURES_MOST", 10)
+    monkeypatch.setattr(pages, "MAX_PICTURES", 10)
     groups = [[Member(f"{n}-{m}", 1.0, False, f"{n}-0", 5) for m in range(4)] for n in range(50)]
     html = duplicates_page(settings, info, Catalogue(None), Duplicates(groups, 200), 0.9)
     assert html.decode().count('<section class="block">') == 2
@@ -204,4 +210,4 @@ def test_untrained_weights_are_said(settings):
 
     store = MemoryStore()
     fill(store, ["a"], space=replace(SPACE, weights="untrained-1"))
-    assert "untrained weights" in Seen(page("t", find_space(store), [], [])).text
+    assert "untrained weights" in Seen(render("t", find_space(store), [], [])).text
