@@ -27,7 +27,6 @@ FLOORS = [
     ("producer.on_demand",),
     ("producer.client",),
     ("producer.indexing", "producer.maintenance"),
-    ("producer.local",),
     ("producer.search", "producer.export", "producer.watch"),
     ("producer.report",),
     ("producer.cli",),
@@ -37,7 +36,6 @@ FLOORS = [
     ("worker.pipeline",),
     ("worker.demo",),
     ("worker.clip_embedder", "worker.celery"),
-    ("worker.local",),
     ("worker.runtime",),
     ("worker.tasks",),
 ]
@@ -59,7 +57,7 @@ HOMES = {
 HEAVY = {"torch", "torchvision", "open_clip", "PIL"}
 FOR_ONE_COMMAND = {"pyarrow", "faiss", "jinja2"}  # a tenth of a second each, the first two also 50 MB
 # The only modules of `producer` that reach `worker`, inside a function, where the engine is installed as well.
-MAY_REACH_THE_ENGINE: set[str] = set()
+MAY_REACH_THE_ENGINE = {"producer.search.identify", "producer.report.thumbnails"}
 
 
 def _modules() -> dict[str, Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,20 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
     producer = Producer()
     settings = producer.settings
     store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
+    if local:
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")  # open_clip warns about untrained weights
     try:
-        info = find_space(store)
-        results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
+        with redirect_stdout(sys.stderr):  # what libraries print must not get into --json
+            info = find_space(store)
+            results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
+            page = identified_page(settings, info, catalogue, results) if html else b""
     except (NoWorker, RedisUnreachable) as error:
         raise type(error)(f"{str(error).rstrip('.')}. Or add --local, to load the model here") from error
     finally:
         store.close()
         producer.close()
     if html:
-        write_whole(html, identified_page(settings, info, catalogue, results))
+        write_whole(html, page)
         notify(f"wrote {html}")
     if as_json:
         click.echo(json.dumps([as_entry(result, info) for result in results]))
@@ -101,7 +107,8 @@ def duplicates(threshold: float, same_content: bool, space: str | None, html: Pa
     finally:
         store.close()
     if html:
-        write_whole(html, duplicates_page(settings, info, catalogue, found, wanted))
+        with redirect_stdout(sys.stderr):
+            write_whole(html, duplicates_page(settings, info, catalogue, found, wanted))
         notify(f"wrote {html}")
     told = [
         [

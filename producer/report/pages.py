@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.collection.catalogue import Catalogue
-from producer.report.thumbnails import File, pictures
+from producer.report.thumbnails import File, image_urls
 from producer.search.duplicates import Duplicates, Member
 from producer.search.identify import Identified
 from producer.search.nearest import about, title_of
@@ -82,7 +82,7 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
     """Each image beside its matches."""
     files: list[File | None] = [(None, str(result.image.absolute())) for result in results]
     files += [_file(settings, match.id, catalogue) for result in results for match in result.matches]
-    drawn = iter(pictures(settings, files))
+    drawn = iter(image_urls(settings, files))
     queries = [Card(result.image.name, "your image", next(drawn), "it cannot be shown") for result in results]
     sections = []
     for result, query in zip(results, queries, strict=True):
@@ -117,7 +117,7 @@ def duplicates_page(
         if pictures_left < 0 and shown:
             break
         shown.append(group[:MAX_PICTURES])
-    drawn = iter(pictures(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
+    drawn = iter(image_urls(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
     sections = []
     for group in shown:
         cards = [_member(member, group[0], about(member.id, catalogue), next(drawn)) for member in group]

@@ -1,4 +1,4 @@
-"""Pictures for a page, as ``data:`` URLs: small ones where Pillow is installed, the files themselves where not."""
+"""Images of a page as ``data:`` URLs: thumbnails where the engine is installed, else the files themselves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from producer.errors import ConfigurationError, UnreadablePoster
+from producer.errors import UnreadablePoster
 from producer.files import read_file
-from producer.local import small_pictures
+from producer.search.identify import engine_missing
 from producer.settings import Settings
 
-WHOLE_FILE_MOST_BYTES: Final = 2_000_000  # a page of a hundred of them opens still
+THUMBNAIL_PIXELS: Final = 480  # twice what a page shows them at, for screens of high density
+MAX_WHOLE_FILE_BYTES: Final = 2_000_000  # a browser still opens a page of a hundred of them
 SIGNATURES: Final = (
     (0, b"\xff\xd8\xff", "image/jpeg"),
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -22,31 +23,34 @@ SIGNATURES: Final = (
     (4, b"ftypavif", "image/avif"),
 )
 logger = logging.getLogger(__name__)
-File = tuple[Path | None, str]  # the posters root, or None for a file outside; and the path
+File = tuple[Path | None, str]  # the posters root and a path relative to it, or None and a path outside
 
 
-def pictures(settings: Settings, files: Sequence[File | None]) -> list[str | None]:
-    """A ``data:`` URL for each file; None where there is no file, or no picture in it."""
-    wanted = [file for file in files if file is not None]
+def image_urls(settings: Settings, files: Sequence[File | None]) -> list[str | None]:
+    """A ``data:`` URL for each file; None where there is no file, or no image in it."""
+    present = [file for file in files if file is not None]
+    urls = iter(_image_urls(settings, present) if present else ())
+    return [next(urls) if file is not None else None for file in files]
+
+
+def _image_urls(settings: Settings, files: Sequence[File]) -> list[str | None]:
     try:
-        small = small_pictures(settings, wanted) if wanted else []
-        made = [_url(data, "image/webp") if data else None for data in small]
-    except ConfigurationError as error:  # a machine that only produces has neither torch nor Pillow
-        logger.warning("no small pictures can be made here, the page holds whole files instead: %s", error)
-        made = [_whole(file) for file in wanted]
-    found = iter(made)
-    return [next(found) if file is not None else None for file in files]
+        from worker.images.thumbnails import thumbnails
+    except ImportError as error:
+        logger.warning("no thumbnails can be made here, the page holds whole files instead: %s", engine_missing(error))
+        return [_whole_file(file) for file in files]
+    return [_data_url(data, "image/webp") if data else None for data in thumbnails(settings, files, THUMBNAIL_PIXELS)]
 
 
-def _whole(file: File) -> str | None:
+def _whole_file(file: File) -> str | None:
     root, path = file
     try:
-        data = read_file(path, root=root.resolve() if root else None, max_bytes=WHOLE_FILE_MOST_BYTES).data
+        data = read_file(path, root=root.resolve() if root else None, max_bytes=MAX_WHOLE_FILE_BYTES).data
     except (UnreadablePoster, OSError):
         return None
     kind = next((kind for at, signature, kind in SIGNATURES if data.startswith(signature, at)), None)
-    return _url(data, kind) if kind else None
+    return _data_url(data, kind) if kind else None
 
 
-def _url(data: bytes, kind: str) -> str:
+def _data_url(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,14 @@ import numpy as np
 
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue
-from producer.errors import UnreadablePoster
+from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
-from producer.local import embed_locally
 from producer.maintenance.spaces import require_same_space
 from producer.queue.image_requests import MAX_BYTES
 from producer.search.nearest import Match, described, nearest, title_of
+from producer.settings import Settings
 from producer.vectors.base import SpaceInfo, VectorStore
-from producer.vectors.tagged import SpacedVectors
+from producer.vectors.tagged import SpacedVectors, spaced
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,41 @@ def identify(
         )
         for at, (image, vector) in enumerate(zip(images, made, strict=True))
     ]
+
+
+def embed_locally(settings: Settings, images: Sequence[Path]) -> list[SpacedVectors | UnreadablePoster]:
+    """Embed image files with a model loaded in this process: for each its vector, or why it has none.
+
+    Raises:
+        ConfigurationError: the engine is not installed here, or the model cannot be loaded.
+    """
+    try:
+        from worker.clip_embedder import CLIPEmbedder
+    except ImportError as error:
+        raise engine_missing(error) from error
+    embedder = CLIPEmbedder.from_settings(settings)
+    try:
+        result = embedder.embed_paths(images)
+    finally:
+        embedder.close()
+    found: dict[int, SpacedVectors | UnreadablePoster] = dict(result.failures)
+    for vector, index in zip(result.vectors, result.indices, strict=True):
+        found[index] = spaced(vector, embedder.space.id)
+    return [found[index] for index in range(len(images))]
+
+
+def engine_missing(error: ImportError) -> ConfigurationError:
+    """What to do where a module of `worker` cannot be imported."""
+    package = sys.modules.get("worker")
+    if package is not None and (error.name or "").startswith("worker"):  # `worker.py` is a usual name
+        path = package.__file__ or next(iter(package.__path__))
+        return ConfigurationError(
+            f"the engine's package `worker` is hidden by {path} ({error}): rename that, or start from another folder"
+        )
+    return ConfigurationError(
+        f"the engine is not installed here ({error}): pip install 'poster-embedding-queue[worker]', "
+        "or in the project's folder pip install '.[worker]'"
+    )
 
 
 def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:

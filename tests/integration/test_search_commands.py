@@ -98,7 +98,7 @@ def test_identify_for_a_program_with_several_images(installation, shot, tmp_path
 
 
 def test_identify_locally_needs_no_redis(installation, shot):
-    """--local loads the model in a process of its own and finds the same."""
+    """--local loads the model itself and finds the same."""
     done = installation.run("identify", str(shot), "--local", "--json", POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
     assert done.returncode == 0, done.stderr
     there = json.loads(installation.run("identify", str(shot), "--json").stdout)[0]

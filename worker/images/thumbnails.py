@@ -1,12 +1,11 @@
-"""worker.images.decode.thumbnails"""
+"""Thumbnails of image files as WebP, for HTML pages."""
 
-import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
@@ -18,41 +17,45 @@ from worker.images.memory_budget import MemoryBudget
 from worker.images.resize import Geometry
 
 WEBP_QUALITY: Final = 80  # about 20 kB for a poster of 320×480
-TURNED: Final = frozenset((5, 6, 7, 8))  # Exif orientations that exchange width and height
+SWAPS_SIDES: Final = frozenset((5, 6, 7, 8))  # Exif orientations that exchange width and height
 
 
-def pictures(settings: Settings, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Small pictures of files, decoded under the rules for posters, so that they show what the model sees."""
-    side, budget = int(request["side"]), MemoryBudget(settings.decode_memory_bytes)
+def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], side: int) -> list[bytes | None]:
+    """A WebP of each file, decoded under the rules for posters, so that it shows what the model sees.
 
-    def draw(file: Sequence[str]) -> str | list[str]:
+    Args:
+        files: ``(posters root, path relative to it)``, or ``(None, path)`` for a file outside.
+        side: of the longer side, pixels; images are never enlarged.
+
+    Returns:
+        None where the file is missing or cannot be decoded.
+    """
+    budget = MemoryBudget(settings.decode_memory_bytes)
+
+    def thumbnail(file: tuple[Path | None, str]) -> bytes | None:
+        root, path = file
         try:
-            return base64.b64encode(_small(file[0], file[1], side, settings, budget)).decode()
-        except UnreadablePoster as error:
-            return [error.word, error.reason]
-        except OSError as error:
-            return ["unreadable", str(error)]
+            data = read_file(path, root=root.resolve() if root else None, max_bytes=settings.max_file_bytes).data
+            size = _thumbnail_size(data, side)
+            pixels = decode(data, size, name=path, limits=Limits(settings.max_pixels), budget=budget)
+        except (UnreadablePoster, OSError):
+            return None
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=WEBP_QUALITY, method=2)
+        return buffer.getvalue()
 
     with ThreadPoolExecutor(settings.decode_threads or os.cpu_count()) as pool:
-        return {"pictures": list(pool.map(draw, request["files"]))}
+        return list(pool.map(thumbnail, files))
 
 
-def _small(root: str | None, path: str, side: int, settings: Settings, budget: MemoryBudget) -> bytes:
-    data = read_file(path, root=Path(root) if root else None, max_bytes=settings.max_file_bytes).data
-    pixels = decode(data, _shape(data, side), name=path, limits=Limits(settings.max_pixels), budget=budget)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=WEBP_QUALITY, method=2)
-    return buffer.getvalue()
-
-
-def _shape(data: bytes, side: int) -> Geometry:
-    """Of the picture's own shape, no side longer than `side`, none longer than it is."""
+def _thumbnail_size(data: bytes, side: int) -> Geometry:
+    """The image's own aspect ratio, no side longer than `side`, never enlarged."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION_TAG) in TURNED:
+            if image.getexif().get(ORIENTATION_TAG) in SWAPS_SIDES:
                 width, height = height, width
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, decode says it in its own words
+    except Exception:  # noqa: BLE001 - whatever is wrong with the file, decode reports it
         width = height = side
     scale = min(1.0, side / max(width, height))
     return Geometry(max(1, round(height * scale)), max(1, round(width * scale)), "squash")

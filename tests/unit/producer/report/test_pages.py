@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from bench.image_samples import encoded, picture
 from producer.collection.catalogue import Catalogue
-from producer.errors import ConfigurationError, UnreadablePoster
+from producer.errors import UnreadablePoster
 from producer.maintenance.spaces import find_space
 from producer.report import pages, thumbnails
 from producer.report.pages import Card, Section, duplicates_page, identified_page, render
@@ -145,29 +146,25 @@ def test_pictures_never_leave_the_posters_root(settings, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(encoded(picture(60, 90), "PNG"))
     (settings.root / "link.png").symlink_to(secret)
-    found = thumbnails.pictures(settings, [(settings.root, "link.png"), (settings.root, "../secret.png"), None])
+    found = thumbnails.image_urls(settings, [(settings.root, "link.png"), (settings.root, "../secret.png"), None])
     assert found == [None, None, None]
-    assert thumbnails.pictures(settings, [(None, str(secret))])[0].startswith("data:image/webp")
+    assert thumbnails.image_urls(settings, [(None, str(secret))])[0].startswith("data:image/webp")
 
 
 def test_a_machine_without_pillow_shows_the_files_themselves(settings, monkeypatch, caplog):
     """As they are, if a browser knows them and they are small; it says so."""
-
-    def none(*_):
-        raise ConfigurationError("no Pillow")
-
-    monkeypatch.setattr(thumbnails, "small_pictures", none)
-    monkeypatch.setattr(thumbnails, "WHOLE_FILE_MOST_BYTES", 50_000)
+    monkeypatch.setitem(sys.modules, "worker.images.thumbnails", None)  # importing it raises ImportError
+    monkeypatch.setattr(thumbnails, "MAX_WHOLE_FILE_BYTES", 50_000)
     samples = {kind: encoded(picture(60, 90), kind) for kind in ("PNG", "JPEG", "WEBP")}
     for kind, data in samples.items():
         (settings.root / kind).write_bytes(data)
     (settings.root / "large").write_bytes(samples["PNG"] + bytes(50_000))
     (settings.root / "page").write_text("<html>")
     names = [*samples, "large", "page", "absent"]
-    found = thumbnails.pictures(settings, [(settings.root, name) for name in names])
+    found = thumbnails.image_urls(settings, [(settings.root, name) for name in names])
     assert [decoded(url) for url in found[:3]] == [(f"image/{kind.lower()}", data) for kind, data in samples.items()]
     assert found[3:] == [None, None, None]
-    assert "no small pictures can be made here" in caplog.text
+    assert "no thumbnails can be made here" in caplog.text
 
 
 def test_the_duplicates_page_shows_every_group(settings, tmp_path):
