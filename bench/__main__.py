@@ -26,9 +26,9 @@ from bench.machine import machine, versions
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
 from bench.report import DECODE, LOADER, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, TRANSFORMERS, describe, summarize
+from producer.cores import usable_cores
 from producer.errors import PosterError
 from worker.model.device import choose_device
-from worker.model.threads import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = {"cpu": 256, "cuda": 4096}  # of each kind: half a minute for the slowest entrant; 4096 PNG take 10 GB

@@ -26,12 +26,12 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from bench.posters import write_jpegs
+from producer.cores import usable_cores
 from producer.embedding import Vectors
 from producer.errors import ConfigurationError
 from worker.clip_embedder import CLIPEmbedder
 from worker.images.decode import decode
 from worker.images.resize import scale_to
-from worker.model.threads import usable_cores
 
 CHUNK: Final = 64
 MIN_COSINE: Final = 0.9995  # least cosine to the reference for every decoding method

@@ -28,8 +28,8 @@ from PIL import Image
 
 from bench.image_samples import Sample, encoded, picture, samples
 from bench.posters import drawing
+from producer.cores import usable_cores
 from worker.images.decode import Geometry, decode
-from worker.model.threads import usable_cores
 
 CLIP = Geometry(224, 224)
 

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from producer.cores import usable_cores
 from producer.embedding import Space, Vectors
 from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.files import read_file
@@ -30,7 +31,7 @@ from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
 from worker.model.inference import CpuFallback, EmbeddedChunk, Engine
 from worker.model.parity import ChosenEncoder, choose_encoder, select_gpu
-from worker.model.threads import usable_cores
+from producer.cores import usable_cores
 from worker.model.weights import Weights, build, digest, find_weights
 from worker.pipeline.buffers import chunk_buffer, keep_rows
 from worker.pipeline.loader import Loader

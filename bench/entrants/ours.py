@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from bench.entrants.serve import Config, Run, serve
+from producer.cores import usable_cores
 from producer.files import read_file
 from worker.clip_embedder import CLIPEmbedder
 from worker.images.decode import Geometry, decode
-from worker.model.threads import one_core_threads, usable_cores
+from worker.model.threads import one_core_threads
 
 
 def _embedder(config: Config) -> CLIPEmbedder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from producer.cores import usable_cores
 from producer.embedding import Space, Vectors, is_unit
 from producer.errors import PosterError, SpaceMismatch
 from producer.search.nearest import Match, described, first, highest, require_width, sweep
@@ -38,7 +38,7 @@ class Index:
         self._held = Snapshot()
         self._loading = threading.Lock()
         self._ended = threading.Event()
-        self._threads = _usable_cores()
+        self._threads = usable_cores()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
 
     @classmethod
@@ -180,7 +180,3 @@ def _check(queries: Vectors, told: str | None, known: str | None, space: Space) 
     require_width(queries, space.dimension, space.id)
     for index in map(int, np.flatnonzero(~is_unit(queries))):
         raise ValueError(f"queries must be of unit length, not {np.linalg.norm(queries[index].astype(np.float64)):g}")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

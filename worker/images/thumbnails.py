@@ -1,7 +1,6 @@
 """Thumbnails of image files as WebP, for HTML pages."""
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final
 
 from PIL import Image
 
+from producer.cores import usable_cores
 from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.settings import Settings
@@ -44,7 +44,7 @@ def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], sid
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=WEBP_QUALITY, method=2)
         return buffer.getvalue()
 
-    with ThreadPoolExecutor(settings.decode_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(settings.decode_threads or usable_cores()) as pool:
         return list(pool.map(thumbnail, files))
 
 

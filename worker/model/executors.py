@@ -15,8 +15,9 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
+from producer.cores import usable_cores
 from producer.embedding import Vectors
-from worker.model.threads import one_core_threads, usable_cores
+from worker.model.threads import one_core_threads
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 CORE_SLICE: Final = 16  # images; their activations still fit a core's cache (measured, docs/performance.md)

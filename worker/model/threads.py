@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-
-
-def usable_cores() -> int:
-    """Cores that this process may use; containers and taskset often allow fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def one_core_threads(count: int, name: str) -> ThreadPoolExecutor:

@@ -12,7 +12,8 @@ from typing import Final, Generic, TypeVar
 import torch
 
 from worker.images.resize import Geometry
-from worker.model.threads import one_core_threads, usable_cores
+from producer.cores import usable_cores
+from worker.model.threads import one_core_threads
 from worker.pipeline.buffers import chunk_buffer
 
 CHUNKS_AHEAD: Final = 3  # one decoded, one being decoded, one for images that take longer
