@@ -7,13 +7,13 @@ from itertools import chain, islice
 from pathlib import Path
 
 from producer.collection.resolve import PosterResolver
+from producer.embedding import SpacedVectors
 from producer.errors import ConfigurationError
 from producer.job import Job
 from producer.on_demand import OnDemand
 from producer.queue.messages import BULK, Poster
 from producer.queue_client import QueueClient
 from producer.settings import Settings
-from producer.vectors.tagged import SpacedVectors
 
 
 class Producer(QueueClient):

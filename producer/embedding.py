@@ -1,4 +1,4 @@
-"""The identity of an embedding: vectors may be compared only inside one space."""
+"""Embedding spaces, and vectors that know theirs: only vectors of one space may be compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -58,3 +58,31 @@ def is_unit(vectors: Vectors) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore", over="ignore"):
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         return np.asarray(np.abs(lengths - 1) <= LENGTH_TOLERANCE)
+
+
+class SpacedVectors(np.ndarray[Any, np.dtype[np.float32]]):
+    """Vectors with the id of their space in `space`, which searches check.
+
+    Views, slices and copies keep it. Sums, products and means have none: they may mix two spaces, and a search
+    asks for the space of an array that does not know it.
+    """
+
+    space: str | None = None
+
+    def __array_finalize__(self, source: object) -> None:
+        self.space = getattr(source, "space", None)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else array
+
+
+def with_space(vectors: Vectors, space_id: str) -> SpacedVectors:
+    """The same numbers, not copied, as vectors of that space."""
+    view = np.asarray(vectors).view(SpacedVectors)
+    view.space = space_id
+    return view
+
+
+def space_of(vectors: object) -> str | None:
+    """The id of the space that an array belongs to; None for an array that does not know it."""
+    return getattr(vectors, "space", None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from producer.embedding import SpacedVectors, with_space
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
 from producer.job import Job
 from producer.queue.image_requests import ImageRequests
@@ -15,7 +16,6 @@ from producer.queue.keys import REPLY_S
 from producer.queue.messages import INTERACTIVE, Poster
 from producer.queue.workers import common_space
 from producer.vectors import store_exists
-from producer.vectors.tagged import SpacedVectors, spaced
 
 if TYPE_CHECKING:
     from producer.queue_client import QueueClient
@@ -49,7 +49,7 @@ class OnDemand:
         progress = job.wait(max(0.0, deadline - time.monotonic()))
         raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:
-            return spaced(np.frombuffer(raw, "<f4").astype(np.float32), space)
+            return with_space(np.frombuffer(raw, "<f4").astype(np.float32), space)
         for failure in job.failures():
             now = queue.space() if failure.word == "internal" else None
             if now is not None and now.id != space:
@@ -69,7 +69,7 @@ class OnDemand:
         answer = self._queries.wait(token, deadline - time.monotonic(), name)
         if answer is None:
             raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
-        return spaced(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
+        return with_space(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
 
     def close(self) -> None:
         """Close connections and store."""
@@ -94,7 +94,7 @@ class OnDemand:
             vector = store.get(space, [poster.id]).get(poster.id)
         except StoreError:  # the worker may be able to read it
             return None
-        return None if vector is None else spaced(vector, space)
+        return None if vector is None else with_space(vector, space)
 
     def _visible_store(self) -> VectorStore | None:
         """The store, opened once; None where it is a file that does not exist (yet): opening would create it."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue
+from producer.embedding import SpacedVectors, with_space
 from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
 from producer.maintenance.spaces import require_same_space
@@ -19,7 +20,6 @@ from producer.queue.image_requests import MAX_BYTES
 from producer.search.nearest import Match, described, nearest, title_of
 from producer.settings import Settings
 from producer.vectors.base import SpaceInfo, VectorStore
-from producer.vectors.tagged import SpacedVectors, spaced
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def embed_locally(settings: Settings, images: Sequence[Path]) -> list[SpacedVect
         embedder.close()
     found: dict[int, SpacedVectors | UnreadablePoster] = dict(result.failures)
     for vector, index in zip(result.vectors, result.indices, strict=True):
-        found[index] = spaced(vector, embedder.space.id)
+        found[index] = with_space(vector, embedder.space.id)
     return [found[index] for index in range(len(images))]
 
 

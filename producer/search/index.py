@@ -11,14 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from producer.cores import usable_cores
-from producer.embedding import Space, Vectors, is_unit
+from producer.embedding import Space, SpacedVectors, Vectors, is_unit, space_of, with_space
 from producer.errors import PosterError, SpaceMismatch
 from producer.search.nearest import Match, described, first, highest, require_width, sweep
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import open_store, store_exists
 from producer.vectors.base import VectorStore
-from producer.vectors.tagged import SpacedVectors, space_of, spaced
 
 REFRESH_S: Final = 2.0  # a look takes microseconds (SQLite) or one round trip (Redis)
 LOADING_SHARE: Final = 10  # however busy the store, at most a tenth of the time goes into loading it
@@ -96,8 +95,10 @@ class Index:
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if isinstance(vectors, list | tuple):
-            tags = {space_of(vector) for vector in vectors}
-            space = space or (None if None in tags else next(iter(tags), None))  # two at once do not stack
+            spaces = {space_of(vector) for vector in vectors}
+            if len(known := sorted(filter(None, spaces))) > 1:
+                raise SpaceMismatch(f"vectors of two spaces cannot be searched together: {' and '.join(known)}")
+            space = space or (None if None in spaces else next(iter(spaces), None))
             vectors = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
         array = np.asarray(vectors, np.float32)
         queries = np.atleast_2d(array)
@@ -111,7 +112,7 @@ class Index:
     def vectors(self) -> tuple[tuple[str, ...], SpacedVectors]:
         """Ids and a read-only matrix (n, dimension) float32: row i belongs to id i; both of one moment."""
         held = self._held
-        return held.ids, spaced(held.matrix, held.space.id if held.space else "")
+        return held.ids, with_space(held.matrix, held.space.id if held.space else "")
 
     def refresh(self) -> bool:
         """Look into the store now, and load it if it has changed; True if it had.

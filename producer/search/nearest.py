@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from producer.collection.catalogue import Catalogue
-from producer.embedding import Vectors
+from producer.embedding import Vectors, space_of
 from producer.errors import SpaceMismatch
 from producer.vectors.base import VectorStore
-from producer.vectors.tagged import space_of
 
 
 class Match(NamedTuple):

@@ -13,10 +13,10 @@ import pytest
 
 from bench.image_samples import encoded, picture
 from producer import Index
+from producer.embedding import space_of
 from producer.errors import EmbedTimeout, NoWorker, SpaceMismatch, UnreadablePoster
 from producer.queue.messages import Poster
 from producer.queue.sender import create_sender
-from producer.vectors.tagged import space_of
 from tests.support.installation import Installation
 from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
@@ -312,9 +312,9 @@ def test_a_new_model_fills_a_space_of_its_own_beside_the_old(two_models):
     ]
     vector = installation.producer.embed(names[0], timeout=20)
     assert space_of(vector) == new_space
-    for search in (lambda: kept.search(vector), lambda: vector @ old_vector):
+    for queries in (vector, [vector, old_vector]):
         with pytest.raises(SpaceMismatch, match=f"{first_space}"):
-            search()
+            kept.search(queries)
 
     done = installation.run("index")
     assert done.returncode == 0, done.stderr

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bench.image_samples import encoded, picture
+from producer.embedding import space_of
 from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.search.identify import embed_locally
 from producer.settings import load_settings
-from producer.vectors.tagged import space_of
 from tests.support.project import PROJECT
 from tests.support.tiny_model import DIMENSION, write_tiny_model
 

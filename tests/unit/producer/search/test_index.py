@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from producer import Index
+from producer.embedding import space_of, with_space
 from producer.errors import ConfigurationError, SpaceMismatch, StoreUnavailable
 from producer.search import index as index_module
 from producer.search import snapshot as held_module
 from producer.settings import load_settings
 from producer.vectors import open_store
-from producer.vectors.tagged import space_of, spaced
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 
 
@@ -76,8 +76,8 @@ def test_one_vector_gives_one_list(store, opened):
     """And a list of vectors a list of lists; each match carries the catalogue's entry."""
     vectors = fill(store, ["a", "b", "c"])
     index = opened()
-    assert [match.id for match in index.search(spaced(vectors[1], SPACE.id), 1)] == ["b"]
-    several = index.search([spaced(vectors[2], SPACE.id), spaced(vectors[0], SPACE.id)], 1)
+    assert [match.id for match in index.search(with_space(vectors[1], SPACE.id), 1)] == ["b"]
+    several = index.search([with_space(vectors[2], SPACE.id), with_space(vectors[0], SPACE.id)], 1)
     assert [[match.id for match in matches] for matches in several] == [["c"], ["a"]]
     assert index.search([], 1) == []
     assert (len(index), index.space) == (3, SPACE)
@@ -102,17 +102,17 @@ def test_vectors_of_another_space_are_refused(store, opened):
     vectors = fill(store, ["a"])
     index = opened()
     with pytest.raises(SpaceMismatch, match=f"of the space {OTHER.id}, and this index holds {SPACE.id}"):
-        index.search(spaced(vectors[0], OTHER.id))
+        index.search(with_space(vectors[0], OTHER.id))
     with pytest.raises(SpaceMismatch, match=f"of the space {OTHER.id}"):
         index.search(vectors[0], space=OTHER.id)
     with pytest.raises(SpaceMismatch, match="of the space"):
-        index.search(spaced(vectors[0], OTHER.id), space=SPACE.id)
+        index.search(with_space(vectors[0], OTHER.id), space=SPACE.id)
     with pytest.raises(SpaceMismatch, match="does not say which space"):
         index.search(vectors[0])
     with pytest.raises(SpaceMismatch, match="two spaces"):
-        index.search([spaced(vectors[0], OTHER.id), spaced(vectors[0], SPACE.id)])
+        index.search([with_space(vectors[0], OTHER.id), with_space(vectors[0], SPACE.id)])
     with pytest.raises(SpaceMismatch, match="does not say"):
-        index.search([spaced(vectors[0], SPACE.id), vectors[0]])
+        index.search([with_space(vectors[0], SPACE.id), vectors[0]])
     with pytest.raises(SpaceMismatch, match="have 8 numbers"):
         index.search(unit(1, 8)[0], space=SPACE.id)
 
@@ -137,7 +137,7 @@ def test_refresh_loads_what_has_changed_and_only_then(store, opened, monkeypatch
     assert index.vectors()[1].base is before.base
     new = fill(store, ["c"], unit(1, seed=7))
     assert index.refresh() is True
-    assert index.search(spaced(new[0], SPACE.id), 1)[0].id == "c"
+    assert index.search(with_space(new[0], SPACE.id), 1)[0].id == "c"
     store.delete(SPACE.id, ["c"])
     assert index.refresh() is True
     assert len(index) == 2

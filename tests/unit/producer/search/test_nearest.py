@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from producer.embedding import with_space
 from producer.errors import SpaceMismatch
 from producer.search.nearest import Match, about, described, first, highest, nearest, title_of
-from producer.vectors.tagged import spaced
 from tests.support.filled_store import OTHER, SPACE, catalogue_of, fill, unit
 from tests.support.memory_store import MemoryStore
 
@@ -51,10 +51,10 @@ def test_queries_of_another_space_are_refused():
     store = MemoryStore()
     vectors = fill(store, ["a"])
     with pytest.raises(SpaceMismatch, match=f"{OTHER.id} and cannot be compared with vectors of {SPACE.id}"):
-        nearest(store, SPACE.id, spaced(vectors, OTHER.id))
+        nearest(store, SPACE.id, with_space(vectors, OTHER.id))
     with pytest.raises(SpaceMismatch, match="have 8 numbers"):
         nearest(store, SPACE.id, unit(1, 8))
-    assert nearest(store, SPACE.id, spaced(vectors, SPACE.id))[0][0].id == "a"
+    assert nearest(store, SPACE.id, with_space(vectors, SPACE.id))[0][0].id == "a"
 
 
 def test_highest_holds_every_tie():
