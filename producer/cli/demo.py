@@ -1,4 +1,4 @@
-"""`demo`: a Redis, a worker and a folder of posters, from nothing to neighbors, leaving nothing behind."""
+"""The command `demo`: its own Redis and worker, the sample posters, their nearest neighbors; nothing stays behind."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from producer.queue.workers import FAILED, READY, WEIGHTS
 from producer.search.nearest import nearest
 from producer.settings import Settings, load_settings
 
-REDIS_START_S: Final = 10.0
-WORKER_START_S: Final = 300.0  # a slow machine imports torch in half a minute
-WEIGHTS_S: Final = 15.0  # a demonstration is no time for a long download
-STOP_S: Final = 30.0
-SHOWN: Final = 3
+REDIS_START_TIMEOUT_S: Final = 10.0
+WORKER_START_TIMEOUT_S: Final = 300.0  # a slow machine imports torch in half a minute
+WEIGHTS_TIMEOUT_S: Final = 15.0  # a demo must not wait for a long download
+STOP_TIMEOUT_S: Final = 30.0
+MAX_NEIGHBORS: Final = 3
 
 
 def run_demo() -> Progress:
@@ -65,13 +65,13 @@ def run_demo() -> Progress:
 
 
 def _end(*_: object) -> None:
-    """Leave through every ``finally``, so that nothing is left running."""
+    """Exit through every ``finally``, so that no process is left running."""
     raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager
 def own_redis(folder: Path) -> Iterator[str]:
-    """A redis-server of our own: free port, loopback only, nothing on disk."""
+    """A private redis-server: free port, loopback only, nothing on disk."""
     program = shutil.which("redis-server")
     if program is None:
         raise ConfigurationError("redis-server is not installed: run `make setup`")
@@ -85,13 +85,13 @@ def own_redis(folder: Path) -> Iterator[str]:
     try:
         url = f"redis://127.0.0.1:{port}/0"
         probe = Producer(load_settings(redis_url=url))
-        ends = time.monotonic() + REDIS_START_S
+        deadline = time.monotonic() + REDIS_START_TIMEOUT_S
         while True:
             try:
                 probe.workers()
                 break
             except RedisUnreachable:
-                if time.monotonic() > ends or process.poll() is not None:
+                if time.monotonic() > deadline or process.poll() is not None:
                     text = (folder / "redis.log").read_text(errors="replace")[-800:]
                     raise ConfigurationError(f"redis-server did not start: {text}") from None
                 time.sleep(0.05)
@@ -103,7 +103,7 @@ def own_redis(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
-    """A worker with trained weights if they can be had, else with untrained ones, said loudly."""
+    """A worker with trained weights if they can be loaded, else with untrained ones and a clear warning."""
     with _worker(settings, folder, settings.pretrained) as worker:
         reason = worker.wait()
         if reason is None:
@@ -113,8 +113,8 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
             raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
         notify(f"demo: {reason[1]}")
         notify(
-            "demo: going on with UNTRAINED weights: the way of the data is real, "
-            "near copies are found, but the vectors mean nothing"
+            "demo: going on with UNTRAINED weights: the data flow is real and near copies are found, "
+            "but the vectors mean nothing else"
         )
         _stop(worker.process, within_s=2)  # it has no work to finish
     with _worker(settings, folder, "untrained") as worker:
@@ -133,25 +133,24 @@ class _Worker:
     log: Path
 
     def wait(self) -> tuple[str, str] | None:
-        """Until it is ready; else the name of the error and why it is not."""
+        """Wait until it is ready: None, or the name of the error and the reason."""
         producer = Producer(self.settings)
         notify(f"demo: the worker loads {self.settings.model_name} with {self.pretrained!r} weights …")
-        ends, asked = time.monotonic() + WORKER_START_S, None
+        deadline, download_began = time.monotonic() + WORKER_START_TIMEOUT_S, None
         try:
-            while time.monotonic() < ends and self.process.poll() is None:
-                heard = producer.registry.find(self.name)
-                if heard is not None and heard.get("stage") == WEIGHTS:
-                    asked = asked or time.monotonic()
-                    if time.monotonic() - asked > WEIGHTS_S:
-                        late = f"the weights {self.pretrained!r} are not here and did not come within {WEIGHTS_S:.0f} s"
-                        return "WeightsUnavailable", f"{late}; the first worker you start fetches them"
-                if heard is not None and heard.state == READY:
-                    notify(
-                        f"demo: ready on {heard.get('device')} in {heard.get('precision')}, space {heard.get('space')}"
-                    )
+            while time.monotonic() < deadline and self.process.poll() is None:
+                status = producer.registry.find(self.name)
+                if status is not None and status.get("stage") == WEIGHTS:
+                    download_began = download_began or time.monotonic()
+                    if time.monotonic() - download_began > WEIGHTS_TIMEOUT_S:
+                        late = f"the {self.pretrained!r} weights were not downloaded within {WEIGHTS_TIMEOUT_S:.0f} s"
+                        return "WeightsUnavailable", f"{late}; the first worker that you start downloads them"
+                if status is not None and status.state == READY:
+                    device, precision, space = map(status.get, ("device", "precision", "space"))
+                    notify(f"demo: ready on {device} in {precision}, space {space}")
                     return None
-                if heard is not None and heard.state == FAILED:
-                    return heard.get("error"), heard.get("reason")
+                if status is not None and status.state == FAILED:
+                    return status.get("error"), status.get("reason")
                 time.sleep(0.1)
         finally:
             producer.close()
@@ -161,7 +160,7 @@ class _Worker:
 
 @contextmanager
 def _worker(settings: Settings, folder: Path, pretrained: str) -> Iterator[_Worker]:
-    """A worker process that ends with the block, however the block ends."""
+    """A worker process that is stopped when the block ends, however it ends."""
     environment = os.environ | {
         "POSTERS_REDIS_URL": settings.redis_url,
         "POSTERS_STORE": settings.store,
@@ -178,7 +177,7 @@ def _worker(settings: Settings, folder: Path, pretrained: str) -> Iterator[_Work
         _stop(process)
 
 
-def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None:
+def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_TIMEOUT_S) -> None:
     if process.poll() is None:
         process.terminate()
         try:
@@ -188,19 +187,19 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_S) -> None
             process.wait()
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it led a session: whatever is left in it goes, too
+            os.killpg(process.pid, signal.SIGKILL)  # it led a session: end whatever is left in that
 
 
 def _show_neighbors(producer: Producer, worker: str) -> None:
-    """For some posters, copies first, print the poster that looks most like it."""
-    heard = producer.registry.find(worker)
+    """Print the nearest neighbor of some posters, known copies first."""
+    status = producer.registry.find(worker)
     store = producer.store()
     try:
-        space_id = (heard.get("space") if heard else "") or store.current() or ""
+        space_id = (status.get("space") if status else "") or store.current() or ""
         catalogue = read_catalogue(producer.settings.catalogue)
         ids = [entry.id for entry in sorted(catalogue.entries(), key=lambda entry: "copy_of" not in entry.about)]
         known = store.get(space_id, ids)
-        chosen = [name for name in ids if name in known][:SHOWN]
+        chosen = [name for name in ids if name in known][:MAX_NEIGHBORS]
         if not chosen:
             return
         queries = np.stack([known[name] for name in chosen])
@@ -216,7 +215,7 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
 @click.command()
 @as_json
 def demo(as_json: bool) -> None:
-    """Show all of it on the sample posters, with a Redis and a worker of its own."""
+    """Run everything once on the sample posters, with a private Redis and worker."""
     progress = run_demo()
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

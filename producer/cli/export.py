@@ -1,4 +1,4 @@
-"""producer.cli.export"""
+"""The command ``export``."""
 
 import dataclasses
 import json
@@ -30,12 +30,12 @@ from producer.settings import load_settings
 def export(
     folder: Path, format: str, index: str, shard_rows: int, replace: bool, space: str | None, as_json: bool
 ) -> None:
-    """Write the vectors of one space into DIR, which appears when all of it is written.
+    """Write the vectors of one space into DIR, which appears only when it is complete.
 
     \b
     npy      img_emb/*.npy and metadata/*.parquet, as clip-retrieval lays them out
     parquet  one table with a column of vectors
-    faiss    an inner-product index, and the list of ids that its numbers mean
+    faiss    an inner-product index, and the list of poster ids in its order
     """
     settings = load_settings()
     store = store_for_reading(settings)

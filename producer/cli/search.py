@@ -1,4 +1,4 @@
-"""``identify``, ``duplicates``, ``export``: what the vectors are good for."""
+"""The commands ``identify`` and ``duplicates``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, space_opt
 from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import NoWorker, RedisUnreachable
-from producer.export.atomic import write_whole
+from producer.export.atomic import write_atomically
 from producer.maintenance.spaces import find_space, store_for_reading
 from producer.output import notify
 from producer.report.pages import duplicates_page, identified_page
 from producer.search.duplicates import find_duplicates
 from producer.search.identify import as_entry, as_lines
 from producer.search.identify import identify as find_posters_like
-from producer.search.nearest import about
+from producer.search.nearest import metadata_of
 from producer.settings import load_settings
 
 as_html = click.option(
-    "--html", "html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of pictures to this file."
+    "--html",
+    "html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write an HTML page with thumbnails.",
 )
 
 
@@ -36,14 +39,14 @@ as_html = click.option(
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Matches for each image.")
-@click.option("--local", is_flag=True, help="Load the model here, instead of asking a worker.")
+@click.option("--local", is_flag=True, help="Load the model in this process instead of using a worker.")
 @click.option(
     "--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for a worker, per image."
 )
 @as_html
 @as_json
 def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, html: Path | None, as_json: bool) -> None:
-    """Which poster is this? Find the posters that look most like each IMAGE, wherever it lies.
+    """Which poster is this? Find the posters most similar to each IMAGE, from any folder.
 
     The images are not stored. Prints rank, score (cosine), title and file.
     """
@@ -58,12 +61,12 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
             results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
             page = identified_page(settings, info, catalogue, results) if html else b""
     except (NoWorker, RedisUnreachable) as error:
-        raise type(error)(f"{str(error).rstrip('.')}. Or add --local, to load the model here") from error
+        raise type(error)(f"{str(error).rstrip('.')}. Or add --local to load the model in this process") from error
     finally:
         store.close()
         producer.close()
     if html:
-        write_whole(html, page)
+        write_atomically(html, page)
         notify(f"wrote {html}")
     if as_json:
         click.echo(json.dumps([as_entry(result, info) for result in results]))
@@ -87,55 +90,57 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
     type=click.FloatRange(0, 1, min_open=True),
     default=0.97,
     show_default=True,
-    help="Cosine from which two posters count as the same.",
+    help="Lowest cosine of two posters that count as the same.",
 )
-@click.option("--same-content", is_flag=True, help="Only files with the very same bytes; takes no comparing.")
+@click.option("--same-content", is_flag=True, help="Only files with identical bytes; compares no vectors.")
 @space_option
 @as_html
 @as_json
 def duplicates(threshold: float, same_content: bool, space: str | None, html: Path | None, as_json: bool) -> None:
-    """List groups of posters that are the same content, or nearer than a threshold."""
+    """List groups of posters with the same content or a cosine above a threshold."""
     settings = load_settings()
     store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
-    wanted = None if same_content else threshold
+    minimum = None if same_content else threshold
     began = time.monotonic()
     try:
         info = find_space(store, space)
         pairs = 0 if same_content else info.count * (info.count - 1) // 2
         with tqdm(total=pairs, unit="pair", unit_scale=True, file=sys.stderr, disable=True if as_json else None) as bar:
-            found = find_duplicates(store, info, wanted, bar.update)
+            found = find_duplicates(store, info, minimum, bar.update)
     finally:
         store.close()
     if html:
         with redirect_stdout(sys.stderr):
-            write_whole(html, duplicates_page(settings, info, catalogue, found, wanted))
+            write_atomically(html, duplicates_page(settings, info, catalogue, found, minimum))
         notify(f"wrote {html}")
-    told = [
+    groups = [
         [
-            member._asdict() | {"score": round(member.score, 6), "about": dict(about(member.id, catalogue))}
+            member._asdict() | {"score": round(member.score, 6), "about": dict(metadata_of(member.id, catalogue))}
             for member in group
         ]
         for group in found.groups
     ]
     if as_json:
-        click.echo(json.dumps({"space": info.space.id, "threshold": wanted, "posters": found.posters, "groups": told}))
-    for number, group in enumerate(told, 1) if not as_json else ():
+        click.echo(
+            json.dumps({"space": info.space.id, "threshold": minimum, "posters": found.posters, "groups": groups})
+        )
+    for number, group in enumerate(groups, 1) if not as_json else ():
         click.echo(("\n" if number > 1 else "") + f"group {number}: {len(group)} posters")
         width = max(len(str(entry["about"]["file"])) for entry in group)
         for entry in group:
             click.echo(f"  {entry['about']['file']:<{width}}  {_relation(entry, group[0])}".rstrip().replace("\n", " "))
-    inside = sum(map(len, told))
-    notify(f"{len(told)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
+    inside = sum(map(len, groups))
+    notify(f"{len(groups)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
 
 
-def _relation(entry: dict[str, Any], lead: dict[str, Any]) -> str:
+def _relation(entry: dict[str, Any], first: dict[str, Any]) -> str:
     title = str(entry["about"].get("title", ""))
-    if entry is lead:
+    if entry is first:
         how = "first       "
     elif entry["same_content"]:
         how = "same content"
     else:
         how = f"{entry['score']:.4f}      "
     near = entry["near_to"]
-    via = f"  (near to {near})" if not entry["same_content"] and near not in (lead["id"], entry["id"]) else ""
+    via = f"  (near to {near})" if not entry["same_content"] and near not in (first["id"], entry["id"]) else ""
     return f"{how}  {title}{via}"

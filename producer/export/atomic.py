@@ -1,4 +1,4 @@
-"""A folder or a file that appears under its name when it is whole, and not before."""
+"""Atomic writes: a folder or a file gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from typing import Final
 
 from producer.errors import ConfigurationError
 
-MANIFEST: Final = "export.json"  # every export holds one, and nothing is replaced that does not
+MANIFEST: Final = "export.json"  # every export holds one; a folder without it is never replaced
 
 
 @contextmanager
-def staged_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """Yield a new folder beside `folder` to write into; it takes the name when the block ends without an error.
+def atomic_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; it is renamed when the block ends without an error.
 
-    An error or Ctrl-C removes it. What a kill leaves behind is hidden: ``.NAME.partial-…``; nothing reads it,
-    and it may be removed.
+    An error or Ctrl-C removes it. A kill leaves a hidden ``.NAME.partial-…``, which nothing reads and which may be
+    removed.
 
     Raises:
-        ConfigurationError: `folder` is there already, and is no export that may be replaced; or it cannot be
-            written, because the disk is full for example. What was there before is there still.
+        ConfigurationError: `folder` exists and is not an export that may be replaced, or it cannot be written (a full
+            disk, for example). What existed before is unchanged.
     """
     folder = Path(os.path.abspath(folder))
-    there = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
-    if there and not (folder / MANIFEST).is_file():
-        raise ConfigurationError(f"{folder} is there already and is no export: choose another name")
-    if there and not replace:
-        raise ConfigurationError(f"{folder} holds an export already: choose another name, or add --replace")
+    exists = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
+    if exists and not (folder / MANIFEST).is_file():
+        raise ConfigurationError(f"{folder} exists and is no export: choose another name")
+    if exists and not replace:
+        raise ConfigurationError(f"{folder} already holds an export: choose another name, or add --replace")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
         partial.mkdir()
     except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be made: {error}") from error
+        raise ConfigurationError(f"{folder} cannot be created: {error}") from error
     try:
         yield partial
         for path in sorted(partial.rglob("*")):
             if path.is_file():
-                _to_disk(path)
-        if there:
-            _exchange(folder, partial)
+                _fsync(path)
+        if exists:
+            _replace_folder(folder, partial)
         else:
             if folder.is_dir():
                 folder.rmdir()  # it is empty; Windows does not rename over it
@@ -57,7 +57,7 @@ def staged_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a temporary name beside it, and rename it.
 
     Raises:
@@ -66,15 +66,15 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         partial.write_bytes(data)
-        _to_disk(partial)
+        _fsync(partial)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error}") from error
 
 
-def _exchange(folder: Path, partial: Path) -> None:
-    """Give `partial` the name of an earlier folder, which is removed; or leave that as it was."""
+def _replace_folder(folder: Path, partial: Path) -> None:
+    """Rename `partial` to `folder` and remove the earlier one; on an error restore that."""
     old = folder.with_name(f".{folder.name}.old-{secrets.token_hex(4)}")
     os.rename(folder, old)
     try:
@@ -82,9 +82,9 @@ def _exchange(folder: Path, partial: Path) -> None:
     except BaseException:
         os.rename(old, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)  # the new one is there, whatever keeps the old one
+    shutil.rmtree(old, ignore_errors=True)  # the new one is in place, even if the old one cannot be removed
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())

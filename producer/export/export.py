@@ -1,4 +1,4 @@
-"""Export a space: NumPy shards with Parquet metadata, one Parquet table, or a FAISS index; whole or not at all."""
+"""Export a space as NumPy shards with Parquet metadata, one Parquet table, or a FAISS index; all or nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from producer.embedding import Vectors
-from producer.export.atomic import MANIFEST, staged_folder
+from producer.export.atomic import MANIFEST, atomic_folder
 from producer.export.parquet import EMBEDDING, Column, arrays, columns_of, pyarrow, schema
 from producer.export.source import Blocks, Source
 from producer.vectors.base import Row
@@ -46,14 +46,14 @@ def export(
     replace: bool = False,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Export:
-    """Write the space into a folder that appears when all of it is written.
+    """Write the space into a folder that appears only when it is complete.
 
     Args:
-        source: of one space; there is no way to name two.
-        folder: must not be there, be empty, or, with `replace`, hold an earlier export.
+        source: one space and the catalogue.
+        folder: must not exist, be empty, or, with `replace`, hold an earlier export.
         format: one of FORMATS; their layouts are in docs/search.md.
         shard_rows: rows of one .npy file and its metadata.
-        index: for ``faiss``: one of faiss_index.KINDS.
+        index: for ``faiss``: one of faiss.KINDS.
         on_rows: called with the rows written since the last call.
 
     Raises:
@@ -62,7 +62,7 @@ def export(
     """
     began = time.monotonic()
     about: dict[str, Any] = {"format": format}
-    with staged_folder(folder, replace=replace) as partial:
+    with atomic_folder(folder, replace=replace) as partial:
         if format == "npy":
             rows = _write_shards(source, partial, shard_rows, on_rows)
         elif format == "parquet":
@@ -81,9 +81,9 @@ def export(
 
 
 def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callable[[int], None]) -> int:
-    """``img_emb/img_emb_0.npy`` and ``metadata/metadata_0.parquet``, row by row the same posters.
+    """Write ``img_emb/img_emb_0.npy`` and ``metadata/metadata_0.parquet``, row by row the same posters.
 
-    Their readers sort the names as text, so that numbers are padded with zeros once there are ten.
+    Readers sort the names as text, so numbers are padded with zeros from ten shards on.
     """
     vectors, metadata = folder / "img_emb", folder / "metadata"
     vectors.mkdir()
@@ -102,7 +102,7 @@ def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callab
                 on_rows(len(part))
             _write_header(file, rows, source.info.space.dimension)
         total, number = total + rows, number + 1
-    if not number:  # an empty space is exported, too: readers find a shape and no rows
+    if not number:  # an empty space gives files with a shape and no rows
         np.save(vectors / "0.npy", np.zeros((0, source.info.space.dimension), "<f4"))
         _Table(metadata / "0.parquet", source, columns).close()
         number = 1
@@ -114,7 +114,7 @@ def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callab
 
 
 def _write_table(source: Source, folder: Path, on_rows: Callable[[int], None]) -> int:
-    """``posters.parquet``: the metadata's columns, and `embedding`, a list of as many float32 as the space has."""
+    """Write ``posters.parquet``: the metadata's columns and `embedding`, a list of float32."""
     rows = 0
     with _Table(folder / "posters.parquet", source, columns_of(source.catalogue), with_vectors=True) as table:
         for part, matrix in source.blocks():
@@ -125,7 +125,7 @@ def _write_table(source: Source, folder: Path, on_rows: Callable[[int], None]) -
 
 
 class _Table:
-    """A Parquet file that is written in row groups, each as large as it comes."""
+    """A Parquet file; each call of `write` adds a row group."""
 
     def __init__(self, path: Path, source: Source, columns: list[Column], *, with_vectors: bool = False) -> None:
         self._arrow = pyarrow()
@@ -161,12 +161,12 @@ class _Table:
         self.close()
 
 
-def _split(blocks: Blocks, most: int) -> Iterator[Blocks]:
-    """Cut a stream of rows into streams of at most `most` rows; each must be read before the next is asked for."""
+def _split(blocks: Blocks, max_rows: int) -> Iterator[Blocks]:
+    """Cut a stream of rows into streams of at most `max_rows` rows; read each before requesting the next."""
     waiting: list[tuple[list[Row], Vectors]] = []
 
-    def one() -> Blocks:
-        left = most
+    def shard() -> Blocks:
+        left = max_rows
         while left:
             rows, matrix = waiting.pop() if waiting else next(blocks, ([], np.zeros((0, 0), np.float32)))
             if not rows:
@@ -183,7 +183,7 @@ def _split(blocks: Blocks, most: int) -> Iterator[Blocks]:
             if found is None:
                 return
             waiting.append(found)
-        yield one()
+        yield shard()
 
 
 def _write_header(file: BinaryIO, rows: int, dimension: int) -> None:

@@ -1,4 +1,4 @@
-"""A FAISS index of a space: inner product, which is the cosine, under the positions in a list of ids."""
+"""FAISS indexes of a space: inner product (the cosine of unit vectors), numbered by position in a list of ids."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 KINDS: Final = ("auto", "flat", "ivf", "hnsw")
-# Flat compares with every vector: exact, nothing to train or to tune. Its price is one walk over the memory of
-# all vectors per query, some 0.1 s and 2 GB for a million of 512 numbers. Above that, IVF looks into a few of
-# its cells only; HNSW answers faster still, takes longer to build by an order of magnitude, and more memory.
-FLAT_MOST: Final = 1_000_000
+# Flat is exact and needs no training; each query reads all vectors, about 0.1 s and 2 GB for a million of 512
+# numbers. Above that, IVF probes only some of its cells; HNSW answers faster still, but takes ten times as long
+# to build and more memory.
+MAX_FLAT_VECTORS: Final = 1_000_000
 CELLS_PER_ROOT: Final = 4  # cells of IVF = 4 * sqrt(n), as FAISS's guidelines advise up to a few millions
-TRAINED_ON: Final = 40  # vectors per cell; FAISS warns below 39
-PROBED_SHARE: Final = 32  # every 32nd cell is looked into, and never fewer than PROBED_LEAST
-PROBED_LEAST: Final = 8
+TRAINING_VECTORS_PER_CELL: Final = 40  # FAISS warns below 39
+PROBED_SHARE: Final = 32  # a query probes one cell in 32, at least MIN_PROBED_CELLS
+MIN_PROBED_CELLS: Final = 8
 HNSW_LINKS: Final = 32
 HNSW_BUILD_BREADTH: Final = 80
 HNSW_SEARCH_BREADTH: Final = 128
-WRITTEN_AT_ONCE_BYTES: Final = 1 << 20
+WRITE_CHUNK_BYTES: Final = 1 << 20
 
 
 def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int], None]) -> tuple[int, str]:
-    """Write ``posters.faiss`` and ``ids.json``; the number of rows, and which kind it became.
+    """Write ``posters.faiss`` and ``ids.json``; returns the number of rows and the kind chosen.
 
-    FAISS's number for a poster is its position in the list of ids.
+    FAISS's number of a poster is its position in the list of ids.
 
     Raises:
         ConfigurationError: faiss is not installed, or there are too few vectors to train the cells of IVF.
@@ -44,8 +44,8 @@ def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int]
     faiss = _faiss()
     dimension, count = source.info.space.dimension, source.store.count(source.info.space.id)
     if kind == "auto":
-        kind = "flat" if count <= FLAT_MOST else "ivf"
-    index = _made(faiss, kind, source, dimension, count)
+        kind = "flat" if count <= MAX_FLAT_VECTORS else "ivf"
+    index = _create_index(faiss, kind, source, dimension, count)
     rows = 0
     with (folder / "ids.json").open("w", encoding="utf-8") as ids:
         for part, matrix in source.blocks():
@@ -55,30 +55,30 @@ def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int]
             on_rows(len(part))
         ids.write("\n]\n" if rows else "[]\n")
     with (folder / "posters.faiss").open("wb") as file:
-        # FAISS's own files tell only their log of what fails as they are closed: on a full disk the end is missing
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITTEN_AT_ONCE_BYTES))
+        # FAISS's own file writer only logs an error on close: on a full disk the end would be missing
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_CHUNK_BYTES))
     return rows, kind
 
 
-def _made(faiss: Any, kind: str, source: Source, dimension: int, count: int) -> Any:
+def _create_index(faiss: Any, kind: str, source: Source, dimension: int, count: int) -> Any:
     if kind == "flat":
         return faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH
         return faiss.IndexIDMap2(graph)
-    cells = min(int(CELLS_PER_ROOT * math.sqrt(count)), count // TRAINED_ON)
+    cells = min(int(CELLS_PER_ROOT * math.sqrt(count)), count // TRAINING_VECTORS_PER_CELL)
     if cells < 1:
         raise ConfigurationError(f"{count} vectors are too few for the cells of IVF: use --index flat")
     index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     faiss.extract_index_ivf(index).cp.spherical = True  # the centers, too, have unit length
-    index.train(_sample(source, count, TRAINED_ON * cells))
-    index.nprobe = min(cells, max(PROBED_LEAST, cells // PROBED_SHARE))
+    index.train(_sample(source, count, TRAINING_VECTORS_PER_CELL * cells))
+    index.nprobe = min(cells, max(MIN_PROBED_CELLS, cells // PROBED_SHARE))
     return index
 
 
 def _sample(source: Source, count: int, wanted: int) -> Vectors:
-    """`wanted` vectors or a few more, evenly over all of them, in the order in which they are stored."""
+    """At least `wanted` vectors, evenly spread, in the order in which they are stored."""
     step = max(1, count // wanted)
     parts, seen = [], 0
     for rows, matrix in source.blocks():

@@ -1,4 +1,4 @@
-"""What is known of each poster beside its vector, as columns of a Parquet table: the row's, and the catalogue's."""
+"""Metadata columns of a Parquet table: those of the store's row, and the catalogue's keys."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from producer.errors import ConfigurationError
 from producer.vectors.base import Row
 
 # Columns of every table. `image_path` is what clip-retrieval calls it: the file, relative to the posters root.
-OWN: Final = {"image_path": "string", "id": "string", "digest": "string", "bytes": "int64", "mtime_ns": "int64"}
+COLUMNS: Final = {
+    "image_path": "string",
+    "id": "string",
+    "digest": "string",
+    "bytes": "int64",
+    "mtime_ns": "int64",
+}
 EMBEDDING: Final = "embedding"  # as embedding-reader calls the column of vectors
-LEFT_OUT: Final = frozenset(("file", "id"))  # they are among our own
-PREFIX: Final = "catalogue_"  # for keys that would hide one of our columns
-WHOLE_NUMBERS: Final = range(-(2**63), 2**63)
+EXCLUDED_KEYS: Final = frozenset(("file", "id"))  # among COLUMNS already
+COLLISION_PREFIX: Final = "catalogue_"  # for keys named like one of COLUMNS
+INT64_RANGE: Final = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the catalogue as a column: its name, Arrow's name of the type, and what makes a value of it."""
+    """A key of the catalogue as a column: its name, Arrow's type name, and the conversion of a value."""
 
     name: str
     key: str
@@ -31,7 +37,7 @@ class Column:
 
 
 def pyarrow() -> Any:
-    """The library, imported when it is needed; ConfigurationError says how to get it."""
+    """Import pyarrow when it is needed; ConfigurationError says how to install it."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -45,30 +51,30 @@ def pyarrow() -> Any:
 def columns_of(catalogue: Catalogue) -> list[Column]:
     """One column for each key that any entry has, in the order in which they come.
 
-    A key whose values are all whole numbers, numbers, booleans or texts has that type; any other is text,
-    and what is no text in it is written as JSON.
+    A key whose values are all integers, numbers, booleans or strings gets that type; any other becomes a string
+    column, in which non-strings are JSON.
     """
     kinds: dict[str, set[type]] = {}
     for entry in catalogue.entries():
         for key, value in entry.about.items():
-            if key not in LEFT_OUT and value is not None:
-                large = type(value) is int and value not in WHOLE_NUMBERS
+            if key not in EXCLUDED_KEYS and value is not None:
+                large = type(value) is int and value not in INT64_RANGE
                 kinds.setdefault(key, set()).add(object if large else type(value))
-    taken = {*OWN, EMBEDDING}
+    taken = {*COLUMNS, EMBEDDING}
     columns = []
     for key, kind in kinds.items():
         name = _text(key)
         while name in taken:
-            name = PREFIX + name
+            name = COLLISION_PREFIX + name
         taken.add(name)
         columns.append(Column(name, key, *_type(kind)))
     return columns
 
 
 def schema(columns: Sequence[Column], about: Mapping[str, str]) -> Any:
-    """The table's schema; `about` is kept in the file, so that a table knows its space."""
+    """The table's schema; `about` becomes the file's metadata, which names the space."""
     arrow = pyarrow()
-    fields = [(name, kind) for name, kind in OWN.items()] + [(column.name, column.type) for column in columns]
+    fields = [(name, kind) for name, kind in COLUMNS.items()] + [(column.name, column.type) for column in columns]
     return arrow.schema([(name, getattr(arrow, kind)()) for name, kind in fields], metadata=dict(about))
 
 
@@ -92,8 +98,8 @@ def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue,
 
 def _entries(rows: Sequence[Row], catalogue: Catalogue) -> list[Entry | None]:
     """The entry of each row; None where the catalogue has none."""
-    described = catalogue.by_id(row.id for row in rows) if catalogue else {}
-    return [described.get(row.id) for row in rows]
+    entries_by_id = catalogue.by_id(row.id for row in rows) if catalogue else {}
+    return [entries_by_id.get(row.id) for row in rows]
 
 
 def _type(kinds: set[type]) -> tuple[str, Callable[[Any], Any]]:

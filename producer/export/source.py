@@ -1,4 +1,4 @@
-"""producer.export.export.source"""
+"""The source of an export: one space of the store, and the catalogue."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

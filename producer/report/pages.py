@@ -16,14 +16,14 @@ from producer.collection.catalogue import Catalogue
 from producer.report.thumbnails import File, image_urls
 from producer.search.duplicates import Duplicates, Member
 from producer.search.identify import Identified
-from producer.search.nearest import about, title_of
+from producer.search.nearest import metadata_of, title_of
 from producer.settings import Settings
 from producer.vectors.base import SpaceInfo
 
 if TYPE_CHECKING:
     import jinja2
 
-GONE: Final = "its file is not under the posters root, or is no picture any more"
+GONE: Final = "no such image under the posters root any more"
 MAX_FACTS_CHARACTERS: Final = 120
 MAX_PICTURES: Final = 1000  # of about 20 kB: a page that every browser opens
 
@@ -82,15 +82,15 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
     """Each image beside its matches."""
     files: list[File | None] = [(None, str(result.image.absolute())) for result in results]
     files += [_file(settings, match.id, catalogue) for result in results for match in result.matches]
-    drawn = iter(image_urls(settings, files))
-    queries = [Card(result.image.name, "your image", next(drawn), "it cannot be shown") for result in results]
+    urls = iter(image_urls(settings, files))
+    queries = [Card(result.image.name, "your image", next(urls), "cannot be shown") for result in results]
     sections = []
     for result, query in zip(results, queries, strict=True):
         cards = [
             Card(
                 title_of(match) or match.id,
                 str(match.about["file"]),
-                next(drawn),
+                next(urls),
                 GONE,
                 match.score,
                 str(rank),
@@ -101,7 +101,9 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
         ]
         title = cards[0].title if cards else result.image.name
         problem = f"{result.failure.word}: {result.failure.reason}" if result.failure else ""
-        sections.append(Section(title, f"is most like {result.image.name}" if cards else "", cards, query, problem))
+        sections.append(
+            Section(title, f"is the best match for {result.image.name}" if cards else "", cards, query, problem)
+        )
     title = "Which poster is this?" if len(results) == 1 else "Which posters are these?"
     return render(title, info, [f"{info.count:,} posters searched"], sections)
 
@@ -109,7 +111,7 @@ def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, r
 def duplicates_page(
     settings: Settings, info: SpaceInfo, catalogue: Catalogue, found: Duplicates, threshold: float | None
 ) -> bytes:
-    """Each group as a row; its first poster stands out."""
+    """Each group as a row, its first poster highlighted."""
     shown: list[Sequence[Member]] = []
     pictures_left = MAX_PICTURES
     for group in found.groups:
@@ -117,32 +119,32 @@ def duplicates_page(
         if pictures_left < 0 and shown:
             break
         shown.append(group[:MAX_PICTURES])
-    drawn = iter(image_urls(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
+    urls = iter(image_urls(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
     sections = []
     for group in shown:
-        cards = [_member(member, group[0], about(member.id, catalogue), next(drawn)) for member in group]
+        cards = [_member(member, group[0], metadata_of(member.id, catalogue), next(urls)) for member in group]
         sections.append(Section(cards[0].title, f"{len(group)} posters", cards))
     left = len(found.groups) - len(shown)
-    note = f"{left:,} more groups are not shown: `python -m producer duplicates --json` has them all." if left else ""
-    how = "same content" if threshold is None else f"same content, or a cosine of {threshold:g} and more"
+    note = f"{left:,} more groups are not shown: `python -m producer duplicates --json` lists all." if left else ""
+    how = "same content" if threshold is None else f"same content, or a cosine of {threshold:g} or more"
     inside = sum(len(group) for group in found.groups)
     facts = [f"{found.posters:,} posters compared", f"{len(found.groups):,} groups with {inside:,} posters", how]
-    return render("Posters that are the same", info, facts, sections, note)
+    return render("Duplicate posters", info, facts, sections, note)
 
 
-def _member(member: Member, lead: Member, told: Mapping[str, Any], picture: str | None) -> Card:
-    if member is lead:
+def _member(member: Member, first: Member, metadata: Mapping[str, Any], picture: str | None) -> Card:
+    if member is first:
         tag = "first"
     elif member.same_content:
         tag = "same content"
     else:
         tag = ""
-    notes = [f"{member.bytes / 1000:,.0f} kB", *_facts(told)]
-    if not member.same_content and member.near_to not in (lead.id, member.id):
+    notes = [f"{member.bytes / 1000:,.0f} kB", *_facts(metadata)]
+    if not member.same_content and member.near_to not in (first.id, member.id):
         notes.append(f"near to {member.near_to}")
-    title = str(told.get("title", "")) or member.id
-    score = None if member is lead else member.score
-    return Card(title, str(told["file"]), picture, GONE, score, tag, notes, highlighted=member is lead)
+    title = str(metadata.get("title", "")) or member.id
+    score = None if member is first else member.score
+    return Card(title, str(metadata["file"]), picture, GONE, score, tag, notes, highlighted=member is first)
 
 
 def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
@@ -150,21 +152,21 @@ def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
     return (settings.root, name) if name else None
 
 
-def _facts(told: Mapping[str, Any]) -> list[str]:
-    """The short ones of the catalogue's keys, such as a year, on one line."""
-    facts = {key: value for key, value in told.items() if key not in ("file", "id", "title")}
+def _facts(metadata: Mapping[str, Any]) -> list[str]:
+    """The catalogue's scalar values, such as a year, on one line."""
+    facts = {key: value for key, value in metadata.items() if key not in ("file", "id", "title")}
     line = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
     return [line[:MAX_FACTS_CHARACTERS]] if line else []
 
 
-_BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is no UTF-8
+_BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is not UTF-8
 
 
 def file_of(poster: str, root: Path, catalogue: Catalogue) -> str | None:
-    """The file of a poster, relative to the posters root; None when there is none (any more).
+    """The file of a poster, relative to the posters root; None when it does not exist.
 
-    Where the catalogue does not know it, an id is the file's path after NFC, with bytes that are no UTF-8
-    as ``%XX``: the ways back are tried in turn.
+    Without a catalogue entry, an id is the file's path after NFC, with non-UTF-8 bytes as ``%XX``; the possible
+    originals are tried in turn.
     """
     return next((name for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
 
@@ -175,7 +177,7 @@ def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
         yield entry.file
         return
     if os.path.isabs(poster) or ".." in Path(poster).parts:
-        return  # an id that somebody chose, and no path below the root
+        return  # an id from a catalogue, not a path below the root
     yield poster
     yield unicodedata.normalize("NFD", poster)  # as macOS writes names
     if "%" in poster:

@@ -1,4 +1,4 @@
-"""Identify: the posters that look most like images, wherever those lie. Nothing of the images is stored."""
+"""Identify images: find the most similar posters. The images may lie anywhere, and are not stored."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
 from producer.maintenance.spaces import require_same_space
 from producer.queue.image_requests import MAX_BYTES
-from producer.search.nearest import Match, described, nearest, title_of
+from producer.search.nearest import Match, nearest, title_of, with_metadata
 from producer.settings import Settings
 from producer.vectors.base import SpaceInfo, VectorStore
 
 
 @dataclass(frozen=True)
 class Identified:
-    """An image, and the posters that look most like it, best first; or why it could not be looked at."""
+    """An image with its most similar posters, best first, or the reason why it could not be embedded."""
 
     image: Path
     matches: Sequence[Match]
@@ -42,13 +42,12 @@ def identify(
     local: bool,
     timeout_s: float,
 ) -> list[Identified]:
-    """Embed the images by a worker, or here, and search the space.
+    """Embed the images, by a worker or in this process, and search the space.
 
-    An image travels through Redis for as long as it is waited for, and is never looked for by a path: so it
-    may lie anywhere, and a worker reads nothing outside its posters root.
+    A worker gets the bytes of an image through Redis, never its path: it reads nothing outside its posters root.
 
     Raises:
-        NoWorker: nobody works on the queue.
+        NoWorker: no worker is alive.
         EmbedTimeout: no answer within `timeout_s` for an image.
         SpaceMismatch: the model makes vectors of another space than the one that is searched.
     """
@@ -69,7 +68,9 @@ def identify(
         matches = dict(zip(found, nearest(store, info.space.id, np.stack(list(found.values())), k), strict=True))
     return [
         Identified(
-            image, described(matches.get(at, ()), catalogue), vector if isinstance(vector, UnreadablePoster) else None
+            image,
+            with_metadata(matches.get(at, ()), catalogue),
+            vector if isinstance(vector, UnreadablePoster) else None,
         )
         for at, (image, vector) in enumerate(zip(images, made, strict=True))
     ]
@@ -111,7 +112,7 @@ def engine_missing(error: ImportError) -> ConfigurationError:
 
 
 def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:
-    """One image as an object for a program."""
+    """The result for one image as a JSON object."""
     entry: dict[str, Any] = {"image": str(result.image), "space": info.space.id}
     if result.failure:
         return entry | {"error": {"word": result.failure.word, "reason": result.failure.reason}}
@@ -131,7 +132,7 @@ def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:
 
 
 def as_lines(result: Identified) -> list[str]:
-    """One image as text: rank, score, title, file."""
+    """The result for one image as lines of text: rank, score, title, file."""
     width = max((len(title_of(match)) for match in result.matches), default=0)
     return [
         f"{rank:>3}  {match.score:.4f}  {title_of(match):<{width}}  {match.about['file']}".replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Index: the vectors of one space held in memory, for a backend that searches while others write."""
+"""Index: the vectors of one space in memory, for a backend that searches while others write."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import numpy as np
 from producer.cores import usable_cores
 from producer.embedding import Space, SpacedVectors, Vectors, is_unit, space_of, with_space
 from producer.errors import PosterError, SpaceMismatch
-from producer.search.nearest import Match, described, first, highest, require_width, sweep
+from producer.search.nearest import Match, best_matches, require_width, search_blocks, top_positions, with_metadata
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import open_store, store_exists
 from producer.vectors.base import VectorStore
 
-REFRESH_S: Final = 2.0  # a look takes microseconds (SQLite) or one round trip (Redis)
-LOADING_SHARE: Final = 10  # however busy the store, at most a tenth of the time goes into loading it
+REFRESH_S: Final = 2.0  # a poll takes microseconds (SQLite) or one round trip (Redis)
+LOADING_SHARE: Final = 10  # however busy the store, loading takes at most a tenth of the time
 BLOCK_ROWS: Final = 16384  # 32 MB of 512 numbers each
-# Up to so many queries are searched one by one, as fast as memory can be read; more are multiplied in blocks.
-FEW_QUERIES: Final = 12
+# Up to this many queries are searched one by one, at memory bandwidth; more are multiplied in blocks.
+MAX_SINGLE_QUERIES: Final = 12
 logger = logging.getLogger(__name__)
 
 
 class Index:
-    """Exact search over the space that readers use; follows the store. Threads may share it."""
+    """Exact search over the space that readers use; follows the store. Thread-safe."""
 
     def __init__(self, settings: Settings, space: str | None = None) -> None:
         """Use `Index.open`, which loads the vectors, too."""
-        self._settings, self._named = settings, space
+        self._settings, self._space_name = settings, space
         self._store: VectorStore | None = None
-        self._held = Snapshot()
+        self._snapshot = Snapshot()
         self._loading = threading.Lock()
         self._ended = threading.Event()
         self._threads = usable_cores()
@@ -52,7 +52,7 @@ class Index:
         Args:
             settings: None: from config.json and the environment.
             space: id of a space, or the beginning of one; None: the store's current one, also when that changes.
-            refresh_s: seconds between two looks for changes, in a thread of its own; None: only `refresh` looks.
+            refresh_s: seconds between two polls for changes, in a background thread; None: only `refresh` polls.
 
         Raises:
             ConfigurationError: there is no such space, or the catalogue is not readable.
@@ -62,7 +62,7 @@ class Index:
         index.refresh()
         if index.space is None:
             where = without_password(index._settings.store)
-            logger.warning("no vectors yet in %s: the index is empty until there are", where)
+            logger.warning("no vectors yet in %s: the index stays empty until some are stored", where)
         if refresh_s is not None:
             threading.Thread(target=index._follow, args=(refresh_s,), name="index", daemon=True).start()
         return index
@@ -70,28 +70,28 @@ class Index:
     @property
     def space(self) -> Space | None:
         """The space that is searched at the moment; None while there are no vectors."""
-        return self._held.space
+        return self._snapshot.space
 
     def __len__(self) -> int:
         """How many posters are searched."""
-        return len(self._held.ids)
+        return len(self._snapshot.ids)
 
     def search(self, vectors: Vectors | Sequence[Vectors], k: int = 5, *, space: str | None = None) -> list[Any]:
         """The `k` posters with the highest cosine, best first; exact; ties go to the smaller id.
 
         Args:
             vectors: (dimension,) float32 of unit length, or several: (n, dimension), or a list of vectors.
-            k: at most so many.
-            space: id of their space, for arrays that do not know it; those of Producer.embed do.
+            k: number of matches per query.
+            space: id of their space, for arrays without one; those of Producer.embed have it.
 
         Returns:
             list[Match], each with the catalogue's entry as `about`; for several vectors a list of such lists.
 
         Raises:
-            SpaceMismatch: the vectors are of another space than the index, or nobody said of which.
+            SpaceMismatch: the vectors are of another space than the index, or their space is unknown.
             ValueError: they are not of unit length, or `k` is below 1.
         """
-        held = self._held
+        snapshot = self._snapshot
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if isinstance(vectors, list | tuple):
@@ -102,78 +102,79 @@ class Index:
             vectors = np.stack(vectors) if vectors else np.zeros((0, 0), np.float32)
         array = np.asarray(vectors, np.float32)
         queries = np.atleast_2d(array)
-        if held.space is None or not len(queries):
+        if snapshot.space is None or not len(queries):
             found: list[list[Match]] = [[] for _ in queries]
         else:
-            _check(queries, space, space_of(vectors), held.space)
-            found = [described(matches, held.catalogue) for matches in self._search(held, queries, k)]
+            _check(queries, space, space_of(vectors), snapshot.space)
+            found = [with_metadata(matches, snapshot.catalogue) for matches in self._search(snapshot, queries, k)]
         return found[0] if array.ndim == 1 else found
 
     def vectors(self) -> tuple[tuple[str, ...], SpacedVectors]:
         """Ids and a read-only matrix (n, dimension) float32: row i belongs to id i; both of one moment."""
-        held = self._held
-        return held.ids, with_space(held.matrix, held.space.id if held.space else "")
+        snapshot = self._snapshot
+        return snapshot.ids, with_space(snapshot.matrix, snapshot.space.id if snapshot.space else "")
 
     def refresh(self) -> bool:
-        """Look into the store now, and load it if it has changed; True if it had.
+        """Poll the store now, and reload if it has changed; True if it had.
 
-        Searches go on meanwhile, in what was held before.
+        Searches go on meanwhile in the previous snapshot.
 
         Raises:
-            StoreError: the store cannot be read; what was held stays.
+            StoreError: the store cannot be read; the snapshot stays.
         """
         with self._loading:
             if self._ended.is_set() or (self._store is None and not store_exists(self._settings.store)):
                 return False
             self._store = self._store or open_store(self._settings.store)
-            before, self._held = self._held, load_if_changed(self._held, self._store, self._settings, self._named)
-            return self._held is not before
+            before = self._snapshot
+            self._snapshot = load_if_changed(before, self._store, self._settings, self._space_name)
+            return self._snapshot is not before
 
     def close(self) -> None:
-        """End the threads and let go of the store and the vectors."""
+        """Stop the threads, close the store and release the vectors."""
         self._ended.set()
         with self._loading:
-            self._held = Snapshot()
+            self._snapshot = Snapshot()
             self._pool.shutdown()
             if self._store is not None:
                 self._store.close()
 
-    def _search(self, held: Snapshot, queries: Vectors, k: int) -> list[list[Match]]:
-        if len(queries) > FEW_QUERIES:
-            starts = range(0, len(held.ids), BLOCK_ROWS)
-            blocks = ((held.ids[at : at + BLOCK_ROWS], held.matrix[at : at + BLOCK_ROWS]) for at in starts)
-            return sweep(blocks, queries, k, held.space.id if held.space else "")
-        step = max(BLOCK_ROWS, -(-len(held.ids) // self._threads))
-        parts = [(start, held.matrix[start : start + step]) for start in range(0, len(held.ids), step)]
+    def _search(self, snapshot: Snapshot, queries: Vectors, k: int) -> list[list[Match]]:
+        if len(queries) > MAX_SINGLE_QUERIES:
+            starts = range(0, len(snapshot.ids), BLOCK_ROWS)
+            blocks = ((snapshot.ids[at : at + BLOCK_ROWS], snapshot.matrix[at : at + BLOCK_ROWS]) for at in starts)
+            return search_blocks(blocks, queries, k, snapshot.space.id if snapshot.space else "")
+        step = max(BLOCK_ROWS, -(-len(snapshot.ids) // self._threads))
+        parts = [(start, snapshot.matrix[start : start + step]) for start in range(0, len(snapshot.ids), step)]
 
         def best(query: Vectors, start: int, matrix: Vectors) -> Iterator[Match]:
             scores = np.vecdot(matrix, query)
-            return (Match(held.ids[start + i], float(scores[i])) for i in highest(scores, k))
+            return (Match(snapshot.ids[start + i], float(scores[i])) for i in top_positions(scores, k))
 
         found = []
         for query in queries:
             done = self._pool.map(lambda part, query=query: list(best(query, *part)), parts)
-            found.append(first([match for matches in done for match in matches], k))
+            found.append(best_matches([match for matches in done for match in matches], k))
         return found
 
     def _follow(self, refresh_s: float) -> None:
-        pause, silent = refresh_s, False
+        pause, warned = refresh_s, False
         while not self._ended.wait(pause):
             try:
                 changed = self.refresh()
-                pause = max(refresh_s, LOADING_SHARE * self._held.seconds) if changed else refresh_s
-                silent = False
+                pause = max(refresh_s, LOADING_SHARE * self._snapshot.seconds) if changed else refresh_s
+                warned = False
             except (PosterError, MemoryError) as error:
-                if not silent and not self._ended.is_set():  # once per outage
-                    logger.warning("the index stays as it is: %s", error or "not enough memory to load it again")
-                silent = True
+                if not warned and not self._ended.is_set():  # once per outage
+                    logger.warning("the index keeps its last snapshot: %s", error or "not enough memory to reload")
+                warned = True
 
 
-def _check(queries: Vectors, told: str | None, known: str | None, space: Space) -> None:
-    for claimed in (known, told):
+def _check(queries: Vectors, given: str | None, tagged: str | None, space: Space) -> None:
+    for claimed in (tagged, given):
         if claimed not in (None, space.id):
             raise SpaceMismatch(f"the query is of the space {claimed}, and this index holds {space.id}")
-    if known is None and told is None:
+    if tagged is None and given is None:
         raise SpaceMismatch(
             f"this array does not say which space its vectors are of, and the index holds {space.id}: "
             "take them from Producer.embed, or pass space=…"

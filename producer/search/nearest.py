@@ -1,4 +1,4 @@
-"""Exact nearest neighbors: which posters look like these vectors? In one pass over the store, nothing held."""
+"""Exact nearest-neighbor search in one pass over the store, in constant memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from producer.vectors.base import VectorStore
 
 
 class Match(NamedTuple):
-    """A poster that looks like the query.
+    """A search result.
 
     Attributes:
         id: the poster's id.
         score: cosine to the query, from -1 to 1.
-        about: what the catalogue says of it, `file` and `title` among it; empty where nobody looked.
+        about: its catalogue entry, with `file`; empty when the catalogue was not consulted.
     """
 
     id: str
@@ -41,24 +41,25 @@ def nearest(store: VectorStore, space_id: str, queries: Vectors, k: int = 5) -> 
         SpaceMismatch: the queries are of another space, or not as wide as the space's vectors.
     """
     require_space(queries, space_id)
-    return sweep((([row.id for row in rows], matrix) for rows, matrix in store.read(space_id)), queries, k, space_id)
+    blocks = (([row.id for row in rows], matrix) for rows, matrix in store.read(space_id))
+    return search_blocks(blocks, queries, k, space_id)
 
 
-def sweep(
+def search_blocks(
     blocks: Iterable[tuple[Sequence[str], Vectors]], queries: Vectors, k: int, space_id: str
 ) -> list[list[Match]]:
-    """The `k` best matches of each query over blocks of ids and vectors (n, dimension), each looked at once."""
+    """The `k` best matches of each query over blocks of ids and vectors (n, dimension), each read once."""
     best: list[list[Match]] = [[] for _ in queries]
     for ids, matrix in blocks:
         require_width(queries, matrix.shape[1], space_id)
         for found, scores in zip(best, (matrix @ np.asarray(queries).T).T, strict=True):
-            found.extend(Match(ids[i], float(scores[i])) for i in highest(scores, k))
-            found[:] = first(found, k)
+            found.extend(Match(ids[i], float(scores[i])) for i in top_positions(scores, k))
+            found[:] = best_matches(found, k)
     return best
 
 
-def highest(scores: Vectors, k: int) -> Sequence[int]:
-    """Positions of the `k` highest scores (n,) and of all that equal the last of them, in no order."""
+def top_positions(scores: Vectors, k: int) -> Sequence[int]:
+    """Positions of the `k` highest scores (n,) and of all that tie with the last of them, unordered."""
     count = len(scores)
     if k >= count:
         return range(count)
@@ -66,35 +67,35 @@ def highest(scores: Vectors, k: int) -> Sequence[int]:
     return [int(position) for position in np.flatnonzero(scores >= least)]
 
 
-def first(matches: Sequence[Match], k: int) -> list[Match]:
+def best_matches(matches: Sequence[Match], k: int) -> list[Match]:
     """The `k` best, best first; ties go to the smaller id."""
     return nsmallest(k, matches, key=lambda match: (-match.score, match.id))
 
 
-def described(matches: Iterable[Match], catalogue: Catalogue) -> list[Match]:
-    """The same matches with what the catalogue says of each; a poster that it does not name has its id as its file."""
-    return [match._replace(about=about(match.id, catalogue)) for match in matches]
+def with_metadata(matches: Iterable[Match], catalogue: Catalogue) -> list[Match]:
+    """The same matches with their catalogue entries as `about`."""
+    return [match._replace(about=metadata_of(match.id, catalogue)) for match in matches]
 
 
-def about(poster: str, catalogue: Catalogue) -> Mapping[str, Any]:
-    """Every key of the poster's entry, and its `file` under the posters root in any case."""
+def metadata_of(poster: str, catalogue: Catalogue) -> Mapping[str, Any]:
+    """The poster's catalogue entry; without one, its id as `file`."""
     entry = catalogue.by_id([poster]).get(poster)
     return {**entry.about, "file": entry.file} if entry else {"file": poster}
 
 
 def title_of(match: Match) -> str:
-    """The title that the catalogue gives; empty where it gives none."""
+    """The catalogue's title; empty when there is none."""
     return str(match.about.get("title", ""))
 
 
 def require_space(queries: Vectors, space_id: str) -> None:
-    """SpaceMismatch where the queries say that they are of another space."""
-    told = space_of(queries)
-    if told not in (None, space_id):
-        raise SpaceMismatch(f"the query is of the space {told} and cannot be compared with vectors of {space_id}")
+    """Raise SpaceMismatch if the queries are tagged with another space."""
+    tagged = space_of(queries)
+    if tagged not in (None, space_id):
+        raise SpaceMismatch(f"the query is of the space {tagged} and cannot be compared with vectors of {space_id}")
 
 
 def require_width(queries: Vectors, dimension: int, space_id: str) -> None:
-    """SpaceMismatch where the queries have another number of numbers."""
+    """Raise SpaceMismatch if the queries have another dimension."""
     if queries.shape[1] != dimension:
         raise SpaceMismatch(f"the queries have {queries.shape[1]} numbers, vectors of {space_id} have {dimension}")

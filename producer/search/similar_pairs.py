@@ -1,4 +1,4 @@
-"""All pairs of vectors nearer than a threshold: exact, in blocks, most of them ruled out in few dimensions."""
+"""All pairs of vectors above a cosine threshold: exact, in blocks, most ruled out in a low-dimensional projection."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from producer.errors import ConfigurationError
 
 Positions = npt.NDArray[np.int32]
 BLOCK_ROWS: Final = 4096  # a block of products has 64 MB
-DIRECTIONS: Final = 62  # with the two columns that make distances of products: 64
-SAMPLE_ROWS: Final = 16384  # enough to find the directions in which vectors differ most
-SLACK: Final = 1e-4  # rounding of sums of 512 float32 products stays below 1e-5; nothing near may be ruled out
-SPARSE: Final = 16  # where fewer than 1 in so many pairs is left, they are computed one by one
-MOST_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
+DIRECTIONS: Final = 62  # plus the two columns that turn products into distances: 64
+SAMPLE_ROWS: Final = 16384  # enough to estimate the directions of largest variance
+SLACK: Final = 1e-4  # rounding errors of 512 float32 products stay below 1e-5: no near pair is ruled out
+SPARSE: Final = 16  # where fewer than 1 in so many pairs remain, they are computed one by one
+MAX_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
 
 
 def similar_pairs(
@@ -25,9 +25,9 @@ def similar_pairs(
 ) -> tuple[Positions, Positions, Vectors]:
     """Every pair ``i < j`` of rows with a cosine of at least `threshold`: all i, all j, all cosines.
 
-    Two unit vectors of cosine c lie sqrt(2 - 2c) apart, and their shadows in any subspace not farther. So the
-    pairs are first compared in the DIRECTIONS in which the vectors differ most; only those whose shadows are
-    near enough are computed in full. Nothing is lost by that. Memory: a quarter of the vectors, and the pairs.
+    Two unit vectors of cosine c lie sqrt(2 - 2c) apart, and their projections into any subspace no farther. So the
+    pairs are first compared in the DIRECTIONS of largest variance; only those whose projections are near enough
+    are computed in full, so no pair is lost. Memory: a quarter of the vectors, and the pairs.
 
     Args:
         vectors: (n, dimension) float32, unit length.
@@ -35,65 +35,65 @@ def similar_pairs(
         on_pairs: called with the number of pairs compared since the last call.
 
     Raises:
-        ConfigurationError: more than MOST_PAIRS are nearer than the threshold.
+        ConfigurationError: more than MAX_PAIRS are nearer than the threshold.
     """
-    shadows, mirrored = _projections(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
-    # A product of shadows is -distance²/2, and distance²/2 of the vectors 1 - cosine. One block is compared whole.
-    least = threshold - SLACK - (len(vectors) > BLOCK_ROWS)
-    most = min(BLOCK_ROWS, len(vectors))
-    products, nears = np.empty((most, most), np.float32), np.empty((most, most), np.bool_)  # used again and again
+    projections, counterparts = _projections(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
+    # A product of projections is -distance²/2, and distance²/2 of the vectors 1 - cosine. One block is compared whole.
+    minimum = threshold - SLACK - (len(vectors) > BLOCK_ROWS)
+    side = min(BLOCK_ROWS, len(vectors))
+    products, nears = np.empty((side, side), np.float32), np.empty((side, side), np.bool_)  # reused for every block
     found: list[tuple[Positions, Positions, Vectors]] = []
     count = 0
-    for top, left in _blocks(len(vectors)):
-        rows, columns = vectors[top : top + BLOCK_ROWS], vectors[left : left + BLOCK_ROWS]
+    for row, column in _blocks(len(vectors)):
+        rows, columns = vectors[row : row + BLOCK_ROWS], vectors[column : column + BLOCK_ROWS]
         product, near = products[: len(rows), : len(columns)], nears[: len(rows), : len(columns)]
-        np.matmul(shadows[top : top + BLOCK_ROWS], mirrored[left : left + BLOCK_ROWS].T, out=product)
-        if np.greater_equal(product, least, out=near).any():
-            i, j, cosine = _computed(rows, columns, near, threshold)
-            if top == left:
+        np.matmul(projections[row : row + BLOCK_ROWS], counterparts[column : column + BLOCK_ROWS].T, out=product)
+        if np.greater_equal(product, minimum, out=near).any():
+            i, j, cosine = _exact_pairs(rows, columns, near, threshold)
+            if row == column:
                 keep = i < j
                 i, j, cosine = i[keep], j[keep], cosine[keep]
-            found.append(((i + top).astype(np.int32), (j + left).astype(np.int32), cosine))
+            found.append(((i + row).astype(np.int32), (j + column).astype(np.int32), cosine))
             count += len(i)
-            if count > MOST_PAIRS:
+            if count > MAX_PAIRS:
                 raise ConfigurationError(
-                    f"more than {MOST_PAIRS:,} pairs of posters have a cosine of {threshold:g} or more: "
+                    f"more than {MAX_PAIRS:,} pairs of posters have a cosine of {threshold:g} or more: "
                     "raise --threshold"
                 )
-        on_pairs(len(rows) * len(columns) if top != left else len(rows) * (len(rows) - 1) // 2)
+        on_pairs(len(rows) * len(columns) if row != column else len(rows) * (len(rows) - 1) // 2)
     empty = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
     firsts, seconds, cosines = zip(empty, *found, strict=True)
     return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(cosines)
 
 
 def _blocks(count: int) -> Iterator[tuple[int, int]]:
-    for top in range(0, count, BLOCK_ROWS):
-        for left in range(top, count, BLOCK_ROWS):
-            yield top, left
+    for row in range(0, count, BLOCK_ROWS):
+        for column in range(row, count, BLOCK_ROWS):
+            yield row, column
 
 
 def _projections(vectors: Vectors) -> tuple[Vectors, Vectors]:
-    """Two matrices whose product is minus half the squared distance of the shadows: (n, DIRECTIONS + 2) each."""
+    """Two matrices whose product is minus half the squared distance of the projections: (n, DIRECTIONS + 2) each."""
     sample = vectors[:: max(1, len(vectors) // SAMPLE_ROWS)][: 2 * SAMPLE_ROWS].astype(np.float64)
     spread = sample - sample.mean(axis=0) if len(sample) else sample
     _, directions = np.linalg.eigh(spread.T @ spread)  # ascending
     chosen = directions[:, ::-1][:, :DIRECTIONS].astype(np.float32)
     width = chosen.shape[1]
-    shadows = np.empty((len(vectors), width + 2), np.float32)
+    projections = np.empty((len(vectors), width + 2), np.float32)
     for start in range(0, len(vectors), BLOCK_ROWS):
-        part = shadows[start : start + BLOCK_ROWS]
+        part = projections[start : start + BLOCK_ROWS]
         np.matmul(vectors[start : start + BLOCK_ROWS], chosen, out=part[:, :width])
         part[:, width] = -0.5 * (part[:, :width] ** 2).sum(axis=1)
         part[:, width + 1] = 1
-    mirrored = shadows.copy()
-    mirrored[:, [width, width + 1]] = mirrored[:, [width + 1, width]]
-    return shadows, mirrored
+    counterparts = projections.copy()
+    counterparts[:, [width, width + 1]] = counterparts[:, [width + 1, width]]
+    return projections, counterparts
 
 
-def _computed(
+def _exact_pairs(
     rows: Vectors, columns: Vectors, near: npt.NDArray[np.bool_], threshold: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vectors]:
-    """Of the pairs that may be near, those that are."""
+    """The candidate pairs whose exact cosine reaches the threshold."""
     i, j = np.nonzero(near)
     if len(i) * SPARSE < near.size:
         parts = [

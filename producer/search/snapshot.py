@@ -1,4 +1,4 @@
-"""A space as it was at one moment, held in memory; and the look that tells whether that is over."""
+"""Snapshots: a space loaded into memory, reloaded only when the store or the catalogue has changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from producer.vectors.base import VectorStore
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was in the store at one moment; replaced whole, never changed.
+    """The content of a space at one moment; replaced as a whole, never modified.
 
     Attributes:
         space: which it is; None while the store holds none.
@@ -37,25 +37,25 @@ class Snapshot:
     seconds: float = 0.0
 
 
-def load_if_changed(held: Snapshot, store: VectorStore, settings: Settings, name: str | None) -> Snapshot:
-    """What the store holds now; `held` itself when nothing has changed.
+def load_if_changed(snapshot: Snapshot, store: VectorStore, settings: Settings, name: str | None) -> Snapshot:
+    """What the store holds now; `snapshot` itself when nothing has changed.
 
     Args:
         name: the space that is wanted, or its beginning; None: the store's current one.
     """
     if name is None and store.current() is None:
-        return Snapshot() if held.space else held
+        return Snapshot() if snapshot.space else snapshot
     space = find_space(store, name).space
     stamp, catalogue_stamp = store.version(space.id), file_stamp(settings.catalogue)
-    catalogue, began = held.catalogue, time.monotonic()
-    if held.space is None or catalogue_stamp != held.catalogue_stamp:
+    catalogue, began = snapshot.catalogue, time.monotonic()
+    if snapshot.space is None or catalogue_stamp != snapshot.catalogue_stamp:
         catalogue = read_catalogue(settings.catalogue)
-    if (held.space, held.stamp) != (space, stamp):
+    if (snapshot.space, snapshot.stamp) != (space, stamp):
         ids, matrix = load(store, space)
-    elif catalogue is not held.catalogue:
-        ids, matrix = held.ids, held.matrix
+    elif catalogue is not snapshot.catalogue:
+        ids, matrix = snapshot.ids, snapshot.matrix
     else:
-        return held
+        return snapshot
     return Snapshot(space, stamp, ids, matrix, catalogue, catalogue_stamp, time.monotonic() - began)
 
 
@@ -65,7 +65,7 @@ def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:
     matrix = np.empty((store.count(space.id), space.dimension), np.float32)
     for rows, part in store.read(space.id):
         stop = len(ids) + len(rows)
-        if stop > len(matrix):  # more came since they were counted
+        if stop > len(matrix):  # rows were added since they were counted
             more = max(stop - len(matrix), len(matrix) // 8)
             matrix = np.concatenate([matrix, np.empty((more, space.dimension), np.float32)])
         matrix[len(ids) : stop] = part

@@ -20,7 +20,7 @@ from producer.embedding import Space
 from producer.errors import ConfigurationError, StoreError
 from producer.export import faiss as faiss_export
 from producer.export import parquet
-from producer.export.atomic import staged_folder, write_whole
+from producer.export.atomic import atomic_folder, write_atomically
 from producer.export.export import export
 from producer.export.source import Source
 from producer.maintenance.spaces import find_space
@@ -149,9 +149,9 @@ def test_faiss_finds_each_poster_by_its_vector(store, tmp_path, kind):
 
 
 def test_faiss_goes_over_to_cells_for_large_sets(store, tmp_path, monkeypatch):
-    """Above FLAT_MOST; and few vectors for cells are refused with the way out."""
+    """Above MAX_FLAT_VECTORS; and few vectors for cells are refused with the way out."""
     fill(store, [f"{n}" for n in range(500)])
-    monkeypatch.setattr(faiss_export, "FLAT_MOST", 499)
+    monkeypatch.setattr(faiss_export, "MAX_FLAT_VECTORS", 499)
     export(source(store), tmp_path / "out", "faiss")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["index"] == "ivf"
     fill(store, ["a"], space=OTHER)
@@ -230,7 +230,7 @@ def test_only_an_export_is_replaced_and_only_when_told(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="is no export"):
         export(source(store), tmp_path / "file")
-    with pytest.raises(ConfigurationError, match="cannot be made"):
+    with pytest.raises(ConfigurationError, match="cannot be created"):
         export(source(store), tmp_path / "file" / "below")
 
 
@@ -379,7 +379,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, format):
 
 def test_staging_is_invisible_until_it_is_over(tmp_path):
     """While it is written, the name is free."""
-    with staged_folder(tmp_path / "deep" / "out", replace=False) as partial:
+    with atomic_folder(tmp_path / "deep" / "out", replace=False) as partial:
         (partial / "file").write_text("x")
         assert not (tmp_path / "deep" / "out").exists()
     assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
@@ -389,9 +389,9 @@ def test_staging_is_invisible_until_it_is_over(tmp_path):
 def test_a_file_is_replaced_whole(tmp_path):
     """And where it cannot be written, that is said and nothing is left."""
     path = tmp_path / "page.html"
-    write_whole(path, b"one")
-    write_whole(path, b"two")
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigurationError, match="cannot be written"):
-        write_whole(tmp_path / "nowhere" / "page.html", b"x")
+        write_atomically(tmp_path / "nowhere" / "page.html", b"x")

@@ -137,7 +137,7 @@ def test_the_identify_page_shows_query_and_matches(info, settings, tmp_path):
     assert [Image.open(io.BytesIO(part)).size for part in data] == [(480, 160), (320, 480)]
     for words in ("First & <last>", "0.9877", "deep/ a.png", "year 1999", "gone.jpg", "unreadable: no image"):
         assert words in seen.text
-    assert "is not under the posters root" in seen.text
+    assert "no such image under the posters root" in seen.text
     assert "tags" not in seen.text
 
 

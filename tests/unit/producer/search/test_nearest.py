@@ -5,7 +5,7 @@ import pytest
 
 from producer.embedding import with_space
 from producer.errors import SpaceMismatch
-from producer.search.nearest import Match, about, described, first, highest, nearest, title_of
+from producer.search.nearest import Match, best_matches, metadata_of, nearest, title_of, top_positions, with_metadata
 from tests.support.filled_store import OTHER, SPACE, catalogue_of, fill, unit
 from tests.support.memory_store import MemoryStore
 
@@ -60,16 +60,16 @@ def test_queries_of_another_space_are_refused():
 def test_highest_holds_every_tie():
     """So that whoever sorts them afterwards decides, and not the partition."""
     scores = np.array([1, 3, 2, 3, 3, 0], np.float32)
-    assert sorted(highest(scores, 2)) == [1, 3, 4]
-    assert sorted(highest(scores, 4)) == [1, 2, 3, 4]
-    assert sorted(highest(scores, 99)) == [0, 1, 2, 3, 4, 5]
-    assert [match.id for match in first([Match("b", 1.0), Match("a", 1.0), Match("c", 2.0)], 2)] == ["c", "a"]
+    assert sorted(top_positions(scores, 2)) == [1, 3, 4]
+    assert sorted(top_positions(scores, 4)) == [1, 2, 3, 4]
+    assert sorted(top_positions(scores, 99)) == [0, 1, 2, 3, 4, 5]
+    assert [match.id for match in best_matches([Match("b", 1.0), Match("a", 1.0), Match("c", 2.0)], 2)] == ["c", "a"]
 
 
 def test_a_match_says_what_the_catalogue_says(tmp_path):
     """Every key; a poster that it does not name has its id as its file."""
     catalogue = catalogue_of(tmp_path, {"file": "p/a.jpg", "id": "first", "title": "A", "year": 1999})
-    known, unknown = described([Match("first", 0.5), Match("p/b.jpg", 0.4)], catalogue)
+    known, unknown = with_metadata([Match("first", 0.5), Match("p/b.jpg", 0.4)], catalogue)
     assert known.about == {"file": "p/a.jpg", "id": "first", "title": "A", "year": 1999}
     assert (title_of(known), title_of(unknown)) == ("A", "")
-    assert unknown.about == about("p/b.jpg", catalogue) == {"file": "p/b.jpg"}
+    assert unknown.about == metadata_of("p/b.jpg", catalogue) == {"file": "p/b.jpg"}

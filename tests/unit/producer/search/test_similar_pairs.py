@@ -36,7 +36,7 @@ def brute(vectors, threshold):
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("vectors", [with_copies(unit(900, 64)), with_copies(clip_like(900))], ids=["random", "clip"])
 def test_exactly_the_near_pairs_are_found(monkeypatch, vectors, threshold, block):
-    """Cut into blocks of any size, with shadows in fewer dimensions: what comparing everything finds."""
+    """Cut into blocks of any size, with projections in fewer dimensions: what comparing everything finds."""
     monkeypatch.setattr(module, "BLOCK_ROWS", block)
     monkeypatch.setattr(module, "DIRECTIONS", 14)
     i, j, cosines = similar_pairs(vectors, threshold)
@@ -49,14 +49,14 @@ def test_exactly_the_near_pairs_are_found(monkeypatch, vectors, threshold, block
     assert np.allclose(cosines, (vectors[i] * vectors[j]).sum(axis=1), atol=1e-5)
 
 
-def test_shadows_rule_most_pairs_out(monkeypatch):
+def test_projections_rule_most_pairs_out(monkeypatch):
     """That is what makes it fast: of a hundred thousand pairs a few hundred are computed in full."""
     monkeypatch.setattr(module, "BLOCK_ROWS", 256)
     vectors = with_copies(clip_like(2000, dimension=512), noise=0.01)
     computed = []
-    real = module._computed
+    real = module._exact_pairs
     monkeypatch.setattr(
-        module, "_computed", lambda a, b, near, t: (computed.append(int(near.sum())), real(a, b, near, t))[1]
+        module, "_exact_pairs", lambda a, b, near, t: (computed.append(int(near.sum())), real(a, b, near, t))[1]
     )
     i, _, _ = similar_pairs(vectors, 0.9)
     assert len(i) >= 200
@@ -79,6 +79,6 @@ def test_every_pair_is_reported_once_as_compared(monkeypatch):
 
 def test_a_threshold_that_says_nothing_is_refused(monkeypatch):
     """Before memory is full; the error says what to change."""
-    monkeypatch.setattr(module, "MOST_PAIRS", 1000)
+    monkeypatch.setattr(module, "MAX_PAIRS", 1000)
     with pytest.raises(ConfigurationError, match=r"more than 1,000 pairs.*cosine of 0.1 or more: raise --threshold"):
         similar_pairs(clip_like(200), 0.1)
