@@ -26,8 +26,8 @@ from bench.machine import machine, versions
 from bench.peers import NoPeers, peers_python
 from bench.posters import KINDS, write_posters
 from bench.report import DECODE, LOADER, LOOP, MODEL, OURS, QUEUE, RETRIEVAL, TRANSFORMERS, describe, summarize
-from producer.cores import usable_cores
 from producer.errors import PosterError
+from producer.host import usable_cores
 from worker.model.device import choose_device
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,9 +26,9 @@ from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from bench.posters import write_jpegs
-from producer.cores import usable_cores
 from producer.embedding import Vectors
 from producer.errors import ConfigurationError
+from producer.host import usable_cores
 from worker.clip_embedder import CLIPEmbedder
 from worker.images.decode import decode
 from worker.images.resize import scale_to

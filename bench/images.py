@@ -28,7 +28,7 @@ from PIL import Image
 
 from bench.image_samples import Sample, encoded, picture, samples
 from bench.posters import drawing
-from producer.cores import usable_cores
+from producer.host import usable_cores
 from worker.images.decode import Geometry, decode
 
 CLIP = Geometry(224, 224)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from producer.cores import usable_cores
+from producer.host import usable_cores
 
 PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy", "celery", "kombu", "redis")
 

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from producer.cores import usable_cores
 from producer.embedding import Space, Vectors
 from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.files import read_file
+from producer.host import usable_cores
 from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
 from worker.model.autotune import choose_chunk_size
@@ -31,7 +31,6 @@ from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
 from worker.model.inference import CpuFallback, EmbeddedChunk, Engine
 from worker.model.parity import ChosenEncoder, choose_encoder, select_gpu
-from producer.cores import usable_cores
 from worker.model.weights import Weights, build, digest, find_weights
 from worker.pipeline.buffers import chunk_buffer, keep_rows
 from worker.pipeline.loader import Loader

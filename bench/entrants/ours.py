@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from bench.entrants.serve import Config, Run, serve
-from producer.cores import usable_cores
 from producer.files import read_file
+from producer.host import usable_cores
 from worker.clip_embedder import CLIPEmbedder
 from worker.images.decode import Geometry, decode
 from worker.model.threads import one_core_threads

@@ -24,8 +24,8 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example
 from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
+from producer.host import engine_required
 from producer.indexing.index_job import index
-from producer.local import require_engine
 from producer.output import ledger_entry, ledger_line, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
@@ -46,7 +46,8 @@ def run_demo() -> Progress:
         ConfigurationError: redis-server or the engine is not installed.
         NoWorker: no worker could be started; says why.
     """
-    require_engine()
+    with engine_required():
+        pass
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:

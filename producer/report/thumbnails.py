@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from producer.errors import UnreadablePoster
+from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
-from producer.search.identify import engine_missing
+from producer.host import engine_required
 from producer.settings import Settings
 
 THUMBNAIL_PIXELS: Final = 480  # twice what a page shows them at, for screens of high density
@@ -35,9 +35,10 @@ def image_urls(settings: Settings, files: Sequence[File | None]) -> list[str | N
 
 def _image_urls(settings: Settings, files: Sequence[File]) -> list[str | None]:
     try:
-        from worker.images.thumbnails import thumbnails
-    except ImportError as error:
-        logger.warning("no thumbnails can be made here, the page holds whole files instead: %s", engine_missing(error))
+        with engine_required():
+            from worker.images.thumbnails import thumbnails
+    except ConfigurationError as error:
+        logger.warning("no thumbnails can be made here, the page holds whole files instead: %s", error)
         return [_whole_file(file) for file in files]
     return [_data_url(data, "image/webp") if data else None for data in thumbnails(settings, files, THUMBNAIL_PIXELS)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue
 from producer.embedding import SpacedVectors, with_space
-from producer.errors import ConfigurationError, UnreadablePoster
+from producer.errors import UnreadablePoster
 from producer.files import read_file
+from producer.host import engine_required
 from producer.maintenance.spaces import require_same_space
 from producer.queue.image_requests import MAX_BYTES
 from producer.search.nearest import Match, nearest, title_of, with_metadata
@@ -82,10 +82,9 @@ def embed_locally(settings: Settings, images: Sequence[Path]) -> list[SpacedVect
     Raises:
         ConfigurationError: the engine is not installed here, or the model cannot be loaded.
     """
-    try:
+    with engine_required():
         from worker.clip_embedder import CLIPEmbedder
-    except ImportError as error:
-        raise engine_missing(error) from error
+
     embedder = CLIPEmbedder.from_settings(settings)
     try:
         result = embedder.embed_paths(images)
@@ -95,20 +94,6 @@ def embed_locally(settings: Settings, images: Sequence[Path]) -> list[SpacedVect
     for vector, index in zip(result.vectors, result.indices, strict=True):
         found[index] = with_space(vector, embedder.space.id)
     return [found[index] for index in range(len(images))]
-
-
-def engine_missing(error: ImportError) -> ConfigurationError:
-    """What to do where a module of `worker` cannot be imported."""
-    package = sys.modules.get("worker")
-    if package is not None and (error.name or "").startswith("worker"):  # `worker.py` is a usual name
-        path = package.__file__ or next(iter(package.__path__))
-        return ConfigurationError(
-            f"the engine's package `worker` is hidden by {path} ({error}): rename that, or start from another folder"
-        )
-    return ConfigurationError(
-        f"the engine is not installed here ({error}): pip install 'poster-embedding-queue[worker]', "
-        "or in the project's folder pip install '.[worker]'"
-    )
 
 
 def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:

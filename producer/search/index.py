@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from producer.cores import usable_cores
 from producer.embedding import Space, SpacedVectors, Vectors, is_unit, space_of, with_space
 from producer.errors import PosterError, SpaceMismatch
+from producer.host import usable_cores
 from producer.search.nearest import Match, best_matches, require_width, search_blocks, top_positions, with_metadata
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password

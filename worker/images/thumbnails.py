@@ -8,9 +8,9 @@ from typing import Final
 
 from PIL import Image
 
-from producer.cores import usable_cores
 from producer.errors import UnreadablePoster
 from producer.files import read_file
+from producer.host import usable_cores
 from producer.settings import Settings
 from worker.images.decode import FORMATS, ORIENTATION_TAG, Limits, decode
 from worker.images.memory_budget import MemoryBudget

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 import numpy as np
 import torch
 
-from producer.cores import usable_cores
 from producer.embedding import Vectors
+from producer.host import usable_cores
 from worker.model.threads import one_core_threads
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]

@@ -11,8 +11,8 @@ from typing import Final, Generic, TypeVar
 
 import torch
 
+from producer.host import usable_cores
 from worker.images.resize import Geometry
-from producer.cores import usable_cores
 from worker.model.threads import one_core_threads
 from worker.pipeline.buffers import chunk_buffer
 

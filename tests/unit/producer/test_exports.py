@@ -33,7 +33,7 @@ def test_a_foreign_worker_is_named(tmp_path, name):
     """Module or package: before it is started, or imported."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise SystemExit('not to be run')")
-    said = fail(tmp_path, "from producer.local import require_engine; require_engine()")
+    said = fail(tmp_path, "from producer.host import engine_required\nwith engine_required(): pass")
     assert "ConfigurationError" in said
     assert str(tmp_path / name) in said
 

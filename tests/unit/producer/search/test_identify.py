@@ -49,7 +49,7 @@ def test_an_error_of_the_model_keeps_its_class(tmp_path):
             "raise ImportError('no torch here')",
             "no torch here): pip install 'poster-embedding-queue[",
         ),
-        ("worker.py", "", "hidden by {folder}/worker.py"),
+        ("worker.py", "", "`worker` is the module of another program here, {folder}/worker.py"),
     ],
 )
 def test_a_machine_without_the_engine_learns_what_to_do(tmp_path, module, content, expected):
