@@ -1,18 +1,21 @@
 # make demo   watch a folder of posters become vectors
+# make unit   test without any server, in a minute
 # make test   lint, type-check, test
-# make setup  only what the two need: .venv, Python packages, redis-server
+# make setup  only what these need: .venv, Python packages, a Redis server
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chaos fuzz bench bench-images bench-memory bench-scale clean
+.PHONY: help setup demo unit test lint shuffle matrix chaos fuzz bench bench-images bench-memory bench-scale clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# Half of what a test with workers does is wait, so more tests run side by side than there are cores.
+PROCESSES ?= 4
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: $(STAMP) redis  ## Install what is missing: .venv, Python packages, redis-server
+setup: $(STAMP) redis  ## Install what is missing: .venv, Python packages, a Redis server
 
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -23,19 +26,28 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt
 	@touch $@
 
 .PHONY: redis
-redis:
-	@command -v redis-server >/dev/null || .ci/install-package redis-server
+redis: $(STAMP)
+	@command -v redis-server >/dev/null || .ci/install-redis $(BIN)/python
 
 demo: setup  ## Watch posters/ become vectors through a real Redis and a real worker
 	@$(BIN)/python -m producer demo
 
+unit: $(STAMP)  ## Run the tests that need no server, in a minute
+	$(BIN)/python -m pytest -m 'not slow and not chaos' -n 2 --durations=10 tests/unit tests/test_architecture.py
+
 test: setup lint  ## Lint, type-check, and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10
 
 lint: setup  ## Lint and type-check only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+shuffle: setup  ## Run the tests in another order each time; SEED=7 repeats one
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -p pytest_randomly $(if $(SEED),--randomly-seed=$(SEED))
+
+matrix:  ## Test on every supported version of Python and Redis; PYTHONS="3.12" for some; writes docs/install.md
+	$(PYTHON) .ci/matrix $(PYTHONS)
 
 chaos: setup faketime  ## Kill, stop, fill, and cut everything, then a soak of SECONDS=60; WRITE=1 updates the table
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m '' --table -rs --durations=5 \
@@ -62,4 +74,4 @@ bench-scale: setup  ## Index a million posters again: seconds and memory, at thr
 	$(BIN)/python -m bench.scale
 
 clean:  ## Remove .venv and caches; posters and vectors stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* .mypy_cache .pytest_cache .ruff_cache .hypothesis

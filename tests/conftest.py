@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
 
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, find_redis_program
 from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
 
 
 @pytest.fixture(scope="session")
-def redis_server():
-    """One redis-server for the whole run; without redis-server the tests are skipped, in CI they fail."""
-    if shutil.which("redis-server") is None:
-        if os.environ.get("CI"):
-            pytest.fail("redis-server is not installed, and CI must not skip these tests")
-        pytest.skip("redis-server is not installed: make setup")
+def redis_program():
+    """Path of the Redis server to test with; without one, a run in CI fails and any other run skips."""
+    program = find_redis_program()
+    if program is None and os.environ.get("CI"):
+        pytest.fail("no Redis server is installed, and CI must not skip these tests")
+    if program is None:
+        pytest.skip("no Redis server is installed: make setup")
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_program):
+    """One server for the whole run, and one for each process of pytest-xdist."""
     with RedisServer() as server:
         yield server
 

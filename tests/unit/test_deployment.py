@@ -2,9 +2,7 @@
 
 import re
 import shlex
-import shutil
 import subprocess
-import time
 import tomllib
 
 import pytest
@@ -30,30 +28,6 @@ def test_redis_keeps_the_queue():
     assert "ports" not in redis
     assert redis["networks"] == ["inner"]
     assert COMPOSE["networks"]["inner"]["internal"] is True
-
-
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
-def test_redis_accepts_the_command(tmp_path):
-    """The very command of the compose file starts a server."""
-    command = [
-        *SERVICES["redis"]["command"],
-        "--port",
-        "0",
-        "--unixsocket",
-        str(tmp_path / "s"),
-        "--dir",
-        str(tmp_path),
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        ends = time.monotonic() + 10
-        while not (tmp_path / "appendonlydir").is_dir() and time.monotonic() < ends and server.poll() is None:
-            time.sleep(0.05)
-        assert (tmp_path / "appendonlydir").is_dir(), (tmp_path / "log").read_text()
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_the_worker_has_one_card_and_the_cpu_profile_none():

@@ -31,7 +31,7 @@ def root(tmp_path):
     return root
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis"])
+@pytest.fixture(params=["memory", "sqlite"])  # tests/integration/test_prune_on_redis.py runs this file on Redis
 def store(request, tmp_path):
     with closing(open_one(request, tmp_path / "v.db")) as store:
         fill(store, OLD, FILES)

@@ -19,9 +19,9 @@ from producer.vectors import open_store
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def url(request, tmp_path):
-    return f"sqlite:{tmp_path / 'v.db'}" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:{tmp_path / 'v.db'}"  # tests/integration/test_index_on_redis.py runs this file on Redis
 
 
 @pytest.fixture
