@@ -105,6 +105,15 @@ def test_the_package_and_the_requirements_agree():
     assert sorted(listed) == sorted(filter(None, required))
 
 
+def test_the_engine_has_the_version_of_the_project():
+    """It asks for exactly that version, with the extra that brings its libraries."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    engine = tomllib.loads((PROJECT / "worker" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert engine["version"] == project["version"]
+    assert engine["requires-python"] == project["requires-python"]
+    assert engine["dependencies"] == [f"{project['name']}[worker]=={project['version']}"]
+
+
 def test_a_backend_needs_no_torch():
     """Its list names nothing that brings the model along."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -115,7 +124,7 @@ def test_make_help_lists_every_target():
     """Each documented target exists; `make` alone changes nothing."""
     done = subprocess.run(["make"], cwd=PROJECT, capture_output=True, text=True, check=True)
     listed = set(re.findall(r"make ([a-z-]+)", done.stdout))
-    assert {"setup", "demo", "test", "lint", "chaos", "fuzz", "bench", "bench-images"} <= listed
+    assert {"setup", "demo", "unit", "test", "lint", "shuffle", "matrix", "chaos", "fuzz", "bench"} <= listed
 
 
 def test_ci_runs_the_readmes_command():
