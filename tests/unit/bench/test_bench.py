@@ -68,6 +68,7 @@ def test_without_peers_the_rest_is_reported():
     assert "ours, in process" in "\n".join(describe("PNG", 1, 2_000_000, found))
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_same_in_both_formats(tmp_path):
     """Every tensor of the image tower has a name in transformers and the same values."""
     checkpoint = write_checkpoint(tmp_path)
@@ -116,6 +117,7 @@ def test_an_entrant_that_fails_is_reported_with_its_last_line(tmp_path):
     entrant.stop()
 
 
+@pytest.mark.slow
 def test_a_program_is_started_once_for_many_runs(tmp_path):
     """Here with the decoder alone."""
     paths = write_posters(tmp_path, KINDS["small"], 4)

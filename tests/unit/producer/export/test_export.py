@@ -285,6 +285,7 @@ def test_a_machine_without_the_library_is_told_what_to_install(store, tmp_path, 
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_nothing_under_its_name(tmp_path):
     """kill -9 in the middle: the name is free, the next export takes it."""
     space = Space("wide", "0" * 32, "gelu", "8x8", 512)
@@ -309,6 +310,7 @@ def test_a_killed_export_leaves_nothing_under_its_name(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no files")
 @pytest.mark.parametrize("format", ["npy", "parquet", "faiss"])
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, format):
     """Full at once, and full at the last byte, where only closing the file tells: one line, status 2, no remains."""
     store = open_store(f"sqlite:{tmp_path / 'v.db'}")
@@ -354,6 +356,7 @@ def test_an_export_that_cannot_take_the_name_leaves_the_earlier_one(store, tmp_p
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak of memory in this way")
 @pytest.mark.parametrize("format", ["npy", "parquet"])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path, format):
     """Six times the vectors take no more memory."""
     space = Space("wide", "0" * 32, "gelu", "8x8", 512)

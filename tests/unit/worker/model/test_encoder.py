@@ -55,6 +55,7 @@ def test_fast_vit_gives_the_vectors_of_open_clip(quick, scale, precision):
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
+@pytest.mark.slow
 def test_the_default_model_in_each_precision(name):
     """ViT-B/32 with seeded random weights, as worker and bench run it."""
     with torch.random.fork_rng(devices=[]):
