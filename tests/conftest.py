@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from tests.support.fast_imports import sitecustomize  # noqa: F401 (before any test imports open_clip)
 from tests.support.redis_server import RedisServer, find_redis_program
 from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
 

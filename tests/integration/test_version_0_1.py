@@ -49,7 +49,7 @@ def test_its_jobs_add_up(job_store):
     counts = (finished.submitted, finished.embedded, finished.reused, finished.unchanged, finished.failed)
     assert counts == (7, 2, 1, 2, 2)
     assert (unfinished.at_rest, unfinished.submitted, unfinished.open_batches) == (False, 2, 1)
-    assert job_store.jobs() == [UNFINISHED, "finished"]
+    assert job_store.list_jobs() == [UNFINISHED, "finished"]
 
 
 def test_its_failures_are_listed(job_store):

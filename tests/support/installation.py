@@ -20,6 +20,7 @@ from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import write_tiny_model
 
+PYTHONPATH = os.pathsep.join([str(PROJECT), str(PROJECT / "tests" / "support" / "fast_imports")])
 START_S = 90.0  # a loaded machine imports torch in 10 s; four processes at a time take 40 s
 
 
@@ -34,7 +35,7 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 cwd=PROJECT,
-                env=installation.environment | {"PYTHONPATH": str(PROJECT)} | environment,
+                env=installation.environment | environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -104,7 +105,8 @@ class Installation:
         } | settings
         variables = {f"POSTERS_{name.upper()}": value for name, value in chosen.items()}
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("POSTERS_")}
-        self.environment = kept | variables
+        # One thread for each operation of a tiny model: more only wait for each other where tests run side by side.
+        self.environment = kept | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
         self.settings = load_settings(**chosen)
         self.producer = Producer(self.settings)
         self.workers: list[Worker] = []

@@ -249,6 +249,7 @@ def test_from_settings_creates_the_same_embedder(tiny, embedder, monkeypatch):
     assert built._limits.max_pixels == 1000
 
 
+@pytest.mark.slow
 def test_untrained_weights_are_reported_and_have_a_space_of_their_own(caplog):
     """Their vectors cannot be mistaken for those of a trained model."""
     embedder = CLIPEmbedder("ViT-B/32", "cpu", pretrained="untrained")

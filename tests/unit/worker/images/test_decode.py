@@ -345,6 +345,7 @@ def test_floating_point_pixels_are_unsupported():
     assert failure(encoded(Image.new("F", (20, 20), 0.5), "TIFF")).word == "unsupported"
 
 
+@pytest.mark.slow
 def test_decoding_is_thread_safe():
     """The same files in eight threads, bad ones in between, give the same pixels to the last bit."""
     costly = re.compile("large|huge|x2000|2000x")
