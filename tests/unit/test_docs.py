@@ -6,6 +6,7 @@ import tomllib
 import pytest
 
 from docs.settings_page import page
+from producer.errors import FAILURE_WORDS
 from producer.settings import Settings
 from tests.support.project import PROJECT
 
@@ -90,6 +91,20 @@ def test_named_commands_exist(path):
     for module in re.findall(r"python -m ((?:bench|docs)\b[\w.]*)", text):
         file = PROJECT / module.replace(".", "/")
         assert file.with_suffix(".py").exists() or (file / "__main__.py").exists(), f"{path.name}: {module}"
+
+
+def test_every_package_is_in_the_architecture():
+    """docs/architecture.md lists each package with its contents."""
+    text = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = {path.parent.name for top in ("producer", "worker") for path in (PROJECT / top).glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_every_failure_word_is_explained():
+    """In docs/images.md what it means, in docs/troubleshooting.md what to do."""
+    for name in ("images.md", "troubleshooting.md"):
+        rows = re.findall(r"^\| `([a-z-]+)`", prose(PROJECT / "docs" / name), re.MULTILINE)
+        assert set(FAILURE_WORDS) <= set(rows), name
 
 
 def test_the_extras_that_the_pages_name_exist():

@@ -78,7 +78,7 @@ def choose_device(requested: str) -> torch.device:
 def why_no_cuda() -> str | None:
     """The reason why CUDA cannot be used; None where it can."""
     if torch.version.cuda is None:
-        return "this torch is a build without CUDA (install one from the index for your driver, see README)"
+        return "this torch is a build without CUDA (install one from the index for your driver, see docs/install.md)"
     if torch.cuda.is_available():
         return None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
