@@ -1,7 +1,6 @@
 """The documentation: links resolve, the index is complete, and what is generated or named is current."""
 
 import re
-import tomllib
 
 import pytest
 
@@ -105,11 +104,3 @@ def test_every_failure_word_is_explained():
     for name in ("images.md", "troubleshooting.md"):
         rows = re.findall(r"^\| `([a-z-]+)`", prose(PROJECT / "docs" / name), re.MULTILINE)
         assert set(FAILURE_WORDS) <= set(rows), name
-
-
-def test_the_extras_that_the_pages_name_exist():
-    """`pip install project[NAME]`."""
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for path in PAGES:
-        named = set(re.findall(r"this/project\[(\w+)\]", path.read_text(encoding="utf-8")))
-        assert named <= set(project["optional-dependencies"]), path.name
