@@ -29,12 +29,11 @@ from worker.model.device import choose_device, choose_precision, device_name
 from worker.model.encoder import OpenClipEncoder
 from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
-from worker.model.inference import CpuFallback, EmbeddedChunk, Engine
+from worker.model.inference import CpuFallback, EmbeddedChunk, Engine, Pending
 from worker.model.parity import ChosenEncoder, choose_encoder, select_gpu
 from worker.model.weights import Weights, build, digest, find_weights
 from worker.pipeline.buffers import chunk_buffer, keep_rows
 from worker.pipeline.loader import Loader
-from worker.pipeline.protocols import Pending
 
 PROGRESS_BAR_IMAGES: Final = 64  # fewer images show no progress bar
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ stream while the previous chunk is computed on another.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import wait
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,25 +20,17 @@ from producer.host import usable_cores
 from worker.model.threads import one_core_threads
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
+# Waits for launched images: float32 (n, dimension), unit length, NaN or zero where the numbers overflowed; and
+# the device seconds spent on them. Called once.
+Fetch = Callable[[], tuple[Vectors, float]]
 CORE_SLICE: Final = 16  # images; their activations still fit a core's cache (measured, docs/performance.md)
-
-
-class Launched(Protocol):
-    """Images that the device is working on."""
-
-    def fetch(self) -> Vectors:
-        """Wait: float32 (n, dimension), unit length; NaN or zero where the numbers overflowed."""
-
-    @property
-    def seconds(self) -> float:
-        """Device time spent on them; known after `fetch`."""
 
 
 class Executor(Protocol):
     """An encoder on a device. Not thread-safe: one thread drives a device."""
 
-    def launch(self, pixels: torch.Tensor) -> Launched:
-        """Start on uint8 (n, 3, height, width), which must not change before `fetch` has returned."""
+    def launch(self, pixels: torch.Tensor) -> Fetch:
+        """Start on uint8 (n, 3, height, width), which must not change before Fetch has returned."""
 
     def free_memory(self) -> None:
         """Wait for what was launched, then release cached memory."""
@@ -62,10 +54,19 @@ class CpuExecutor:
         self._threads = one_core_threads(self._cores, "forward")
         self._busy_until = 0.0  # when the last slice that was fetched ended
 
-    def launch(self, pixels: torch.Tensor) -> Launched:
+    def launch(self, pixels: torch.Tensor) -> Fetch:
         """Cut into one slice per core, or more where slices would exceed CORE_SLICE."""
         size = min(CORE_SLICE, -(-len(pixels) // self._cores))
-        return _LaunchedOnCpu(self, [self._threads.submit(self._run, part) for part in pixels.split(size)])
+        parts = [self._threads.submit(self._run, part) for part in pixels.split(size)]
+
+        def fetch() -> tuple[Vectors, float]:
+            wait(parts)  # all of them, also when one failed: no thread may read the pixels after fetch returned
+            vectors, begins, ends = zip(*(part.result() for part in parts), strict=True)
+            seconds = max(0.0, max(ends) - max(min(begins), self._busy_until))  # overlap is not counted twice
+            self._busy_until = max(self._busy_until, *ends)
+            return np.concatenate(vectors), seconds
+
+        return fetch
 
     def free_memory(self) -> None:
         """Nothing is cached."""
@@ -79,24 +80,6 @@ class CpuExecutor:
         vectors: Vectors = self._encoder(pixels).numpy()
         return vectors, began, self._clock()
 
-    def _count_seconds(self, began: float, ended: float) -> float:
-        """Seconds from `began` to `ended`, without those already counted for earlier slices."""
-        seconds = max(0.0, ended - max(began, self._busy_until))
-        self._busy_until = max(self._busy_until, ended)
-        return seconds
-
-
-class _LaunchedOnCpu:
-    def __init__(self, executor: CpuExecutor, parts: Sequence[Future[tuple[Vectors, float, float]]]) -> None:
-        self._executor, self._parts, self.seconds = executor, parts, 0.0
-
-    def fetch(self) -> Vectors:
-        wait(self._parts)  # all of them, also when one failed: no thread may read the pixels after fetch returned
-        results = [part.result() for part in self._parts]
-        began, ended = min(began for _, began, _ in results), max(end for *_, end in results)
-        self.seconds = self._executor._count_seconds(began, ended)
-        return np.concatenate([vectors for vectors, _, _ in results])
-
 
 class CudaExecutor:
     """Copies on one stream, computes on another."""
@@ -107,7 +90,7 @@ class CudaExecutor:
         torch.cuda.synchronize(device)  # new streams do not wait for the one on which the encoder was built
 
     @torch.inference_mode()
-    def launch(self, pixels: torch.Tensor) -> Launched:
+    def launch(self, pixels: torch.Tensor) -> Fetch:
         """Queue copy and computation. Out-of-memory errors show here, a broken context here or later."""
         with torch.cuda.stream(self._copy_stream):
             # torch reuses a pinned block only after the copies that were started from it are complete.
@@ -121,7 +104,14 @@ class CudaExecutor:
             vectors = torch.empty(unit.shape, dtype=unit.dtype, pin_memory=True)
             vectors.copy_(unit, non_blocking=True)
             ended.record()
-        return _LaunchedOnCuda(pixels, vectors, began, ended)
+        copied: list[torch.Tensor] = [pixels]  # kept alive until the copy is complete
+
+        def fetch() -> tuple[Vectors, float]:
+            ended.synchronize()
+            copied.clear()
+            return vectors.numpy().copy(), began.elapsed_time(ended) / 1000  # pinned memory is scarce: not kept
+
+        return fetch
 
     def free_memory(self) -> None:
         torch.cuda.synchronize(self._device)  # work in progress holds memory that is free a moment later
@@ -129,17 +119,3 @@ class CudaExecutor:
 
     def close(self) -> None:
         """Nothing to end: the context lives as long as the process."""
-
-
-class _LaunchedOnCuda:
-    def __init__(
-        self, pixels: torch.Tensor, vectors: torch.Tensor, began: torch.cuda.Event, ended: torch.cuda.Event
-    ) -> None:
-        self._pixels: torch.Tensor | None = pixels  # kept alive until the copy is complete
-        self._vectors, self._began, self._ended, self.seconds = vectors, began, ended, 0.0
-
-    def fetch(self) -> Vectors:
-        self._ended.synchronize()
-        self.seconds = self._began.elapsed_time(self._ended) / 1000
-        self._pixels = None
-        return self._vectors.numpy().copy()  # pinned memory is scarce: release it now

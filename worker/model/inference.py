@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from producer.embedding import Vectors, is_unit
 from producer.errors import DeviceLost, PosterError
 from worker.model.device import is_exhaustion, is_lost
-from worker.model.executors import Encoder, Executor, Launched
-from worker.model.oom_backoff import AdaptiveBatchSize, Slice
+from worker.model.executors import Encoder, Executor, Fetch
+from worker.model.oom_backoff import AdaptiveBatchSize, Result, Slice
 
 COLLAPSE_FACTOR: Final = 4  # times slower than before; a card that is hot or shared loses half at most
 SLOW_CHUNKS: Final = 8  # in a row before the warning: a single slow chunk means nothing
@@ -39,19 +40,14 @@ class EmbeddedChunk:
     seconds: float = 0.0
 
 
-class LaunchedChunk:
-    """A chunk that the device is working on."""
+@dataclass(frozen=True)
+class Pending:
+    """A chunk that the device is working on; its pixels must not change before `result` has returned.
 
-    def __init__(self, engine: Engine, pixels: torch.Tensor, slices: list[Slice[Launched]]) -> None:
-        self._engine, self._pixels, self._slices = engine, pixels, slices
+    `result` waits for the vectors and may be called once; DeviceLost: the accelerator needs a fresh process.
+    """
 
-    def result(self) -> EmbeddedChunk:
-        """Wait for the vectors; may be called once.
-
-        Raises:
-            DeviceLost: the accelerator needs a fresh process.
-        """
-        return self._engine.collect(self._pixels, self._slices)
+    result: Callable[[], EmbeddedChunk]
 
 
 class Engine:
@@ -65,22 +61,24 @@ class Engine:
         self.chunk_size = AdaptiveBatchSize(limit)
         self._slowdown = SlowdownMonitor() if watch_speed else None
 
-    def submit(self, pixels: torch.Tensor) -> LaunchedChunk:
+    def submit(self, pixels: torch.Tensor) -> Pending:
         """Start on uint8 (n, 3, height, width), n > 0, which must not change before the result is fetched.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
         """
         with _device_loss_translated():
-            slices = self.chunk_size.run(
-                len(pixels),
-                lambda start, stop: self.executor.launch(pixels[start:stop]),
-                is_exhaustion=is_exhaustion,
-                recover=self._free_memory,
-            )
-            return LaunchedChunk(self, pixels, list(slices))
+            return Pending(partial(self._collect, pixels, list(self._run(pixels, self.executor.launch))))
 
-    def collect(self, pixels: torch.Tensor, slices: list[Slice[Launched]]) -> EmbeddedChunk:
+    def _run(self, pixels: torch.Tensor, step: Callable[[torch.Tensor], Result]) -> Iterator[Slice[Result]]:
+        return self.chunk_size.run(
+            len(pixels),
+            lambda start, stop: step(pixels[start:stop]),
+            is_exhaustion=is_exhaustion,
+            recover=self._free_memory,
+        )
+
+    def _collect(self, pixels: torch.Tensor, slices: list[Slice[Fetch]]) -> EmbeddedChunk:
         """Fetch the vectors of launched slices; a slice that ran out of memory is recomputed in smaller parts."""
         vectors = np.zeros((len(pixels), self._dimension), np.float32)
         with _device_loss_translated():
@@ -88,16 +86,16 @@ class Engine:
         self._check_speed(len(pixels), seconds)
         return EmbeddedChunk(vectors, self._recompute_invalid(pixels, vectors), seconds)
 
-    def _fetch(self, pixels: torch.Tensor, slices: list[Slice[Launched]], vectors: Vectors) -> float:
+    def _fetch(self, pixels: torch.Tensor, slices: list[Slice[Fetch]], vectors: Vectors) -> float:
         """Fill in `vectors`; returns the device seconds."""
         seconds = 0.0
-        for start, stop, launched in slices:
-            if launched is None:
+        for start, stop, fetch in slices:
+            if fetch is None:
                 continue  # a single image that did not fit: its row stays zero and is recomputed as invalid
             exhausted = False
             try:
-                vectors[start:stop] = launched.fetch()
-                seconds += launched.seconds
+                vectors[start:stop], used = fetch()
+                seconds += used
             except Exception as error:
                 if not is_exhaustion(error):
                     raise
@@ -109,14 +107,9 @@ class Engine:
 
     def _recompute_slice(self, pixels: torch.Tensor, vectors: Vectors) -> None:
         """Launch and fetch part by part, so that an out-of-memory error belongs to a known part."""
-        for start, stop, result in self.chunk_size.run(
-            len(pixels),
-            lambda start, stop: self.executor.launch(pixels[start:stop]).fetch(),
-            is_exhaustion=is_exhaustion,
-            recover=self._free_memory,
-        ):
+        for start, stop, result in self._run(pixels, lambda part: self.executor.launch(part)()):
             if result is not None:
-                vectors[start:stop] = result
+                vectors[start:stop] = result[0]
 
     def _recompute_invalid(self, pixels: torch.Tensor, vectors: Vectors) -> dict[int, str]:
         """Recompute rows that are not of unit length; returns the reasons of those that still have no vector."""

@@ -25,10 +25,11 @@ from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Failure, Outcome
 from producer.vectors.base import Row, VectorStore
 from worker.images.decode import Limits
+from worker.model.inference import Pending
 from worker.pipeline.buffers import keep_rows
 from worker.pipeline.loader import Chunk, Loader
 from worker.pipeline.poster_reader import BatchState, PosterReader, ReadPoster
-from worker.pipeline.protocols import Embedder, Pending
+from worker.pipeline.protocols import Embedder
 from worker.pipeline.timings import Timings
 
 CHUNKS_ON_DEVICE = 2  # one being computed, one ready

@@ -9,14 +9,7 @@ import torch
 
 from producer.embedding import Space
 from worker.images.resize import Geometry
-from worker.model.inference import EmbeddedChunk
-
-
-class Pending(Protocol):
-    """A chunk that the device is working on; its pixels must not change before `result` has returned."""
-
-    def result(self) -> EmbeddedChunk:
-        """Wait for the vectors; may be called once."""
+from worker.model.inference import Pending
 
 
 class Embedder(Protocol):

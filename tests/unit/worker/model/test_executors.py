@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_slices_come_back_in_order(cpu, cores, count):
         time.sleep(0.002 if pixels[0, 0, 0, 0] % 3 else 0)
         return first_number(pixels)
 
-    found = cpu(uneven, cores=cores).launch(numbered(count)).fetch()
+    found, _ = cpu(uneven, cores=cores).launch(numbered(count))()
     assert found[:, 0].tolist() == list(range(count))
 
 
@@ -55,7 +56,7 @@ def test_each_slice_runs_on_a_core_of_its_own(cpu):
         return first_number(pixels)
 
     before = torch.get_num_threads()
-    assert cpu(encoder, cores=2).launch(numbered(8)).fetch().shape == (8, 2)
+    assert cpu(encoder, cores=2).launch(numbered(8))()[0].shape == (8, 2)
     assert seen == {1}
     after: list[int] = []
     thread = threading.Thread(target=lambda: after.append(torch.get_num_threads()))
@@ -76,8 +77,8 @@ def test_a_chunk_is_launched_before_the_previous_one_is_fetched(cpu):
     device = cpu(gated, cores=2)
     first, second = device.launch(numbered(8)), device.launch(numbered(4))
     gate.set()
-    assert first.fetch()[:, 0].tolist() == list(range(8))
-    assert second.fetch()[:, 0].tolist() == list(range(4))
+    assert first()[0][:, 0].tolist() == list(range(8))
+    assert second()[0][:, 0].tolist() == list(range(4))
 
 
 def test_a_failure_is_raised_only_when_no_slice_is_running(cpu):
@@ -92,9 +93,9 @@ def test_a_failure_is_raised_only_when_no_slice_is_running(cpu):
         running.pop()
         return first_number(pixels)
 
-    launched = cpu(encoder, cores=2).launch(numbered(4))
+    fetch = cpu(encoder, cores=2).launch(numbered(4))
     with pytest.raises(MemoryError):
-        launched.fetch()
+        fetch()
     assert running == []
 
 
@@ -108,10 +109,8 @@ def test_device_seconds_are_counted_once(cpu):
     device = cpu(slow, cores=2)
     began = time.perf_counter()
     launched = [device.launch(numbered(2)) for _ in range(4)]
-    for one in launched:
-        one.fetch()
-    took = time.perf_counter() - began
-    assert 0.15 < sum(one.seconds for one in launched) <= took
+    seconds = sum(fetch()[1] for fetch in launched)
+    assert 0.15 < seconds <= time.perf_counter() - began
 
 
 class Streams:
@@ -173,9 +172,11 @@ def test_cuda_copies_on_one_stream_and_computes_on_another(monkeypatch):
         return first_number(pixels)
 
     device = CudaExecutor(torch.device("cpu"), encoder)
-    launched = device.launch(numbered(3))
+    fetch = device.launch(numbered(3))
     streams.calls.append("launched")
-    assert launched.fetch()[:, 0].tolist() == [0, 1, 2]
+    vectors, seconds = fetch()
+    assert vectors[:, 0].tolist() == [0, 1, 2]
+    assert seconds == 0.25
     assert streams.calls == [
         "new stream 0",
         "new stream 1",
@@ -188,7 +189,6 @@ def test_cuda_copies_on_one_stream_and_computes_on_another(monkeypatch):
         "launched",
         "host waits",
     ]
-    assert launched.seconds == 0.25
     device.free_memory()
     assert streams.calls[-2:] == ["synchronize", "empty_cache"], "work in progress first, then the cache"
 
@@ -197,9 +197,12 @@ def test_pixels_are_kept_until_they_are_copied(monkeypatch):
     """The pipeline drops a chunk after submitting it; its memory must not be reused while a copy reads it."""
     Streams(monkeypatch)
     device = CudaExecutor(torch.device("cpu"), first_number)
-    launched = device.launch(numbered(3))
-    assert launched._pixels is not None
-    found = launched.fetch()
-    assert launched._pixels is None
+    pixels = numbered(3)
+    alive = weakref.ref(pixels)
+    fetch = device.launch(pixels)
+    del pixels
+    assert alive() is not None
+    found, _ = fetch()
+    assert alive() is None
     assert isinstance(found, np.ndarray)
     assert found.flags.owndata, "pinned memory is released at once"

@@ -50,6 +50,8 @@ class Device:
         self.launched: list[int] = []
         self.done: list[int] = []  # the first number of each image that was computed
         self.freed = 0
+        self.seconds = 0.001
+        self.launches: list[Launch] = []
         self.spoil = lambda vectors: vectors
 
     def launch(self, pixels):
@@ -57,7 +59,8 @@ class Device:
         full = self.error is not None and len(pixels) > self.capacity
         if full and not self.late:
             raise self.error
-        return Launch(self, pixels, fails=full)
+        self.launches.append(Launch(self, pixels, fails=full))
+        return self.launches[-1]
 
     def free_memory(self):
         self.freed += 1
@@ -67,16 +70,14 @@ class Device:
 
 
 class Launch:
-    seconds = 0.001
-
     def __init__(self, device, pixels, *, fails):
         self.device, self.pixels, self.fails = device, pixels, fails
 
-    def fetch(self):
+    def __call__(self):
         if self.fails:
             raise self.device.error
         self.device.done += self.pixels.flatten(1)[:, 0].tolist()
-        return self.device.spoil(truth(self.pixels))
+        return self.device.spoil(truth(self.pixels)), self.device.seconds
 
 
 def images(count: int) -> torch.Tensor:
@@ -109,7 +110,7 @@ def test_a_finished_slice_is_kept_when_a_later_one_fails():
     device = Device(capacity=1000)
     engine = engine_on(device)
     pending = engine.submit(images(48))
-    pending._slices[1].result.fails, device.error, device.capacity = True, EXHAUSTED[0], 8
+    device.launches[1].fails, device.error, device.capacity = True, EXHAUSTED[0], 8
     chunk = pending.result()
     assert (chunk.vectors * truth(images(48))).sum(axis=1).min() >= 0.9999
     assert device.launched == [16, 16, 16, 16, 8, 8], "three slices, the second repeated as a whole, and then in halves"
@@ -215,19 +216,16 @@ def test_a_row_that_is_not_a_unit_vector_is_recomputed(value):
 
 def test_a_collapse_of_throughput_is_reported_once(caplog):
     """On Windows the driver may move GPU memory into system memory: nothing fails, but everything is slow."""
-    engine = engine_on(Device(), watch_speed=True)
-    for slow in [False] * 20 + [True] * 30:
-        pending = engine.submit(images(16))
-        pending._slices[0].result.seconds = 0.1 if slow else 0.001
-        pending.result()
+    device = Device()
+    engine = engine_on(device, watch_speed=True)
+    for device.seconds in [0.001] * 20 + [0.1] * 30:
+        engine.submit(images(16)).result()
     assert caplog.text.count("POSTERS_GPU_MEMORY_FRACTION") == 1
 
 
 def test_single_images_are_not_reported_as_slow(caplog):
     """A backend requests one poster at a time, which is slower per image anyway."""
     engine = engine_on(Device(), watch_speed=True)
-    for count, seconds in [(16, 0.001)] * 20 + [(1, 0.001)] * 50:
-        pending = engine.submit(images(count))
-        pending._slices[0].result.seconds = seconds
-        pending.result()
+    for count in [16] * 20 + [1] * 50:
+        engine.submit(images(count)).result()
     assert caplog.text == ""
