@@ -8,12 +8,14 @@ open_clip's each time a model is loaded.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
 
 import open_clip.transformer
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 PIXEL_OFFSET: Final = 128  # pixels minus this are 8-bit integers, exact in fp16 and bf16
@@ -26,13 +28,7 @@ class Linear:
     """x · weightᵀ + bias, then the activation; holds a converted copy of the weights, for inference only."""
 
     def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        activation: Activation = "none",
+        self, weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype, activation: Activation = "none"
     ) -> None:
         """`weight` (out, in) and `bias` (out,) are fp32 on the CPU."""
         self._weight = weight.detach().to(device, dtype).contiguous()
@@ -42,7 +38,7 @@ class Linear:
         if self._packed is not None:
             del self._weight  # the packed copy is enough
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         if self._packed is not None:
             return _run_packed(x.contiguous(), self._packed, self._bias, self._activation)
@@ -52,7 +48,7 @@ class Linear:
         return functional.silu(result, inplace=True) if self._activation == "swish" else result
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor) -> Any:
+def _packed(weight: Tensor, bias: Tensor) -> Any:
     """The weight in oneDNN's blocked layout, which is a tenth faster; None where this torch has no support.
 
     torch's compiler calls these two operators on CPUs. They are not a public interface, so they are
@@ -66,9 +62,9 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor) -> Any:
     return packed
 
 
-def _run_packed(x: torch.Tensor, packed: Any, bias: torch.Tensor, activation: Activation) -> torch.Tensor:
+def _run_packed(x: Tensor, packed: Any, bias: Tensor, activation: Activation) -> Tensor:
     algorithm = "none" if activation == "gelu" else ""  # "none": exact GELU, not the tanh approximation
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], algorithm)
     return result
 
 
@@ -76,19 +72,13 @@ class OpenClipEncoder:
     """Any open_clip image tower, run with open_clip's own forward pass."""
 
     def __init__(
-        self,
-        tower: torch.nn.Module,
-        mean: torch.Tensor,
-        std: torch.Tensor,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, tower: torch.nn.Module, mean: Tensor, std: Tensor, device: torch.device, dtype: torch.dtype
     ) -> None:
         """`mean` and `std`: (3,), per channel, in units of pixels. The tower is moved to the device, not copied."""
-        self._tower = tower.to(device, dtype)
+        self._tower, self._dtype = tower.to(device, dtype), dtype
         self._mean, self._std = (values.view(3, 1, 1).to(device) for values in (mean, std))
-        self._dtype = dtype
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (n, 3, height, width) on the device → float32 (n, dimension) of unit length."""
         images = pixels.to(torch.float32).sub_(self._mean).div_(self._std)
         features = self._tower(images.to(self._dtype))
@@ -101,20 +91,17 @@ class FastViT:
     """open_clip's VisionTransformer with class-token pooling (ViT-B, L, H, g, …), with fewer operations."""
 
     def __init__(
-        self,
-        tower: Any,
-        mean: torch.Tensor,
-        std: torch.Tensor,
-        device: torch.device,
-        dtype: torch.dtype,
-        linear: type[Linear] = Linear,
+        self, tower: Any, mean: Tensor, std: Tensor, device: torch.device, dtype: torch.dtype, linear: Any = Linear
     ) -> None:
         """Copy the weights of a tower that `is_supported`, in fp32 on the CPU; the tower is not changed.
 
         `linear` computes the linear layers; bench/int8.py passes another.
         """
 
-        def convert(tensor: torch.Tensor) -> torch.Tensor:
+        def norm(module: torch.nn.Module) -> torch.nn.Module:
+            return copy.deepcopy(module).to(device, dtype)
+
+        def convert(tensor: Tensor) -> Tensor:
             return tensor.detach().to(device, dtype)
 
         kernel = tower.conv1.weight / std.view(1, 3, 1, 1)
@@ -123,14 +110,14 @@ class FastViT:
         self._patch_height, self._patch_width = tower.patch_size
         self._positions = convert(tower.positional_embedding[1:])
         self._class_token = convert(tower.class_embedding + tower.positional_embedding[0])
-        self._norm_pre, self._norm_post = _Norm(tower.ln_pre, convert), _Norm(tower.ln_post, convert)
+        self._norm_pre, self._norm_post = norm(tower.ln_pre), norm(tower.ln_post)
         blocks = list(tower.transformer.resblocks)
         make = partial(linear, device=device, dtype=dtype)
-        self._blocks = [_Block(block, convert, make, last=block is blocks[-1]) for block in blocks]
+        self._blocks = [_Block(block, norm, make, last=block is blocks[-1]) for block in blocks]
         self._projection = convert(tower.proj)
         self._dtype = dtype
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (n, 3, height, width) on the device → float32 (n, dimension) of unit length."""
         count, _, height, width = pixels.shape
         down, across = height // self._patch_height, width // self._patch_width
@@ -146,37 +133,24 @@ class FastViT:
         return functional.normalize(features.to(torch.float32), dim=-1)
 
 
-class _Norm:
-    """Layer normalization, or the identity where the model has none."""
-
-    def __init__(self, norm: Any, convert: Any) -> None:
-        self._applies = isinstance(norm, torch.nn.LayerNorm)
-        if self._applies:
-            self._shape, self._eps = norm.normalized_shape, norm.eps
-            self._weight, self._bias = convert(norm.weight), convert(norm.bias)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps) if self._applies else x
-
-
 class _Block:
     """A residual attention block; the last one computes the class token only."""
 
-    def __init__(self, block: Any, convert: Any, linear: Callable[..., Linear], *, last: bool) -> None:
+    def __init__(self, block: Any, norm: Callable[[Any], Any], linear: Callable[..., Linear], *, last: bool) -> None:
         attention, mlp = block.attn, block.mlp
         self._heads = attention.num_heads
-        self._norm_1, self._norm_2 = _Norm(block.ln_1, convert), _Norm(block.ln_2, convert)
+        self._norm_1, self._norm_2 = norm(block.ln_1), norm(block.ln_2)
         weight, bias, width = attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim
         self._query = linear(weight[:width], bias[:width]) if last else None
         first = width if last else 0
         self._qkv = linear(weight[first:], bias[first:])
         self._attention_out = linear(*_scaled(attention.out_proj, block.ls_1))
-        mlp_in, quick = mlp.c_fc, _is_quick(mlp.gelu)
-        scale, activation = (QUICK_GELU_FACTOR, "swish") if quick else (1.0, "gelu")
+        mlp_in = mlp.c_fc
+        scale, activation = (QUICK_GELU_FACTOR, "swish") if _is_quick(mlp.gelu) else (1.0, "gelu")
         self._mlp_in = linear(mlp_in.weight * scale, mlp_in.bias * scale, activation=activation)
         self._mlp_out = linear(*_scaled(mlp.c_proj, block.ls_2, shrink=scale))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         count, length, _ = x.shape
         normed = self._norm_1(x)
         qkv = self._qkv(normed).view(count, length, 2 if self._query else 3, self._heads, -1)
@@ -190,7 +164,7 @@ class _Block:
         return x + self._mlp_out(self._mlp_in(self._norm_2(x)))
 
 
-def _scaled(linear: Any, scale: Any, *, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def _scaled(linear: Any, scale: Any, *, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear layer with the LayerScale that follows folded in; `shrink` divides the weight."""
     gamma = getattr(scale, "gamma", torch.ones(1))
     return linear.weight * gamma.view(-1, 1) / shrink, linear.bias * gamma
@@ -207,7 +181,6 @@ def is_supported(tower: Any) -> bool:
         return False
     if tower.output_tokens or tower.proj is None or tower.conv1.bias is not None:
         return False
-    norms = torch.nn.LayerNorm | torch.nn.Identity
     return all(
         type(block) is kinds.ResidualAttentionBlock
         and not hasattr(block, "ln_1_kv")
@@ -216,14 +189,8 @@ def is_supported(tower: Any) -> bool:
         and block.attn.in_proj_bias is not None
         and block.attn.bias_k is None
         and not block.attn.add_zero_attn
-        and isinstance(block.ln_1, norms)
-        and isinstance(block.ln_2, norms)
-        and isinstance(block.ls_1, kinds.LayerScale | torch.nn.Identity)
-        and isinstance(block.ls_2, kinds.LayerScale | torch.nn.Identity)
-        and (_is_quick(block.mlp.gelu) or _is_exact_gelu(block.mlp.gelu))
+        and all(isinstance(norm, torch.nn.LayerNorm | torch.nn.Identity) for norm in (block.ln_1, block.ln_2))
+        and all(isinstance(scale, kinds.LayerScale | torch.nn.Identity) for scale in (block.ls_1, block.ls_2))
+        and (_is_quick(gelu := block.mlp.gelu) or (type(gelu) is torch.nn.GELU and gelu.approximate == "none"))
         for block in tower.transformer.resblocks
     )
-
-
-def _is_exact_gelu(activation: object) -> bool:
-    return type(activation) is torch.nn.GELU and activation.approximate == "none"
