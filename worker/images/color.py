@@ -25,25 +25,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
         UnreadablePoster: 32-bit integers beyond 16 bits, or floating point, which have no defined color.
     """
     mode = image.mode
-    if mode in ("RGB", "L"):
-        if "transparency" not in image.info:
-            return image
-        return _on_background(image.convert("RGBA"))
+    if mode in ("RGB", "L") and "transparency" not in image.info:
+        return image
     if mode == "1":
         return image.convert("L")
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or (mode == "P" and "transparency" in image.info):
-        return _on_background(image.convert("RGBA"))
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or (mode in ("RGB", "L", "P") and "transparency" in image.info):
+        # paste on an opaque background is four times as fast as alpha_composite
+        layer, background = image.convert("RGBA"), Image.new("RGB", image.size, BACKGROUND)
+        background.paste(layer, (0, 0), layer)
+        return background
     if mode.startswith("I"):
         return _from_16_bits(image, image.info.get("transparency"))
     if mode == "F":
         raise UnreadablePoster("", "unsupported", "its pixels are floating point numbers without a scale")
     return image.convert("RGB")
-
-
-def _on_background(image: Image.Image) -> Image.Image:
-    background = Image.new("RGB", image.size, BACKGROUND)
-    background.paste(image, (0, 0), image)  # on an opaque background, four times as fast as alpha_composite
-    return background
 
 
 def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
@@ -57,47 +52,31 @@ def _from_16_bits(image: Image.Image, transparent: object) -> Image.Image:
     return Image.fromarray(gray)
 
 
-class SRGBTransform:
-    """Converts images with a given ICC profile to sRGB. Safe to share between threads."""
+def srgb_transform(profile: object, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform from an embedded ICC profile to sRGB, without alpha; None where it would change nothing.
 
-    def __init__(self, transform: ImageCms.ImageCmsTransform) -> None:
-        """Created by `for_profile`."""
-        self._transform = transform
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """An RGB image of the same size; the caller handles alpha."""
-        corrected = ImageCms.applyTransform(image, self._transform)
-        assert corrected is not None  # only an in-place transform returns nothing
-        return corrected
-
-    @staticmethod
-    def for_profile(profile: object, mode: str) -> SRGBTransform | None:
-        """The transform for an embedded profile; None where it would change nothing.
-
-        A profile that is damaged or does not fit the image's mode is ignored, as browsers do.
-        """
-        if not isinstance(profile, bytes) or not 128 < len(profile) <= MAX_PROFILE_BYTES:
-            return None
-        source = {"RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}.get(mode)
-        return _transform(profile, source) if source else None
+    A profile that is damaged or does not fit the image's mode is ignored, as browsers do. Threads may share it.
+    """
+    if not isinstance(profile, bytes) or not 128 < len(profile) <= MAX_PROFILE_BYTES:
+        return None
+    source = {"RGB": "RGB", "RGBA": "RGB", "CMYK": "CMYK"}.get(mode)
+    return _transform(profile, source) if source else None
 
 
 @lru_cache(maxsize=CACHED_PROFILES)
-def _transform(profile: bytes, mode: str) -> SRGBTransform | None:
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
             return None
-        return SRGBTransform(
-            ImageCms.buildTransform(
-                source,
-                ImageCms.createProfile("sRGB"),
-                mode,
-                "RGB",
-                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-                # without NOCACHE, threads would share Little CMS' cache of the last pixel
-                flags=ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION,
-            )
+        return ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            # without NOCACHE, threads would share Little CMS' cache of the last pixel
+            flags=ImageCms.Flags.NOCACHE | ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None

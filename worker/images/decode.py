@@ -16,7 +16,7 @@ from PIL import Image
 
 from producer.errors import UnreadablePoster
 from worker.images.bombs import MAX_SCANS, decoded_pixels, has_too_many_scans
-from worker.images.color import SRGBTransform, to_rgb
+from worker.images.color import srgb_transform, to_rgb
 from worker.images.memory_budget import MemoryBudget
 from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink, shrink_webp
 
@@ -115,12 +115,12 @@ def decode(
         with budget.reserve(pixels * per_pixel) if budget else nullcontext():
             small = None
             if image.format == "WEBP":
-                small = shrink_webp(image, data, geometry, rotated=_orientation(image) >= 5)
+                small = shrink_webp(image, data, geometry, rotated=orientation_of(image) >= 5)
             if small is None:
                 image.load()
             # Read the orientation after the load: a PNG's Exif data may follow its pixels. Pillow would load
             # them to find it, and for a damaged file a second load would return without an error.
-            return _finish(small or image, geometry, profile, _orientation(image))
+            return _finish(small or image, geometry, profile, orientation_of(image))
 
 
 def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
@@ -132,35 +132,32 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
     name = str(getattr(image, "filename", "") or "the image")
     with _errors_translated(name, b""):
         image.load()
-        return _finish(image, geometry, image.info.get("icc_profile"), _orientation(image))
+        return _finish(image, geometry, image.info.get("icc_profile"), orientation_of(image))
 
 
 def _finish(image: Image.Image, geometry: Geometry, profile: object, orientation: int) -> torch.Tensor:
-    to_srgb = SRGBTransform.for_profile(profile, image.mode)
-    before_resize = None
-    if to_srgb is not None and image.mode not in ("RGB", "RGBA"):
-        before_resize, to_srgb = to_srgb, None  # CMYK has to be converted by its profile, before the resize
+    to_srgb = srgb_transform(profile, image.mode)
 
-    def convert(part: Image.Image) -> Image.Image:
-        return to_rgb(before_resize(part) if before_resize else part)
+    def convert(part: Image.Image) -> Image.Image:  # CMYK by its profile, already before the resize
+        return to_srgb.apply(part) if to_srgb and part.mode == "CMYK" else to_rgb(part)
 
     pixels = shrink(image, geometry, convert, rotated=orientation >= 5) or convert(image)
     if orientation in TRANSPOSE:
         pixels = pixels.transpose(TRANSPOSE[orientation])
     sized = resize(pixels, geometry)
-    if to_srgb is not None:  # after the resize: a hundredth of the work without a visible difference
-        corrected = to_srgb(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
+    if to_srgb and image.mode != "CMYK":  # after the resize: a hundredth of the work without a visible difference
+        corrected = to_srgb.apply(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
         sized = as_tensor(corrected).squeeze(0)[:3]
     return sized.expand(3, -1, -1).contiguous()
 
 
-def _orientation(image: Image.Image) -> int:
-    """The Exif orientation, 1 to 8; damaged Exif data counts as none."""
+def orientation_of(image: Image.Image) -> int:
+    """The Exif orientation, 1 to 8, from 5 on with sides exchanged; damaged Exif data counts as none."""
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = image.getexif().get(ORIENTATION_TAG)
+        return int(value) if value in TRANSPOSE else 1
     except DECODER_ERRORS:
         return 1
-    return value if isinstance(value, int) else 1
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.host import usable_cores
 from producer.settings import Settings
-from worker.images.decode import FORMATS, ORIENTATION_TAG, Limits, decode
+from worker.images.decode import FORMATS, Limits, decode, orientation_of
 from worker.images.memory_budget import MemoryBudget
 from worker.images.resize import Geometry
 
 WEBP_QUALITY: Final = 80  # about 20 kB for a poster of 320×480
-SWAPS_SIDES: Final = frozenset((5, 6, 7, 8))  # Exif orientations that exchange width and height
 
 
 def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], side: int) -> list[bytes | None]:
@@ -53,7 +52,7 @@ def _thumbnail_size(data: bytes, side: int) -> Geometry:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION_TAG) in SWAPS_SIDES:
+            if orientation_of(image) >= 5:
                 width, height = height, width
     except Exception:  # noqa: BLE001 - whatever is wrong with the file, decode reports it
         width = height = side
