@@ -1,5 +1,7 @@
 """A fake embedder whose vectors are mean colors, and fixtures that build pipelines around it."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from bench.image_samples import encoded
 from producer.embedding import Space
 from producer.queue.messages import EmbedBatch, Poster
+from producer.settings import Settings
 from tests.support.memory_store import MemoryStore
 from worker.images.decode import Geometry
 from worker.model.inference import EmbeddedChunk
@@ -80,8 +83,8 @@ def batch(posters, **options) -> EmbedBatch:
 def make(root):
     made = []
 
-    def build(embedder=None, store=None, **options):
-        pipeline = Pipeline(embedder or ColorEmbedder(), store or MemoryStore(), root=root, **options)
+    def build(embedder=None, store=None, clock=time.perf_counter, **options):
+        pipeline = Pipeline(embedder or ColorEmbedder(), store or MemoryStore(), Settings(root=root, **options), clock)
         made.append(pipeline)
         return pipeline
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -23,8 +22,8 @@ from producer.embedding import Vectors
 from producer.errors import UnreadablePoster
 from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Failure, Outcome
+from producer.settings import Settings
 from producer.vectors.base import Row, VectorStore
-from worker.images.decode import Limits
 from worker.model.inference import Pending
 from worker.pipeline.buffers import keep_rows
 from worker.pipeline.loader import Chunk, Loader
@@ -66,45 +65,26 @@ class Pipeline:
         self,
         embedder: Embedder,
         store: VectorStore,
-        *,
-        root: Path,
-        threads: int = 0,
-        look_ahead_images: int = 0,
-        max_file_bytes: int = 100_000_000,
-        decode_memory_bytes: int = 1 << 30,
-        limits: Limits | None = None,
+        settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`threads` 0: one per core that this process may use; `look_ahead_images` 0: three chunks."""
+        """Start the threads; the settings are those of the images and the posters root."""
         self.embedder, self.store = embedder, store
-        self.timings = Timings()
-        self._clock = clock
-        self._reader = PosterReader(
-            embedder,
-            store,
-            root,
-            max_file_bytes=max_file_bytes,
-            decode_memory_bytes=decode_memory_bytes,
-            limits=limits,
-            clock=clock,
-        )
+        self.timings, self._clock = Timings(), clock
+        self._reader = PosterReader(embedder, store, settings, clock)
         self._loader = Loader(
             embedder.geometry,
             embedder.device,
             lambda: embedder.chunk,
-            threads=threads,
-            look_ahead_images=look_ahead_images,
+            threads=settings.decode_threads,
+            look_ahead_images=settings.look_ahead_images,
             ramp=True,
             clock=clock,
         )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def run(
-        self,
-        batch: EmbedBatch,
-        progress: Callable[[int], None] = lambda done: None,
-        *,
-        begun_before: bool = False,
+        self, batch: EmbedBatch, progress: Callable[[int], None] = lambda done: None, *, begun_before: bool = False
     ) -> Outcome:
         """Embed and store the posters that are not in the store yet.
 
@@ -121,7 +101,8 @@ class Pipeline:
         self.timings, began = Timings(), self._clock()
         space = self.embedder.space
         if batch.space not in (None, space.id):
-            return Outcome(failures=tuple(_space_mismatches(batch, space.id)))
+            reason = f"queued for the space {batch.space}, but this worker uses {space.id}: run `index` again"
+            return Outcome(failures=tuple(Failure(p.id, p.path, "internal", reason) for p in batch.posters))
         todo = list(batch.posters)
         rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
         if not batch.force and not batch.verify:
@@ -251,9 +232,3 @@ class Pipeline:
             return put.result()
         finally:
             self.timings.waiting_for_store += self._clock() - began
-
-
-def _space_mismatches(batch: EmbedBatch, own_space: str) -> Iterator[Failure]:
-    for poster in batch.posters:
-        reason = f"queued for the space {batch.space}, but this worker uses {own_space}: run `index` again"
-        yield Failure(poster.id, poster.path, "internal", reason)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from producer.embedding import Vectors
 from producer.errors import UnreadablePoster
 from producer.files import DAMAGE, FileContent, read_file
 from producer.queue.messages import EmbedBatch, Poster
+from producer.settings import Settings
 from producer.vectors.base import Row, VectorStore
 from worker.images.decode import Limits, decode
 from worker.images.memory_budget import MemoryBudget
@@ -24,55 +24,30 @@ MIN_RETRY_S: Final = 60.0
 
 
 class ReadPoster(NamedTuple):
-    """A poster that was read.
-
-    Attributes:
-        row: its id, digest, size and time.
-        vector: the stored vector of the same content; None where the pixels were decoded.
-        unchanged: the store has this content under this id.
-        duplicate: another poster of the batch has the same content, and only that one was decoded.
-    """
+    """A poster that was read."""
 
     row: Row
-    vector: Vectors | None = None
-    unchanged: bool = False
-    duplicate: bool = False
+    vector: Vectors | None = None  # stored for the same content; None where the pixels were decoded
+    unchanged: bool = False  # the store has this content under this id
+    duplicate: bool = False  # another poster of the batch has the same content, and only that one was decoded
 
 
 @dataclass
 class BatchState:
-    """The batch that is being read, shared by the threads.
-
-    Attributes:
-        stored: id → row, as of the beginning of the batch.
-        first_ids: digest → id of the poster that is decoded for all with this content; None: no deduplication.
-    """
+    """The batch that is being read, shared by the threads."""
 
     batch: EmbedBatch
-    stored: Mapping[str, Row]
-    first_ids: dict[str, str] | None
-
-    def is_duplicate(self, row: Row) -> bool:
-        """Whether another poster of this batch with the same content was read before."""
-        return self.first_ids is not None and self.first_ids.setdefault(row.digest, row.id) != row.id
+    stored: Mapping[str, Row]  # by id, as of the beginning of the batch
+    first_ids: dict[str, str] | None  # digest → the poster that is decoded for all with it; None: no deduplication
 
 
 class PosterReader:
     """Reads and decodes posters; safe to share between threads."""
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        store: VectorStore,
-        root: Path,
-        *,
-        max_file_bytes: int,
-        decode_memory_bytes: int,
-        limits: Limits | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self._embedder, self._store, self._root, self._max_file_bytes = embedder, store, root, max_file_bytes
-        self._limits, self._budget, self._clock = limits or Limits(), MemoryBudget(decode_memory_bytes), clock
+    def __init__(self, embedder: Embedder, store: VectorStore, settings: Settings, clock: Callable[[], float]) -> None:
+        self._embedder, self._store, self._clock = embedder, store, clock
+        self._root, self._max_file_bytes = settings.root.resolve(), settings.max_file_bytes
+        self._limits, self._budget = Limits(settings.max_pixels), MemoryBudget(settings.decode_memory_bytes)
         self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
 
     def read(self, poster: Poster, target: torch.Tensor, state: BatchState) -> ReadPoster:
@@ -92,7 +67,7 @@ class PosterReader:
             if known:
                 same = state.batch.verify and stored is not None and stored.digest == content.digest
                 return ReadPoster(row, known[content.digest], unchanged=same)
-            if state.is_duplicate(row):
+            if state.first_ids is not None and state.first_ids.setdefault(row.digest, row.id) != row.id:
                 return ReadPoster(row, duplicate=True)
         target.copy_(self.decode(content.data, poster.path))
         return ReadPoster(row)

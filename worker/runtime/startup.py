@@ -91,7 +91,6 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     _pin_gpu(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
-    from worker.images.decode import Limits
     from worker.model.weights import find_weights
     from worker.pipeline.pipeline import Pipeline
 
@@ -110,16 +109,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     heartbeat.publish(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
     embedder.warm_up()
-    pipeline = Pipeline(
-        embedder,
-        store,
-        root=root,
-        threads=settings.decode_threads,
-        look_ahead_images=settings.look_ahead_images,
-        max_file_bytes=settings.max_file_bytes,
-        decode_memory_bytes=settings.decode_memory_bytes,
-        limits=Limits(settings.max_pixels),
-    )
+    pipeline = Pipeline(embedder, store, settings)
     logger.info(
         "ready: %s on %s in %s, space %s, loaded in %.1f s; posters in %s, vectors to %s",
         embedder.space.model,

@@ -20,7 +20,7 @@ def test_copies_in_one_batch_cost_one_forward_pass(root, make, chunk):
     """In one chunk or several, in any decoding order: each content once, and a row for every poster."""
     posters = [write(root, number % 4, f"{number:02}.png") for number in range(20)]
     embedder, store, reported = ColorEmbedder(chunk), MemoryStore(), []
-    outcome = make(embedder, store, threads=4).run(batch(posters), reported.append)
+    outcome = make(embedder, store, decode_threads=4).run(batch(posters), reported.append)
     assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (4, 16, 0, ())
     assert sum(embedder.sizes) == 4
     for number, vector in enumerate(vectors_of(store, [poster.id for poster in posters])):

@@ -29,7 +29,7 @@ def test_each_poster_gets_its_own_vector(root, make):
     """With more posters than chunks and threads, every row belongs to its picture."""
     posters = [write(root, number) for number in range(61)]
     embedder, store = ColorEmbedder(chunk=8), MemoryStore()
-    outcome = make(embedder, store, threads=4).run(batch(posters))
+    outcome = make(embedder, store, decode_threads=4).run(batch(posters))
     assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (61, 0, 0, ())
     found = store.get(SPACE.id, [poster.id for poster in posters])
     for number, poster in enumerate(posters):
@@ -256,7 +256,7 @@ def test_decoding_runs_ahead_of_the_device_within_a_bound(root, make):
                 ahead[0] -= len(pixels)
             return super().submit(pixels)
 
-    pipeline = make(Busy(chunk=4), threads=4, look_ahead_images=12)
+    pipeline = make(Busy(chunk=4), decode_threads=4, look_ahead_images=12)
     read = pipeline._reader.read
 
     def counted(*arguments, **options):
@@ -285,7 +285,7 @@ def test_device_and_decoders_work_at_the_same_time(root, make):
             return replace(chunk, seconds=0.25)
 
     embedder = Busy(chunk=4)
-    pipeline = make(embedder, threads=2)
+    pipeline = make(embedder, decode_threads=2)
     read = pipeline._reader.read
 
     def watched(*arguments, **options):
