@@ -26,6 +26,8 @@ LOCAL_DIR: Final = "local-dir:"
 HUB: Final = "hf-hub:"
 CONNECT_TIMEOUT_S: Final = 10.0  # for the first response of the weights' server; downloads have no limit
 HUB_FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's order
+# What torch and open_clip raise for a file that is damaged or of another model, besides the errors of its format.
+LOAD_ERRORS: Final = (RuntimeError, ValueError, OSError, EOFError, KeyError, StopIteration, AttributeError)
 OPTIONS: Final = (
     "Options: set POSTERS_PRETRAINED to a checkpoint file (.safetensors, .pt), or POSTERS_MODEL_NAME to "
     "local-dir:FOLDER; run once on a machine with internet access and copy its cache here (POSTERS_CACHE_DIR); "
@@ -35,23 +37,14 @@ OPTIONS: Final = (
 
 @dataclass(frozen=True)
 class Weights:
-    """A model and the source of its weights.
+    """A model and the source of its weights."""
 
-    Attributes:
-        model: open_clip's name, or a ``local-dir:`` or ``hf-hub:`` name.
-        source: checkpoint file; None: in the model's own folder, or seeded random weights.
-        quick_gelu: the activation to build with; None: from the model's configuration.
-        label: the weights' name as the caller gave it.
-        preprocess: the tag's mean, std, interpolation and resize mode.
-        cache_dir: of ``hf-hub:`` models; None: open_clip's default.
-    """
-
-    model: str
-    source: str | None
-    quick_gelu: bool | None
-    label: str
-    preprocess: dict[str, Any] = field(default_factory=dict)
-    cache_dir: Path | None = None
+    model: str  # open_clip's name, or a ``local-dir:`` or ``hf-hub:`` name
+    source: str | None  # checkpoint file; None: in the model's own folder, or seeded random weights
+    quick_gelu: bool | None  # the activation to build with; None: from the model's configuration
+    label: str  # the weights' name as the caller gave it
+    preprocess: dict[str, Any] = field(default_factory=dict)  # the tag's mean, std, interpolation and resize mode
+    cache_dir: Path | None = None  # of ``hf-hub:`` models; None: open_clip's default
 
     @property
     def name(self) -> str:
@@ -131,17 +124,7 @@ def build(weights: Weights) -> torch.nn.Module:
                 cache_dir=str(weights.cache_dir) if weights.cache_dir else None,
                 **options,
             )
-        except pickle.UnpicklingError as error:
-            raise WeightsUnavailable(
-                f"{weights.label} is damaged, or contains code besides weights; it was not loaded. "
-                "Save it as safetensors, or as a plain state dict"
-            ) from error
-        except SafetensorError as error:
-            raise WeightsUnavailable(
-                f"{weights.label}: the file is damaged or truncated ({error}). Copy or download it again; "
-                "in a cache, delete it first"
-            ) from error
-        except (RuntimeError, ValueError, OSError, EOFError, KeyError, StopIteration, AttributeError) as error:
+        except (pickle.UnpicklingError, SafetensorError, *LOAD_ERRORS) as error:
             raise WeightsUnavailable(_load_error(weights, error)) from error
     return model
 
@@ -210,11 +193,8 @@ def _fetch(pretrained: str, tag: dict[str, Any], cache_dir: Path | None) -> Path
 def _cached(repository: str, files: tuple[str, ...], cache_dir: Path | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for file in files:
-        found = try_to_load_from_cache(repository, file, cache_dir=cache_dir)
-        if isinstance(found, str):
-            return Path(found)
-    return None
+    found = (try_to_load_from_cache(repository, file, cache_dir=cache_dir) for file in files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
 def _require_server(url: str, label: str) -> None:
@@ -244,13 +224,22 @@ def _require_server(url: str, label: str) -> None:
 
 def _load_error(weights: Weights, error: Exception) -> str:
     text = str(error)
+    if isinstance(error, SafetensorError):
+        return (
+            f"{weights.label}: the file is damaged or truncated ({error}). Copy or download it again; "
+            "in a cache, delete it first"
+        )
     if "TorchScript" in text:
         return (
             f"{weights.label} is a TorchScript archive, which contains code; it was not loaded. Use the tag `openai`, "
             "or save its state dict as safetensors"
         )
-    if "weights_only" in text.lower() or "unsupported global" in text.lower():
-        return f"{weights.label} contains code besides weights; it was not loaded. Save it as safetensors"
+    unsafe = "weights_only" in text.lower() or "unsupported global" in text.lower()
+    if unsafe or isinstance(error, pickle.UnpicklingError):
+        return (
+            f"{weights.label} is damaged, or contains code besides weights; it was not loaded. "
+            "Save it as safetensors, or as a plain state dict"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     shown = " ".join(line[:200] for line in lines[:4])
     return f"{weights.label} does not fit the model {weights.model}, or is damaged: {shown}"
