@@ -307,12 +307,7 @@ def _image_tower(weights: Weights) -> Any:
     return model.visual.eval().requires_grad_(False)
 
 
-def main() -> None:
-    """Run ``python -m worker.clip_embedder``; see worker/demo.py."""
+if __name__ == "__main__":
     from worker.demo import demo
 
     demo(obj=CLIPEmbedder, prog_name="python -m worker.clip_embedder")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,20 +27,13 @@ BAND_ROWS: Final = 64
 
 @dataclass(frozen=True)
 class Geometry:
-    """A model's input geometry, from open_clip's PreprocessCfg.
-
-    Attributes:
-        height, width: in pixels.
-        resize_mode: ``shortest`` (fill and crop), ``longest`` (fit and pad) or ``squash``.
-        interpolation: ``bicubic`` or ``bilinear``, antialiased.
-        fill: value of padding, 0 to 255.
-    """
+    """A model's input geometry in pixels, from open_clip's PreprocessCfg."""
 
     height: int
     width: int
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    fill: int = 0
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"  # fill and crop, fit and pad, or distort
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # antialiased
+    fill: int = 0  # value of padding, 0 to 255
 
 
 def shrink(
@@ -65,7 +58,7 @@ def shrink(
                 reduced = Image.new(band.mode, size)
             reduced.paste(band, (0, top // factor))
     box = (0, 0, image.width / factor, image.height / factor)  # the last row and column may be partial
-    return reduced.resize(target, _resample(geometry), box=box)
+    return reduced.resize(target, Image.Resampling[geometry.interpolation.upper()], box=box)
 
 
 def shrink_webp(image: Image.Image, data: bytes, geometry: Geometry, *, rotated: bool) -> Image.Image | None:
@@ -88,10 +81,6 @@ def _target_if_large(image: Image.Image, geometry: Geometry, *, rotated: bool) -
     if target[0] * target[1] > MAX_RESIZED_AREAS * geometry.width * geometry.height:
         return None
     return target[::-1] if rotated else target
-
-
-def _resample(geometry: Geometry) -> Image.Resampling:
-    return Image.Resampling.BICUBIC if geometry.interpolation == "bicubic" else Image.Resampling.BILINEAR
 
 
 def scale_to(width: int, height: int, geometry: Geometry) -> float:
@@ -135,7 +124,8 @@ def _resize_crop(image: Image.Image, width: int, height: int, geometry: Geometry
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + geometry.width) * across, (top + geometry.height) * down)
     box = (max(0.0, box[0]), max(0.0, box[1]), min(float(image.width), box[2]), min(float(image.height), box[3]))
-    return as_tensor(image.resize((geometry.width, geometry.height), _resample(geometry), box=box)).squeeze(0)[:3]
+    resample = Image.Resampling[geometry.interpolation.upper()]
+    return as_tensor(image.resize((geometry.width, geometry.height), resample, box=box)).squeeze(0)[:3]
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:

@@ -21,19 +21,13 @@ def geometry_of(config: Mapping[str, Any]) -> Geometry:
 
 def identify(tower: torch.nn.Module, weights: Weights, config: Mapping[str, Any]) -> dict[str, str]:
     """The fields of the embedding's Space except its dimension; `tower` in fp32, as it was loaded."""
+    quick = any(type(module).__name__ == "QuickGELU" for module in tower.modules())
+    own = geometry_of(config)
+    mean, std = (",".join(f"{value:.6g}" for value in config[name]) for name in ("mean", "std"))
+    resized = f"{own.height}x{own.width} {own.resize_mode} {own.interpolation}"
     return {
         "model": weights.name,
         "weights": ("untrained-" if weights.untrained else "") + digest(tower),
-        "activation": "quick_gelu" if _has_quick_gelu(tower) else "gelu",
-        "preprocessing": _describe(config, geometry_of(config)),
+        "activation": "quick_gelu" if quick else "gelu",
+        "preprocessing": f"{resized} mean {mean} std {std} fill {own.fill}",
     }
-
-
-def _describe(config: Mapping[str, Any], geometry: Geometry) -> str:
-    mean, std = (",".join(f"{value:.6g}" for value in config[name]) for name in ("mean", "std"))
-    size = f"{geometry.height}x{geometry.width}"
-    return f"{size} {geometry.resize_mode} {geometry.interpolation} mean {mean} std {std} fill {geometry.fill}"
-
-
-def _has_quick_gelu(tower: torch.nn.Module) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in tower.modules())

@@ -27,17 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EmbeddedChunk:
-    """The vectors of a chunk of images.
+    """The vectors of a chunk of images; row i belongs to image i."""
 
-    Attributes:
-        vectors: float32 (n, dimension), unit length; row i belongs to image i. Rows in `failures` are zero.
-        failures: row → why that image has no vector.
-        seconds: device time spent on the chunk.
-    """
-
-    vectors: Vectors
-    failures: Mapping[int, str]
-    seconds: float = 0.0
+    vectors: Vectors  # float32 (n, dimension), unit length; rows in `failures` are zero
+    failures: Mapping[int, str]  # row → why that image has no vector
+    seconds: float = 0.0  # device time spent on the chunk
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,8 @@ class AdaptiveBatchSize:
         """`limit` is the initial and the largest size."""
         if limit < 1:
             raise ValueError(f"the limit must be at least 1, not {limit}")
-        self.limit = limit
-        self.size = limit
-        self._successes = 0
-        self._grow_after = GROW_AFTER
+        self.limit = self.size = limit
+        self._successes, self._grow_after = 0, GROW_AFTER
         self._probing = False  # `size` was just doubled and has not proven to fit yet
 
     def run(
@@ -54,22 +52,20 @@ class AdaptiveBatchSize:
         start = 0
         while start < count:
             stop = min(start + self.size, count)
-            exhausted = False
+            result, exhausted = None, False
             try:
                 result = step(start, stop)
             except Exception as error:
                 if not is_exhaustion(error):
                     raise
                 exhausted = True
-            if not exhausted:
+            if exhausted:
+                recover()
+                self._record_failure(stop - start)
+            else:
                 self._record_success(stop - start)
+            if not exhausted or stop - start == 1:
                 yield Slice(start, stop, result)
-                start = stop
-                continue
-            recover()
-            self._record_failure(stop - start)
-            if stop - start == 1:
-                yield Slice(start, stop, None)
                 start = stop
 
     def _record_success(self, size: int) -> None:

@@ -28,20 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ChosenEncoder:
-    """An encoder on its device.
+    """An encoder on its device."""
 
-    Attributes:
-        encoder: uint8 (n, 3, height, width) on the device → float32 (n, dimension), unit length.
-        precision: the one it computes in.
-        implementation: ``lean`` (FastViT) or ``plain`` (OpenClipEncoder); stores record it in the provenance.
-        cosine: the lowest of the parity check, to open_clip in fp32 on the CPU.
-        dimension: numbers per vector.
-    """
-
-    encoder: Encoder
+    encoder: Encoder  # uint8 (n, 3, height, width) on the device → float32 (n, dimension), unit length
     precision: str
-    implementation: str
-    cosine: float
+    implementation: str  # ``lean`` (FastViT) or ``plain`` (OpenClipEncoder); stores record it in the provenance
     dimension: int
 
 
@@ -75,7 +66,7 @@ def choose_encoder(
     for candidate in precisions:
         for kind in (FastViT, OpenClipEncoder) if is_supported(tower) else (OpenClipEncoder,):
             if kind is OpenClipEncoder and candidate == "fp32" and device == cpu:
-                return ChosenEncoder(exact, candidate, "plain", 1.0, expected.shape[1])
+                return ChosenEncoder(exact, candidate, "plain", expected.shape[1])
             try:
                 source = tower if kind is FastViT else copy.deepcopy(tower)  # OpenClipEncoder moves its tower
                 encoder = kind(source, mean, std, device, PRECISIONS[candidate])
@@ -88,7 +79,7 @@ def choose_encoder(
             if cosine >= PARITY_COSINE:
                 logger.info("%s passed the parity check against fp32: cosine %.5f", candidate, cosine)
                 implementation = "lean" if kind is FastViT else "plain"
-                return ChosenEncoder(encoder, candidate, implementation, cosine, expected.shape[1])
+                return ChosenEncoder(encoder, candidate, implementation, expected.shape[1])
         if candidate != precisions[-1]:
             logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", candidate, cosine)
     way_out = "POSTERS_PRECISION=auto" if forced and precision != "fp32" else "POSTERS_DEVICE=cpu"

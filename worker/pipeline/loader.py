@@ -24,19 +24,12 @@ Result = TypeVar("Result")
 
 @dataclass
 class Chunk(Generic[Item, Result]):
-    """Items whose pixels are loaded.
-
-    Attributes:
-        items: in order.
-        pixels: uint8 (n, 3, height, width); row i belongs to items[i], undefined where its load failed.
-        loads: done; each has the result or the exception of its item.
-        waited_s: how long the consumer had to wait for the chunk.
-    """
+    """Items whose pixels are loaded, in order."""
 
     items: Sequence[Item]
-    pixels: torch.Tensor
-    loads: list[Future[Result]]
-    waited_s: float = 0.0
+    pixels: torch.Tensor  # uint8 (n, 3, height, width); row i belongs to items[i], undefined where its load failed
+    loads: list[Future[Result]]  # done; each has the result or the exception of its item
+    waited_s: float = 0.0  # how long the consumer had to wait for the chunk
 
 
 class Loader:
@@ -108,15 +101,10 @@ class Loader:
 
 
 def next_chunk_size(before: int, full: int, left: int) -> int:
-    """The size of the next chunk of a ramp.
+    """The size of the next chunk of a ramp, `before` being that of the previous one, or 0, and `left` more than 0.
 
-    A batch begins with an eighth of a chunk and doubles, so that the device starts early; it ends in halves
-    down to an eighth, so that little remains to be computed when the last image is decoded.
-
-    Args:
-        before: size of the previous chunk; 0 for the first.
-        full: images per forward pass.
-        left: images still to be taken, more than 0.
+    A batch begins with an eighth of a `full` chunk and doubles, so that the device starts early; it ends in
+    halves down to an eighth, so that little remains to be computed when the last image is decoded.
     """
     least = max(1, full // MIN_CHUNK_DIVISOR)
     size = min(2 * before, full) if before else least

@@ -10,21 +10,13 @@ DEVICE_BOUND_SHARE: Final = 0.85  # of the time; a device this busy is the bottl
 
 @dataclass
 class Timings:
-    """Seconds, measured in the thread that drives the device.
+    """Seconds, measured in the thread that drives the device, and the number of images."""
 
-    Attributes:
-        total: from the first poster to the last row in the store.
-        on_device: the device was working.
-        waiting_for_decode: no decoded chunk was ready; the device may have been working meanwhile.
-        waiting_for_store: the store had not written earlier chunks yet.
-        images: embedded.
-    """
-
-    total: float = 0.0
-    on_device: float = 0.0
-    waiting_for_decode: float = 0.0
-    waiting_for_store: float = 0.0
-    images: float = 0.0  # a float, because `followed_by` weights it
+    total: float = 0.0  # from the first poster to the last row in the store
+    on_device: float = 0.0  # the device was working
+    waiting_for_decode: float = 0.0  # no decoded chunk was ready; the device may have been working meanwhile
+    waiting_for_store: float = 0.0  # the store had not written earlier chunks yet
+    images: float = 0.0  # embedded; a float, because `followed_by` weights it
 
     def followed_by(self, other: Timings, keep: float = 1.0) -> Timings:
         """The sum of both, this one weighted with `keep`: below 1, older batches fade."""
