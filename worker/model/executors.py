@@ -20,8 +20,8 @@ from producer.host import usable_cores
 from worker.model.threads import one_core_threads
 
 Encoder = Callable[[torch.Tensor], torch.Tensor]
-# Waits for launched images: float32 (n, dimension), unit length, NaN or zero where the numbers overflowed; and
-# the device seconds spent on them. Called once.
+# Waits for launched images, once: float32 (n, dimension), unit length, NaN or zero where the numbers overflowed; and
+# the device seconds spent on them.
 Fetch = Callable[[], tuple[Vectors, float]]
 CORE_SLICE: Final = 16  # images; their activations still fit a core's cache (measured, docs/performance.md)
 

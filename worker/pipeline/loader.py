@@ -101,7 +101,7 @@ class Loader:
 
 
 def next_chunk_size(before: int, full: int, left: int) -> int:
-    """The size of the next chunk of a ramp, `before` being that of the previous one, or 0, and `left` more than 0.
+    """The size of the next chunk of a ramp; `before`: of the previous one, or 0; `left`: images, at least 1.
 
     A batch begins with an eighth of a `full` chunk and doubles, so that the device starts early; it ends in
     halves down to an eighth, so that little remains to be computed when the last image is decoded.

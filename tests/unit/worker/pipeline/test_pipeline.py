@@ -297,12 +297,12 @@ def test_device_and_decoders_work_at_the_same_time(root, make):
     first = next_chunk_size(0, 4, len(posters))
     late = {poster.id for poster in posters[first + 4 :]}
 
-    def held(poster, *arguments, **options):
+    def delayed(poster, *arguments, **options):
         if poster.id in late:
             assert working.wait(30)
         return watched(poster, *arguments, **options)
 
-    pipeline._reader.read = held
+    pipeline._reader.read = delayed
     assert pipeline.run(batch(posters)).embedded == len(posters)
     assert overlapped.is_set()
     assert pipeline.timings.on_device == 0.25 * len(embedder.sizes)
