@@ -53,8 +53,14 @@ def _no_settings_from_outside(monkeypatch):
 
 
 @pytest.fixture
-def installation(redis_url, redis_server, tmp_path):
-    """An installation without a worker."""
+def installation(own_installation):
+    """An installation without a worker; a file whose tests share one with a worker overrides this."""
+    return own_installation
+
+
+@pytest.fixture
+def own_installation(redis_url, redis_server, tmp_path):
+    """An installation without a worker, for one test alone."""
     from tests.support.installation import Installation
 
     installation = Installation(tmp_path, redis_server)

@@ -20,11 +20,14 @@ from producer import Producer
 from producer.__main__ import main
 from producer.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
 from producer.queue.messages import INTERACTIVE, EmbedBatch, Poster
+from producer.queue.sender import create_sender
 from producer.settings import load_settings
+from tests.integration.test_validation import GARBAGE
 from tests.support.installation import Installation, adds_up
 from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
+from tests.support.wait import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -229,12 +232,8 @@ def test_names_in_any_script_and_bytes_that_are_no_text(installation):
 
 def test_messages_that_are_no_batch_are_put_aside(installation):
     """Rubbish of every kind on both lanes: the worker goes on, the quarantine keeps it, doctor tells."""
-    from test_envelope import RUBBISH
-
-    from producer.queue.sender import create_sender
-
     before, worker = installation.producer.dead_letters.count(), installation.workers[0].process
-    rubbish = [element for element in RUBBISH.values() if element]
+    rubbish = [element for element in GARBAGE.values() if element]
     with create_sender(installation.settings) as app, installation.redis.client as client:
         app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
         app.send_task("posters.embed", args=[{"version": 99}], queue="posters.bulk")
@@ -360,10 +359,10 @@ def test_the_parent_answers_a_healthcheck_while_its_child_works(installation):
 # ─── without a worker, and with one that goes ───
 
 
-def test_without_a_worker_index_says_so_waits_and_can_be_left(installation):
+def test_without_a_worker_index_says_so_waits_and_can_be_left(own_installation):
     """Said at once; Ctrl-C prints the id and how to go on; a worker that comes later does the job."""
-    installation.draw(6)
-    process = installation.start("index", "--batch", "2")
+    own_installation.draw(6)
+    process = own_installation.start("index", "--batch", "2")
     line = process.stderr.readline()
     assert "no worker is alive" in line
     assert "celery -A worker worker" in line
@@ -371,36 +370,36 @@ def test_without_a_worker_index_says_so_waits_and_can_be_left(installation):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    job = installation.producer.job("last")
+    job = own_installation.producer.job("last")
     assert f"status {job.id}" in err
     assert f"cancel {job.id}" in err
     with pytest.raises(NoWorker, match="celery -A worker worker"):
-        installation.producer.embed("p0000.jpg")
-    done = installation.run("doctor")
+        own_installation.producer.embed("p0000.jpg")
+    done = own_installation.run("doctor")
     assert done.returncode == 3
     assert "FAIL worker: none is alive" in done.stdout
-    worker = installation.worker("late").wait_until_ready()
+    worker = own_installation.worker("late").wait_until_ready()
     progress = job.wait(30)
     assert (progress.at_rest, progress.submitted, progress.embedded) == (True, 6, 6)
     assert worker.stop() == 0
-    assert installation.producer.workers() == []
+    assert own_installation.producer.workers() == []
 
 
-def test_a_cancelled_job_withdraws_what_nobody_began(installation):
+def test_a_cancelled_job_withdraws_what_nobody_began(own_installation):
     """Its posters leave `submitted`; the ledger still adds up."""
-    installation.draw(6)
-    job = json.loads(installation.run("index", "--detach", "--batch", "2", "--json").stdout)["job"]
-    done = installation.run("cancel", job)
+    own_installation.draw(6)
+    job = json.loads(own_installation.run("index", "--detach", "--batch", "2", "--json").stdout)["job"]
+    done = own_installation.run("cancel", job)
     assert "6 poster(s) withdrawn" in done.stderr
-    progress = installation.producer.job(job).progress()
+    progress = own_installation.producer.job(job).progress()
     assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 6, True)
 
 
-def test_a_worker_without_weights_says_why_and_leaves(installation):
+def test_a_worker_without_weights_says_why_and_leaves(own_installation):
     """One clear reason, in its log and to those who wait; status 78 tells a supervisor not to insist."""
-    installation.draw(1)
-    worker = installation.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
-    process = installation.start("index")
+    own_installation.draw(1)
+    worker = own_installation.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
+    process = own_installation.start("index")
     assert worker.process.wait(90) == 78
     assert "no checkpoint file /nowhere/weights.pt" in worker.log_text()
     assert "POSTERS_PRETRAINED" in worker.log_text()
@@ -410,60 +409,60 @@ def test_a_worker_without_weights_says_why_and_leaves(installation):
     assert process.returncode == 130
 
 
-def test_a_wrong_setting_ends_the_worker_at_once(installation):
+def test_a_wrong_setting_ends_the_worker_at_once(own_installation):
     """Before Redis, before torch."""
-    worker = installation.worker("wrong", POSTERS_BATCH_SIZE="lots")
+    worker = own_installation.worker("wrong", POSTERS_BATCH_SIZE="lots")
     assert worker.process.wait(30) == 78
     assert "batch_size" in worker.log_text()
     assert "Traceback" not in worker.log_text()
 
 
-def test_an_index_whose_steps_redis_forgot_looks_again(installation):
+def test_an_index_whose_steps_redis_forgot_looks_again(own_installation):
     """As when Redis comes back from an old copy of its data: a new job finds what is missing, and all is stored."""
-    names = installation.draw(6)
-    process = installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
+    names = own_installation.draw(6)
+    process = own_installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
     ends = time.monotonic() + 30
     while (
-        not (jobs := installation.producer.job_store.list_jobs())
-        or installation.producer.job(jobs[0]).progress().steps < 3
+        not (jobs := own_installation.producer.job_store.list_jobs())
+        or own_installation.producer.job(jobs[0]).progress().steps < 3
     ):
         assert time.monotonic() < ends
         time.sleep(0.05)
-    with installation.redis.client as client:
+    with own_installation.redis.client as client:
         client.hset(f"posters:job:{jobs[0]}", "step", "1")
-    installation.worker("w").wait_until_ready()
+    own_installation.worker("w").wait_until_ready()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "Scanning again" in err
     ledger = json.loads(out)
     assert ledger["job"] != jobs[0]
     assert (ledger["submitted"], adds_up(ledger)) == (6, True)
-    assert installation.stored() == set(names)
+    assert own_installation.stored() == set(names)
 
 
-def test_interactive_goes_before_bulk(installation):
+def test_interactive_goes_before_bulk(own_installation):
     """A waiting backend's poster is embedded before the rest of a long job."""
-    names = installation.draw(61)
-    bulk = installation.producer.enqueue(names[:60])
+    names = own_installation.draw(61)
+    bulk = own_installation.producer.enqueue(names[:60])
     for start in range(0, 60, 10):
-        installation.producer.enqueue(names[start : start + 10], force=True)
-    urgent = installation.producer.enqueue(names[60:], lane=INTERACTIVE)
-    installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.2").wait_until_ready()
+        own_installation.producer.enqueue(names[start : start + 10], force=True)
+    urgent = own_installation.producer.enqueue(names[60:], lane=INTERACTIVE)
+    own_installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.2").wait_until_ready()
     progress = urgent.wait(30)
     assert progress.embedded == 1
     assert not bulk.progress().at_rest
-    assert installation.producer.job("last").wait(90).at_rest
+    assert own_installation.producer.job("last").wait(90).at_rest
 
 
-def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(installation):
+def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(own_installation):
     """The backend gets its thread back, and the queue is not left full of old wishes."""
-    names = installation.draw(41)
-    installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="1").wait_until_ready()
-    bulk = installation.producer.enqueue(names[:40])
-    time.sleep(1)
+    names = own_installation.draw(41)
+    own_installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="1").wait_until_ready()
+    bulk = own_installation.producer.enqueue(names[:40])
+    wait_for(lambda: bulk.progress().doing, "the first of five forward passes")
     began = time.monotonic()
     with pytest.raises(EmbedTimeout, match=r"p0040\.jpg within 1 s"):
-        installation.producer.embed(names[40], timeout=1)
+        own_installation.producer.embed(names[40], timeout=1)
     assert time.monotonic() - began < 3
     assert bulk.wait(60).embedded == 40
 

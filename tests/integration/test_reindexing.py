@@ -257,37 +257,37 @@ def test_a_retry_leaves_what_never_was_a_poster(installation, tmp_path):
     assert words == {"p.json#1": "outside-root", "retried/gone.jpg": "missing"}
 
 
-def test_a_worker_that_is_ready_later_is_asked_then(installation):
+def test_a_worker_that_is_ready_later_is_asked_then(own_installation):
     """What was sent before it was ready is found unchanged by the worker; the rest is not sent any more."""
-    installation.draw(40)
-    installation.worker("first").wait_until_ready()
-    assert installation.index()["embedded"] == 40
-    installation.workers[0].stop()
-    process = installation.start("index", "--json", "--batch", "1", POSTERS_WINDOW="3")
+    own_installation.draw(40)
+    own_installation.worker("first").wait_until_ready()
+    assert own_installation.index()["embedded"] == 40
+    own_installation.workers[0].stop()
+    process = own_installation.start("index", "--json", "--batch", "1", POSTERS_WINDOW="3")
     time.sleep(2)
-    installation.worker("second").wait_until_ready()
+    own_installation.worker("second").wait_until_ready()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     ledger = json.loads(out)
     assert counts(ledger) == (0, 0, 40, 0)
-    with installation.redis.client as client:
+    with own_installation.redis.client as client:
         assert client.hget(f"posters:job:{ledger['job']}", "step") == "40"
 
 
-def test_another_model_makes_everything_new(installation):
+def test_another_model_makes_everything_new(own_installation):
     """`unchanged` is asked of the worker's space, not of the one that readers use."""
-    installation.draw(5)
-    installation.worker("first").wait_until_ready()
-    assert installation.index()["embedded"] == 5
-    installation.workers[0].stop()
+    own_installation.draw(5)
+    own_installation.worker("first").wait_until_ready()
+    assert own_installation.index()["embedded"] == 5
+    own_installation.workers[0].stop()
     from tests.support.tiny_model import write_tiny_model
 
-    other = write_tiny_model(installation.folder / "other", seed=1)
-    installation.worker("second", POSTERS_MODEL_NAME=other).wait_until_ready()
-    assert counts(installation.index()) == (5, 0, 0, 0)
-    (installation.root / "p0001.jpg").unlink()
-    assert "pruned 1 of 5" in installation.run("prune").stderr
-    with closing(installation.producer.store()) as store:
+    other = write_tiny_model(own_installation.folder / "other", seed=1)
+    own_installation.worker("second", POSTERS_MODEL_NAME=other).wait_until_ready()
+    assert counts(own_installation.index()) == (5, 0, 0, 0)
+    (own_installation.root / "p0001.jpg").unlink()
+    assert "pruned 1 of 5" in own_installation.run("prune").stderr
+    with closing(own_installation.producer.store()) as store:
         assert [info.count for info in store.spaces()] == [4, 4]
 
 
@@ -305,43 +305,43 @@ def stored_some(installation, at_least):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
-def test_a_killed_worker_loses_no_finished_chunk(installation):
+def test_a_killed_worker_loses_no_finished_chunk(own_installation):
     """kill -9 of parent and child in the middle of a batch: what was stored is not embedded a second time."""
-    names = installation.draw(80)
-    first = installation.worker(
+    names = own_installation.draw(80)
+    first = own_installation.worker(
         "a", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.3"
     ).wait_until_ready()
-    process = installation.start("index", "--json", "--batch", "80")
-    stored_some(installation, 20)
+    process = own_installation.start("index", "--json", "--batch", "80")
+    stored_some(own_installation, 20)
     first.kill()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-    kept = installation.stored()
+    kept = own_installation.stored()
     assert 20 <= len(kept) < 80
-    installation.run("cancel", "last")
-    with closing(installation.producer.store()) as store:
+    own_installation.run("cancel", "last")
+    with closing(own_installation.producer.store()) as store:
         before = store.stored(store.current(), names)
-    installation.worker("b").wait_until_ready()
-    assert counts(installation.index()) == (80 - len(kept), 0, len(kept), 0)
-    with closing(installation.producer.store()) as store:
+    own_installation.worker("b").wait_until_ready()
+    assert counts(own_installation.index()) == (80 - len(kept), 0, len(kept), 0)
+    with closing(own_installation.producer.store()) as store:
         after = store.stored(store.current(), names)
     assert all(after[name] == before[name] for name in kept)
-    assert installation.stored() == set(names)
+    assert own_installation.stored() == set(names)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
-def test_a_killed_producer_loses_no_finished_chunk(installation):
+def test_a_killed_producer_loses_no_finished_chunk(own_installation):
     """kill -9 while it sends: what it sent is done, and the same command again does the rest."""
-    names = installation.draw(80)
-    installation.worker("a", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.3").wait_until_ready()
-    process = installation.start("index", "--json", "--batch", "10", POSTERS_WINDOW="2")
-    stored_some(installation, 15)
+    names = own_installation.draw(80)
+    own_installation.worker("a", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.3").wait_until_ready()
+    process = own_installation.start("index", "--json", "--batch", "10", POSTERS_WINDOW="2")
+    stored_some(own_installation, 15)
     process.kill()
     process.communicate()
-    first = installation.producer.job("last")
-    ledger = installation.index()
+    first = own_installation.producer.job("last")
+    ledger = own_installation.index()
     assert adds_up(ledger)
     assert ledger["submitted"] == 80
     assert ledger["unchanged"] >= 15
     assert first.progress().embedded + ledger["embedded"] == 80
-    assert installation.stored() == set(names)
+    assert own_installation.stored() == set(names)
