@@ -16,6 +16,7 @@ process id, images), and a file in it arms a fault that strikes once, when its p
 import os
 import signal
 import time
+import traceback
 from pathlib import Path
 
 from celery import signals
@@ -26,6 +27,7 @@ from producer.queue.messages import QUEUES
 KILL, ABORT, HANG = b"#kill-this-process", b"#abort-this-process", b"#hang-for-ever"
 LANES = set(QUEUES.values())
 LONG_S = 1e6
+EX_SOFTWARE = 70
 WRITE_STEPS = 150  # SQLite virtual machine instructions: past BEGIN and the first rows, before COMMIT
 
 FOLDER = Path(os.environ["FAULTS"]) if "FAULTS" in os.environ else None
@@ -67,14 +69,23 @@ kombu_redis.Transport._deliver = _deliver_or_die
 
 
 @signals.worker_process_init.connect
-def _patch(**_: object) -> None:
+def _patch_or_exit(**_: object) -> None:
+    """Celery only logs what a signal handler raises, and scenarios without their faults would pass."""
+    try:
+        _patch()
+    except (ImportError, AttributeError):
+        traceback.print_exc()
+        os._exit(EX_SOFTWARE)
+
+
+def _patch() -> None:
     import torch
 
     from producer.vectors.sqlite import SQLiteStore
-    from worker.model.executors import CpuForward
-    from worker.pipeline import loader, pipeline
+    from worker.model.executors import CpuExecutor
+    from worker.pipeline import pipeline, poster_reader
 
-    decode, launch, run_batch = loader.decode, CpuForward.launch, pipeline.Pipeline.run
+    decode, launch, run_batch = poster_reader.decode, CpuExecutor.launch, pipeline.Pipeline.run
     make_known = SQLiteStore._make_known
     pause_s = float(os.environ.get("FAULT_SLEEP_S", "0"))
     warm = False
@@ -88,7 +99,7 @@ def _patch(**_: object) -> None:
             time.sleep(LONG_S)
         return decode(data, *arguments, **options)
 
-    def launch_or_fail(self: CpuForward, pixels: torch.Tensor) -> object:
+    def launch_or_fail(self: CpuExecutor, pixels: torch.Tensor) -> object:
         if not warm:
             return launch(self, pixels)
         time.sleep(pause_s)
@@ -115,6 +126,6 @@ def _patch(**_: object) -> None:
             db.set_progress_handler(_die, WRITE_STEPS)
         return make_known(self, db, *arguments)
 
-    loader.decode = decode_or_die
-    CpuForward.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_after_warm_up
+    poster_reader.decode = decode_or_die
+    CpuExecutor.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_after_warm_up
     SQLiteStore._make_known = make_known_or_die
