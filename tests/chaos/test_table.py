@@ -10,7 +10,7 @@ import pytest
 from producer.files import read_file
 from producer.vectors.base import Row
 from tests.support.project import PROJECT
-from tests.support.reference_vectors import SAME
+from tests.support.reference_vectors import TOLERANCE
 from tests.support.scenario_table import BEGIN, END, HEAD, Fact, replaced
 from worker.clip_embedder import CLIPEmbedder
 
@@ -84,7 +84,7 @@ def test_posters_are_far_enough_apart_to_be_distinguished(stored):
     """The nearest two differ by more than a hundred times the tolerance."""
     _, _, _, vectors, _ = stored
     apart = [np.abs(a - b).max() for a, b in itertools.combinations(vectors, 2)]
-    assert min(apart) > 100 * SAME
+    assert min(apart) > 100 * TOLERANCE
 
 
 def scenarios():
