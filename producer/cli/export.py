@@ -1,8 +1,9 @@
-"""The command ``export``."""
+"""The command `export`."""
 
 import dataclasses
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -38,16 +39,13 @@ def export(
     faiss    an inner-product index, and the list of poster ids in its order
     """
     settings = load_settings()
-    store = store_for_reading(settings)
-    try:
+    with closing(store_for_reading(settings)) as store:
         source = Source(store, find_space(store, space), read_catalogue(settings.catalogue))
         total = source.info.count
         with tqdm(total=total, unit="poster", file=sys.stderr, disable=True if as_json else None) as bar:
             done = write_export(
                 source, folder, format, index=index, shard_rows=shard_rows, replace=replace, on_rows=bar.update
             )
-    finally:
-        store.close()
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(done)))
         return

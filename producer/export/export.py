@@ -6,7 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -15,7 +18,7 @@ import numpy as np
 from producer.embedding import Vectors
 from producer.export.atomic import MANIFEST, atomic_folder
 from producer.export.parquet import EMBEDDING, Column, arrays, columns_of, pyarrow, schema
-from producer.export.source import Blocks, Source
+from producer.export.source import Source
 from producer.vectors.base import Row
 
 FORMATS: Final = ("npy", "parquet", "faiss")
@@ -89,25 +92,21 @@ def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callab
     vectors.mkdir()
     metadata.mkdir()
     columns = columns_of(source.catalogue)
-    total = number = 0
-    for blocks in _split(source.blocks(), shard_rows):
-        names = vectors / f"{number}.npy", metadata / f"{number}.parquet"
-        with names[0].open("wb") as file, _Table(names[1], source, columns) as table:
+    total = last = 0
+    for last, parts in groupby(_cut(source, shard_rows), key=itemgetter(0)):
+        table = _Table(metadata / f"{last}.parquet", source, columns)
+        with (vectors / f"{last}.npy").open("wb") as file, closing(table):
             file.write(bytes(NPY_HEADER_BYTES))
             rows = 0
-            for part, matrix in blocks:
+            for _, part, matrix in parts:
                 np.ascontiguousarray(matrix, "<f4").tofile(file)
                 table.write(part)
                 rows += len(part)
                 on_rows(len(part))
             _write_header(file, rows, source.info.space.dimension)
-        total, number = total + rows, number + 1
-    if not number:  # an empty space gives files with a shape and no rows
-        np.save(vectors / "0.npy", np.zeros((0, source.info.space.dimension), "<f4"))
-        _Table(metadata / "0.parquet", source, columns).close()
-        number = 1
-    width = len(str(number - 1))
-    for at in range(number):
+        total += rows
+    width = len(str(last))
+    for at in range(last + 1):
         os.rename(vectors / f"{at}.npy", vectors / f"img_emb_{at:0{width}}.npy")
         os.rename(metadata / f"{at}.parquet", metadata / f"metadata_{at:0{width}}.parquet")
     return total
@@ -116,7 +115,7 @@ def _write_shards(source: Source, folder: Path, shard_rows: int, on_rows: Callab
 def _write_table(source: Source, folder: Path, on_rows: Callable[[int], None]) -> int:
     """Write ``posters.parquet``: the metadata's columns and `embedding`, a list of float32."""
     rows = 0
-    with _Table(folder / "posters.parquet", source, columns_of(source.catalogue), with_vectors=True) as table:
+    with closing(_Table(folder / "posters.parquet", source, columns_of(source.catalogue), with_vectors=True)) as table:
         for part, matrix in source.blocks():
             table.write(part, matrix)
             rows += len(part)
@@ -154,36 +153,19 @@ class _Table:
         """Write the footer."""
         self._writer.close()
 
-    def __enter__(self) -> _Table:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _split(blocks: Blocks, max_rows: int) -> Iterator[Blocks]:
-    """Cut a stream of rows into streams of at most `max_rows` rows; read each before requesting the next."""
-    waiting: list[tuple[list[Row], Vectors]] = []
-
-    def shard() -> Blocks:
-        left = max_rows
-        while left:
-            rows, matrix = waiting.pop() if waiting else next(blocks, ([], np.zeros((0, 0), np.float32)))
-            if not rows:
-                return
-            if len(rows) > left:
-                waiting.append((rows[left:], matrix[left:]))
-                rows, matrix = rows[:left], matrix[:left]
-            left -= len(rows)
-            yield rows, matrix
-
-    while True:
-        if not waiting:
-            found = next(blocks, None)
-            if found is None:
-                return
-            waiting.append(found)
-        yield shard()
+def _cut(source: Source, shard_rows: int) -> Iterator[tuple[int, list[Row], Vectors]]:
+    """Number of the shard, rows, vectors: blocks of which none lies in two shards; an empty one for an empty space."""
+    row = 0
+    for rows, matrix in source.blocks():
+        start = 0
+        while start < len(rows):
+            stop = start + shard_rows - row % shard_rows
+            yield row // shard_rows, rows[start:stop], matrix[start:stop]
+            row += len(rows[start:stop])
+            start = stop
+    if not row:
+        yield 0, [], np.zeros((0, source.info.space.dimension), np.float32)
 
 
 def _write_header(file: BinaryIO, rows: int, dimension: int) -> None:

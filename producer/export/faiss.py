@@ -6,16 +6,13 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from producer.embedding import Vectors
 from producer.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from producer.export.source import Source
-
+from producer.export.source import Source, library_required
 
 KINDS: Final = ("auto", "flat", "ivf", "hnsw")
 # Flat is exact and needs no training; each query reads all vectors, about 0.1 s and 2 GB for a million of 512
@@ -24,12 +21,6 @@ KINDS: Final = ("auto", "flat", "ivf", "hnsw")
 MAX_FLAT_VECTORS: Final = 1_000_000
 CELLS_PER_ROOT: Final = 4  # cells of IVF = 4 * sqrt(n), as FAISS's guidelines advise up to a few millions
 TRAINING_VECTORS_PER_CELL: Final = 40  # FAISS warns below 39
-PROBED_SHARE: Final = 32  # a query probes one cell in 32, at least MIN_PROBED_CELLS
-MIN_PROBED_CELLS: Final = 8
-HNSW_LINKS: Final = 32
-HNSW_BUILD_BREADTH: Final = 80
-HNSW_SEARCH_BREADTH: Final = 128
-WRITE_CHUNK_BYTES: Final = 1 << 20
 
 
 def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int], None]) -> tuple[int, str]:
@@ -56,7 +47,7 @@ def write_index(source: Source, folder: Path, kind: str, on_rows: Callable[[int]
         ids.write("\n]\n" if rows else "[]\n")
     with (folder / "posters.faiss").open("wb") as file:
         # FAISS's own file writer only logs an error on close: on a full disk the end would be missing
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, WRITE_CHUNK_BYTES))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write, 1 << 20))
     return rows, kind
 
 
@@ -64,8 +55,8 @@ def _create_index(faiss: Any, kind: str, source: Source, dimension: int, count: 
     if kind == "flat":
         return faiss.IndexIDMap2(faiss.IndexFlatIP(dimension))
     if kind == "hnsw":
-        graph = faiss.IndexHNSWFlat(dimension, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        graph.hnsw.efConstruction, graph.hnsw.efSearch = HNSW_BUILD_BREADTH, HNSW_SEARCH_BREADTH
+        graph = faiss.IndexHNSWFlat(dimension, 32, faiss.METRIC_INNER_PRODUCT)  # links of each vector
+        graph.hnsw.efConstruction, graph.hnsw.efSearch = 80, 128
         return faiss.IndexIDMap2(graph)
     cells = min(int(CELLS_PER_ROOT * math.sqrt(count)), count // TRAINING_VECTORS_PER_CELL)
     if cells < 1:
@@ -73,7 +64,7 @@ def _create_index(faiss: Any, kind: str, source: Source, dimension: int, count: 
     index = faiss.index_factory(dimension, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
     faiss.extract_index_ivf(index).cp.spherical = True  # the centers, too, have unit length
     index.train(_sample(source, count, TRAINING_VECTORS_PER_CELL * cells))
-    index.nprobe = min(cells, max(MIN_PROBED_CELLS, cells // PROBED_SHARE))
+    index.nprobe = min(cells, max(8, cells // 32))  # how many cells a query reads
     return index
 
 
@@ -88,10 +79,6 @@ def _sample(source: Source, count: int, wanted: int) -> Vectors:
 
 
 def _faiss() -> Any:
-    try:
+    with library_required("--format faiss", "faiss-cpu"):
         import faiss
-    except ImportError as error:
-        raise ConfigurationError(
-            f"--format faiss needs FAISS, which is not installed here: pip install faiss-cpu ({error})"
-        ) from error
     return faiss

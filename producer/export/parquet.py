@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from producer.collection.catalogue import Catalogue
-from producer.collection.entry import Entry
-from producer.errors import ConfigurationError
+from producer.export.source import library_required
 from producer.vectors.base import Row
 
 # Columns of every table. `image_path` is what clip-retrieval calls it: the file, relative to the posters root.
@@ -21,9 +20,6 @@ COLUMNS: Final = {
     "mtime_ns": "int64",
 }
 EMBEDDING: Final = "embedding"  # as embedding-reader calls the column of vectors
-EXCLUDED_KEYS: Final = frozenset(("file", "id"))  # among COLUMNS already
-COLLISION_PREFIX: Final = "catalogue_"  # for keys named like one of COLUMNS
-INT64_RANGE: Final = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,9 @@ class Column:
 
 
 def pyarrow() -> Any:
-    """Import pyarrow when it is needed; ConfigurationError says how to install it."""
-    try:
-        import pyarrow
+    """The library pyarrow with its submodule `parquet`, imported when it is needed."""
+    with library_required("Parquet", "pyarrow"):
         import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigurationError(
-            f"Parquet needs pyarrow, which is not installed here: pip install pyarrow ({error})"
-        ) from error
     return pyarrow
 
 
@@ -57,15 +48,15 @@ def columns_of(catalogue: Catalogue) -> list[Column]:
     kinds: dict[str, set[type]] = {}
     for entry in catalogue.entries():
         for key, value in entry.about.items():
-            if key not in EXCLUDED_KEYS and value is not None:
-                large = type(value) is int and value not in INT64_RANGE
-                kinds.setdefault(key, set()).add(object if large else type(value))
+            if key not in ("file", "id") and value is not None:  # those two are among COLUMNS
+                exceeds_int64 = type(value) is int and not -(2**63) <= value < 2**63
+                kinds.setdefault(key, set()).add(object if exceeds_int64 else type(value))
     taken = {*COLUMNS, EMBEDDING}
     columns = []
     for key, kind in kinds.items():
         name = _text(key)
         while name in taken:
-            name = COLLISION_PREFIX + name
+            name = f"catalogue_{name}"
         taken.add(name)
         columns.append(Column(name, key, *_type(kind)))
     return columns
@@ -80,26 +71,15 @@ def schema(columns: Sequence[Column], about: Mapping[str, str]) -> Any:
 
 def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue, schema: Any) -> list[Any]:
     """One Arrow array for each field of the schema, over the rows."""
-    entries = _entries(rows, catalogue)
-    values: list[list[Any]] = [
-        [_text(entry.file) if entry else row.id for row, entry in zip(rows, entries, strict=True)],
-        [row.id for row in rows],
-        [row.digest for row in rows],
-        [row.size for row in rows],
-        [row.mtime_ns for row in rows],
-    ]
-    abouts = [entry.about if entry else {} for entry in entries]
+    entries = catalogue.by_id(row.id for row in rows) if catalogue else {}
+    files = [_text(entries[row.id].file) if row.id in entries else row.id for row in rows]
+    values: list[list[Any]] = [files, *([row[i] for row in rows] for i in range(len(Row._fields)))]  # as COLUMNS
+    abouts = [entries[row.id].about if row.id in entries else {} for row in rows]
     for column in columns:
         found = (about.get(column.key) for about in abouts)
         values.append([None if value is None else column.convert(value) for value in found])
     arrow = pyarrow()
     return [arrow.array(part, field.type) for part, field in zip(values, schema, strict=False)]
-
-
-def _entries(rows: Sequence[Row], catalogue: Catalogue) -> list[Entry | None]:
-    """The entry of each row; None where the catalogue has none."""
-    entries_by_id = catalogue.by_id(row.id for row in rows) if catalogue else {}
-    return [entries_by_id.get(row.id) for row in rows]
 
 
 def _type(kinds: set[type]) -> tuple[str, Callable[[Any], Any]]:

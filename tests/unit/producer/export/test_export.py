@@ -199,7 +199,7 @@ def test_an_error_leaves_nothing_under_the_name(store, tmp_path, monkeypatch):
     export(source(store), tmp_path / "out")
     before = (tmp_path / "out" / "export.json").read_text()
 
-    def broken(space_id, chunk):
+    def broken(space_id):
         yield [Row("a", "d", 1, 1)], unit(1)
         raise StoreError("the disk is gone")
 
