@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,30 +25,6 @@ QUERY_VALUES: Final = 500  # per statement, below the limit of every SQLite buil
 PAGE_ROWS: Final = 1000
 CACHE_KIB: Final = 16384
 LAST: Final = "\U0010ffff"  # sorts after every file name
-# `key` is the poster_id of the file, so that a file is recognized in whatever form its name has on disk; `file` is
-# NULL where it is the same. Indexes are made when everything is in: sorting is faster than inserting in order.
-# `number` follows the key or id in them, so that the first entry of many with the same file is found at once.
-_TABLES: Final = """
-CREATE TABLE entries (number INTEGER PRIMARY KEY, key TEXT, file BLOB, id TEXT, json TEXT);
-CREATE TABLE problems (number INTEGER PRIMARY KEY, id TEXT, word TEXT, reason TEXT);
-"""
-_INDEXES: Final = """
-CREATE INDEX entries_by_key ON entries (key, number);
-CREATE INDEX entries_by_id ON entries (id, number);
-CREATE INDEX problems_by_id ON problems (id);
-"""
-# Numbers of the entries that share a file or an id with another; mostly none.
-_DUPLICATES: Final = """
-CREATE TABLE duplicates AS SELECT number FROM entries WHERE
-    key IN (SELECT key FROM entries GROUP BY key HAVING count(*) > 1) OR
-    id IN (SELECT id FROM entries GROUP BY id HAVING count(*) > 1)
-"""
-_EARLIER: Final = """
-SELECT key, id,
-    (SELECT number FROM entries WHERE key = entry.key AND number < entry.number ORDER BY number LIMIT 1),
-    (SELECT number FROM entries WHERE id = entry.id AND number < entry.number ORDER BY number LIMIT 1)
-FROM entries AS entry WHERE number = ?
-"""
 
 
 class Catalogue:
@@ -55,15 +32,19 @@ class Catalogue:
 
     Made by read_catalogue; has the state of the file at that time. Its length is the number of usable entries.
     Threads may share it.
+
+    Attributes:
+        path: the file; None: there is none.
+        stamp: its file_stamp when it was read.
+        last_number: no usable entry has a higher one.
     """
 
     def __init__(self, path: Path | None) -> None:
         """An empty catalogue; `path` is the file that it stands for."""
-        self.path = path
-        self.stamp = file_stamp(path)
-        self._length = 0
+        self.path, self.stamp = path, file_stamp(path)
+        self.last_number = self._length = 0
         self._database = _temporary_database()
-        self._database.executescript(_TABLES)
+        self._database.executescript(_sql("tables"))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -71,24 +52,20 @@ class Catalogue:
 
     def entries(self) -> Iterator[Entry]:
         """All usable entries, in the order of the file."""
-        query, number = "SELECT number, key, file, id, json FROM entries WHERE number > ? ORDER BY number LIMIT ?", 0
-        while page := self._select(query, (number, PAGE_ROWS)):
-            number = page[-1][0]
-            yield from (_entry(*row) for row in page)
+        return (_entry(*row) for row in self._rows("entries"))
 
     def entries_below(self, folder: str) -> Iterator[Entry]:
         """The entries whose file is `folder` or lies below it (``""``: all), ordered by poster_id of the file."""
         folder = poster_id(folder)
         first, last = folder, f"{folder}0" if folder else LAST  # 0 follows / in Unicode
-        query = "SELECT number, key, file, id, json FROM entries WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
+        query = "SELECT * FROM entries WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
         while page := self._select(query, (first, last, PAGE_ROWS)):
             first = page[-1][1] + "\0"
             yield from (_entry(*row) for row in page if is_below(row[1], folder))
 
     def by_file(self, files: Iterable[str]) -> dict[str, Entry]:
         """The entries that name these files; keys are the poster_ids of the files."""
-        rows = self._select_in("key", map(poster_id, files))
-        return {row[1]: _entry(*row) for row in rows}
+        return {row[1]: _entry(*row) for row in self._select_in("key", map(poster_id, files))}
 
     def by_id(self, ids: Iterable[str]) -> dict[str, Entry]:
         """The entries that have these ids."""
@@ -101,11 +78,10 @@ class Catalogue:
 
     def problems(self) -> Iterator[Failure]:
         """A failure for each entry that cannot be used, in the order of the file."""
-        query, number = "SELECT number, word, reason FROM problems WHERE number > ? ORDER BY number LIMIT ?", 0
-        while self.path and (page := self._select(query, (number, PAGE_ROWS))):
-            for number, word, reason in page:
-                text = f"{format_of(self.path).unit} {number} of {self.path} {reason}; correct it and run `index` again"
-                yield Failure(f"{self.path.name}#{number}", f"{self.path}#{number}", word, text)
+        path = self.path or Path()  # an empty catalogue has none, and no problems
+        for number, _, word, reason in self._rows("problems"):
+            text = f"{format_of(path).unit} {number} of {path} {reason}; correct it and run `index` again"
+            yield Failure(f"{path.name}#{number}", f"{path}#{number}", word, text)
 
     def count_problems(self) -> int:
         """How many entries cannot be used."""
@@ -119,14 +95,6 @@ class Catalogue:
         """False when it names posters and none of them lies under `root`: most likely it is another folder's."""
         return not len(self) or any(os.path.lexists(root / entry.file) for entry in self.entries_below(""))
 
-    def is_outdated(self) -> bool:
-        """True when the file has changed since it was read."""
-        return file_stamp(self.path) != self.stamp
-
-    def close(self) -> None:
-        """Release the memory, and the temporary file if there is one."""
-        self._database.close()
-
     def load(self, rows: Iterable[Entry | Problem], unit: str) -> None:
         """Store the entries of a file; for read_catalogue. `unit` is what they are counted in."""
         source = iter(rows)
@@ -138,17 +106,19 @@ class Catalogue:
                 problems = (row for row in page if isinstance(row, Problem))
                 self._database.executemany("INSERT INTO problems VALUES (?, ?, ?, ?)", problems)
             self._database.execute("COMMIT")
-            self._database.executescript(_INDEXES)
+            self._database.executescript(_sql("indexes"))
             self._drop_duplicates(unit)
-            self._length = int(self._database.execute("SELECT count(*) FROM entries").fetchone()[0])
+            totals = self._database.execute("SELECT count(*), coalesce(max(number), 0) FROM entries")
+            self._length, self.last_number = totals.fetchone()
 
     def _drop_duplicates(self, unit: str) -> None:
         """Of entries that name the same file or have the same id, keep the first."""
         execute = self._database.execute
         execute("BEGIN")
-        execute(_DUPLICATES)
         for (number,) in execute("SELECT number FROM duplicates ORDER BY number"):
-            key, identity, same_file, same_id = execute(_EARLIER, (number,)).fetchone()
+            _, key, identity, same_file, same_id = execute(
+                "SELECT * FROM earlier WHERE number = ?", (number,)
+            ).fetchone()
             if same_file is not None:
                 reason = f"names the file {key!r}, which {unit} {same_file} already has"
             elif same_id is not None:
@@ -162,6 +132,13 @@ class Catalogue:
     def _select(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._lock, _report_lack_of_space():
             return self._database.execute(query, tuple(values)).fetchall()
+
+    def _rows(self, table: Literal["entries", "problems"]) -> Iterator[Any]:
+        """All rows in the order of the file, a page at a time."""
+        query, number = f"SELECT * FROM {table} WHERE number > ? ORDER BY number LIMIT ?", 0
+        while page := self._select(query, (number, PAGE_ROWS)):
+            number = page[-1][0]
+            yield from page
 
     def _select_in(
         self, column: Literal["key", "id"], values: Iterable[str], table: Literal["entries", "problems"] = "entries"
@@ -228,6 +205,10 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _sql(name: str) -> str:
+    return (resources.files("producer.collection") / f"catalogue_{name}.sql").read_text("utf-8")
 
 
 class _TemporaryDatabase(sqlite3.Connection):

@@ -7,8 +7,9 @@ import os
 import posixpath
 import stat
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from producer.collection.paths import poster_id
 
@@ -30,8 +31,8 @@ class FileStatusReader:
     def __init__(self, base: Path) -> None:
         """`base` is the posters root, symbolic links resolved."""
         self._top = os.path.join(base, "")
-        self._odd: dict[str, dict[str, str] | None] = {}
-        self._statuses: dict[str, tuple[FileStatus, str, float]] = {}
+        self._odd_names = lru_cache(MAX_CACHED_FOLDERS)(self._read_odd_names)
+        self._status_below = lru_cache(MAX_CACHED_FOLDERS)(self._read_status_below)
         self.empty, self.emptied = "", 0.0
 
     def read(self, file: str) -> FileStatus:
@@ -81,39 +82,26 @@ class FileStatusReader:
             path = prefix + part
         return path, True
 
-    def _odd_names(self, folder: str) -> dict[str, str] | None:
+    def _read_odd_names(self, folder: str) -> dict[str, str] | None:
         """Names in a folder that differ from their poster_id, by poster_id; None: it cannot be listed."""
-        if folder not in self._odd:
-            _limit(self._odd)
-            try:
-                with os.scandir(self._top + folder) as entries:
-                    self._odd[folder] = {
-                        poster_id(entry.name): entry.name for entry in entries if poster_id(entry.name) != entry.name
-                    }
-            except (FileNotFoundError, NotADirectoryError):
-                self._odd[folder] = {}
-            except OSError:
-                self._odd[folder] = None
-        return self._odd[folder]
+        try:
+            names = os.listdir(self._top + folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError:
+            return None
+        return {poster_id(name): name for name in names if poster_id(name) != name}
 
-    def _status_below(self, folder: str) -> tuple[FileStatus, str, float]:
+    def _read_status_below(self, folder: str) -> tuple[FileStatus, str, float]:
         """The status of a missing file, by the nearest existing folder above it; that folder and its mtime."""
         if not folder:
             return FileStatus.GONE, "", 0.0  # the caller checks the root itself
-        if folder not in self._statuses:
-            _limit(self._statuses)
-            try:
-                with os.scandir(self._top + folder) as entries:
-                    holds = any(not entry.name.startswith(".") for entry in entries)
-                changed = os.stat(self._top + folder).st_mtime
-                self._statuses[folder] = FileStatus.GONE if holds else FileStatus.EMPTY, folder, changed
-            except (FileNotFoundError, NotADirectoryError):
-                self._statuses[folder] = self._status_below(posixpath.dirname(folder))
-            except OSError:
-                self._statuses[folder] = FileStatus.HIDDEN, folder, 0.0
-        return self._statuses[folder]
-
-
-def _limit(cache: dict[str, Any]) -> None:
-    if len(cache) >= MAX_CACHED_FOLDERS:
-        cache.clear()
+        try:
+            with os.scandir(self._top + folder) as entries:
+                holds = any(not entry.name.startswith(".") for entry in entries)
+            changed = os.stat(self._top + folder).st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return self._status_below(posixpath.dirname(folder))
+        except OSError:
+            return FileStatus.HIDDEN, folder, 0.0
+        return FileStatus.GONE if holds else FileStatus.EMPTY, folder, changed

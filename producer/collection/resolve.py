@@ -8,9 +8,9 @@ from pathlib import Path
 
 from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
 from producer.collection.paths import inside_root, poster_id
-from producer.collection.scan import id_conflict, other_file
+from producer.collection.scan import id_conflict, other_file, poster_of
 from producer.errors import ConfigurationError
-from producer.files import modified_ns
+from producer.files import file_stamp
 from producer.queue.messages import Poster
 from producer.settings import Settings
 
@@ -31,20 +31,16 @@ class PosterResolver:
             ConfigurationError: it lies outside the posters root, its id belongs to another file, or the catalogue
                 cannot be read.
         """
-        root = Path(os.path.realpath(self._settings.root))
-        relative = inside_root(root, path)
+        root = os.path.realpath(self._settings.root)
+        relative, top = inside_root(Path(root), path), os.path.join(root, "")
         key = poster_id(relative)
         catalogue = self._current_catalogue()
         entry, owner = catalogue.by_file([key]).get(key), catalogue.by_id([key]).get(key)
         identity = entry.id if entry is not None else key
-        other = other_file(os.path.join(root, ""), relative, entry, owner)
+        other = other_file(top, relative, entry, owner)
         if other is not None:
             raise ConfigurationError(f"{relative} cannot be embedded: {id_conflict(identity, other)}")
-        try:
-            stat = os.stat(root / relative)
-        except OSError:  # not visible from here; the worker decides
-            return Poster(identity, relative)
-        return Poster(identity, relative, stat.st_size, modified_ns(stat))
+        return poster_of(top, relative, identity)
 
     def _current_catalogue(self) -> Catalogue:
         """The catalogue as it is now: read on first use, and again when its file has changed.
@@ -53,7 +49,7 @@ class PosterResolver:
         """
         with self._lock:
             before = self._catalogue
-            if before is not None and not before.is_outdated():
+            if before is not None and before.stamp == file_stamp(before.path):
                 return before
             found = read_catalogue(self._settings.catalogue)
             if before is not None:

@@ -46,7 +46,7 @@ class PosterScan(Iterator[Poster | Failure]):
         *,
         with_problems: bool = True,
     ) -> None:
-        """Prepare the scan; it starts with the first `next`.
+        """Prepare the scan, which starts with the first `next`.
 
         Args:
             root: the posters root.
@@ -69,9 +69,8 @@ class PosterScan(Iterator[Poster | Failure]):
     def restart(self) -> None:
         """Start again from the beginning, with counts of zero."""
         self.counts = dict.fromkeys(ScanNote, 0)
-        self._found_entries = 0
         self._unlisted: list[Failure] = []
-        self._found = bytearray()  # a bit per number of an entry: its file was found
+        self._found = bytearray(self.catalogue.last_number + 1)  # by number of the entry: 1 if its file was found
         self._odd_ids: set[str] = set()  # of files whose name on disk is not their id
         self._items = self._scan()
 
@@ -93,8 +92,8 @@ class PosterScan(Iterator[Poster | Failure]):
                 yield from self._identify(block)
             yield from self._unlisted
             self._unlisted.clear()
-            for entry in self.catalogue.entries_below(start) if self._found_entries < len(self.catalogue) else ():
-                if not self._is_found(entry):
+            for entry in self.catalogue.entries_below(start) if sum(self._found) < len(self.catalogue) else ():
+                if not self._found[entry.number]:
                     yield self._unfound(entry)
         if self._with_problems:
             yield from self.catalogue.problems()
@@ -107,11 +106,11 @@ class PosterScan(Iterator[Poster | Failure]):
         for file, key in zip(files, keys, strict=True):
             entry = entries.get(key)
             other = other_file(self._top, file, entry, owners.get(key)) or self._earlier_file(file, key, entry)
-            if entry is None:
-                self._note(ScanNote.NO_ENTRY, file, when=len(self.catalogue) > 0)
+            if entry is None and self.catalogue:
+                self._note(ScanNote.NO_ENTRY, file)
             identity = entry.id if entry is not None else key
             if other is None:
-                yield self._poster(identity, file)
+                yield poster_of(self._top, file, identity)
             else:
                 yield Failure(_id_in_failure(identity, file), file, "unsupported", id_conflict(identity, other))
 
@@ -123,9 +122,9 @@ class PosterScan(Iterator[Poster | Failure]):
             if file != key:
                 self._odd_ids.add(key)
             return None
-        if self._is_found(entry):
+        if self._found[entry.number]:
             return entry.file
-        self._mark_found(entry)
+        self._found[entry.number] = 1
         return None
 
     def _unfound(self, entry: Entry) -> Poster | Failure:
@@ -140,35 +139,25 @@ class PosterScan(Iterator[Poster | Failure]):
             return Failure(entry.id, entry.file, "missing", reason)
         except OSError:
             pass  # the worker tries again, and reports what is wrong
-        return self._poster(entry.id, entry.file)
+        return poster_of(self._top, entry.file, entry.id)
 
-    def _poster(self, identity: str, file: str) -> Poster:
-        try:
-            stat = os.stat(self._top + file)
-        except OSError:  # the worker tries again, and reports what is wrong
-            return Poster(identity, file)
-        return Poster(identity, file, stat.st_size, modified_ns(stat))
-
-    def _note(self, note: ScanNote, path: str, *, when: bool = True) -> None:
-        if when:
-            self.counts[note] += 1
-            self._on_note(note, path)
+    def _note(self, note: ScanNote, path: str) -> None:
+        self.counts[note] += 1
+        self._on_note(note, path)
 
     def _note_folder(self, folder: str, error: OSError) -> None:
         self._note(ScanNote.UNLISTED, folder)
         reason = f"the folder cannot be listed ({error.strerror or error}), and what lies in it was not scanned"
         self._unlisted.append(Failure(f"{poster_id(folder)}/", f"{folder}/", "unreadable", reason))
 
-    def _is_found(self, entry: Entry) -> bool:
-        byte, bit = divmod(entry.number, 8)
-        return byte < len(self._found) and bool(self._found[byte] & 1 << bit)
 
-    def _mark_found(self, entry: Entry) -> None:
-        byte, bit = divmod(entry.number, 8)
-        if byte >= len(self._found):
-            self._found.extend(bytes(byte + 1 - len(self._found)))
-        self._found[byte] |= 1 << bit
-        self._found_entries += 1
+def poster_of(top: str, file: str, identity: str) -> Poster:
+    """The Poster for a file below `top`, with its size and time as they are now, if they can be seen from here."""
+    try:
+        stat = os.stat(top + file)
+    except OSError:  # the worker tries again, and reports what is wrong
+        return Poster(identity, file)
+    return Poster(identity, file, stat.st_size, modified_ns(stat))
 
 
 def other_file(top: str, file: str, entry: Entry | None, owner: Entry | None) -> str | None:
