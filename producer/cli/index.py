@@ -23,6 +23,7 @@ from producer.output import ledger_entry, ledger_line, notify, notify_failures
 from producer.queue.progress import Progress
 from producer.queue.workers import common_space
 from producer.settings import load_settings
+from producer.watch.sync import WatchOptions
 
 SETTLE_S: Final = 2.0  # longer than the pauses of a copy over a slow network
 SCAN_EVERY_S: Final = 600.0  # a change without an event is found this late at most
@@ -79,7 +80,7 @@ def index_command(
     _refuse_both(ctx, "watch", "force", "verify", "dry_run")
     producer = Producer(load_settings(posters_per_batch=batch))
     if watch:
-        run_watch(producer, paths, prune=prune_too, yes=yes, settle_s=settle, scan_every_s=rescan, as_json=as_json)
+        run_watch(producer, paths, WatchOptions(prune_too, yes, settle, rescan), as_json=as_json)
     if dry_run:
         found = preview(producer, paths, force=force or verify, as_json=as_json)
         if prune_too:

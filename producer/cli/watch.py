@@ -14,25 +14,16 @@ from producer.cli.main import EX_INTERRUPTED
 from producer.client import Producer
 from producer.output import ledger_entry, notify
 from producer.queue.progress import NOTHING
+from producer.watch.sync import SyncPass, WatchOptions
 
 
-def run_watch(
-    producer: Producer,
-    paths: Sequence[str],
-    *,
-    prune: bool,
-    yes: bool,
-    settle_s: float,
-    scan_every_s: float,
-    as_json: bool,
-) -> NoReturn:
+def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *, as_json: bool) -> NoReturn:
     """Watch, and print a line for each pass: text on stderr, or JSON on stdout."""
-    from producer.watch.sync import SyncPass
     from producer.watch.watcher import Watcher  # imports watchfiles, which no other command needs
 
     def on_pass(done: SyncPass) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)
-        if prune:
+        if options.prune:
             entry["pruned"] = done.pruned
         if as_json:
             click.echo(json.dumps(entry))
@@ -41,9 +32,7 @@ def run_watch(
             notify(f"{time.strftime('%H:%M:%S')} {numbers}")
 
     try:
-        Watcher(
-            producer, paths, prune=prune, yes=yes, settle_s=settle_s, scan_every_s=scan_every_s, on_pass=on_pass
-        ).run()
+        Watcher(producer, paths, options, on_pass).run()
     except KeyboardInterrupt as interrupt:
         job = interrupt.args[0] if interrupt.args else None
         if job:

@@ -33,6 +33,23 @@ MAX_KNOWN_FAILURES: Final = 100_000  # posters that a full scan does not send ag
 
 
 @dataclass(frozen=True)
+class WatchOptions:
+    """The options of `index --watch`.
+
+    Attributes:
+        prune: delete the vectors of deleted posters.
+        yes: also where prune would refuse.
+        settle_s: how long a file must not change before it is read.
+        scan_every_s: how often a full scan runs, whatever events arrive.
+    """
+
+    prune: bool
+    yes: bool
+    settle_s: float
+    scan_every_s: float
+
+
+@dataclass(frozen=True)
 class SyncPass:
     """The result of one pass: the job's progress, None where nothing was sent; how many posters were pruned."""
 
@@ -47,10 +64,8 @@ class Sync:
         self,
         producer: Producer,
         base: Path,
+        options: WatchOptions,
         *,
-        prune: bool,
-        yes: bool,
-        settle_s: float,
         hold_back: Callable[[str], None],
         notify_once: Callable[[str], None],
         on_pass: Callable[[SyncPass], None],
@@ -60,16 +75,14 @@ class Sync:
         Args:
             producer: whose queue and store.
             base: the posters root, symbolic links resolved.
-            prune: delete the vectors of deleted posters.
-            yes: also where prune would refuse.
-            settle_s: how long a file must not change before it is read.
+            options: whether to prune, and how long a file must not change.
             hold_back: called with a file that was written while it was read.
             notify_once: called with the reason why nothing was pruned.
             on_pass: called after every pass that did something.
         """
         self.up_to_date = UpToDateFilter(producer, notify)
-        self._producer, self._base, self._wait_status = producer, base, WaitStatus(producer)
-        self._prunes, self._yes, self._settle_s = prune, yes, settle_s
+        self._producer, self._base, self._options = producer, base, options
+        self._wait_status = WaitStatus(producer)
         self._hold_back, self._notify_once, self._on_pass = hold_back, notify_once, on_pass
         self._failed: dict[str, tuple[int, int]] = {}
 
@@ -110,7 +123,7 @@ class Sync:
         if first is not None or always:
             posters = chain([first], posters) if first is not None else posters
             progress = self._send(posters, is_current)
-        pruned = self._prune(deleted, catalogue) if deleted and self._prunes else 0
+        pruned = self._prune(deleted, catalogue) if deleted and self._options.prune else 0
         if progress is not None or pruned:
             self._on_pass(SyncPass(progress, pruned))
 
@@ -139,7 +152,7 @@ class Sync:
                 self._failed[failure.path] = (-1, -1)
                 continue
             self._failed[failure.path] = (stat.st_size, modified_ns(stat))
-            if stat.st_mtime >= began - self._settle_s:
+            if stat.st_mtime >= began - self._options.settle_s:
                 self._hold_back(failure.path)
 
     def _prune(self, deleted: Sequence[str], catalogue: Catalogue) -> int:
@@ -148,7 +161,7 @@ class Sync:
             require_catalogue(self._producer.settings, catalogue)
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)
-                prune = Prune(store, self._base, deleted, catalogue, yes=self._yes)
+                prune = Prune(store, self._base, deleted, catalogue, yes=self._options.yes)
                 survey = prune.survey()
                 return prune.remove(survey, of=max(whole, survey.held)) if survey.gone else 0
         except PosterError as error:

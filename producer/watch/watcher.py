@@ -6,6 +6,7 @@ and at intervals. A file is read when it has stopped changing. No state survives
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 from producer.watch.debounce import Debouncer, Settled
 from producer.watch.file_events import Events
-from producer.watch.sync import Sync, SyncPass
+from producer.watch.sync import Sync, SyncPass, WatchOptions
 
 POLL_S: Final = 0.25
 MAX_START_S: Final = 60.0  # for the system to watch a large tree; after that the scan starts all the same
@@ -39,11 +40,7 @@ class Watcher:
         self,
         producer: Producer,
         paths: Sequence[str],
-        *,
-        prune: bool,
-        yes: bool,
-        settle_s: float,
-        scan_every_s: float,
+        options: WatchOptions,
         on_pass: Callable[[SyncPass], None],
     ) -> None:
         """Check the paths and read the catalogue.
@@ -51,17 +48,14 @@ class Watcher:
         Args:
             producer: whose posters root, catalogue and queue.
             paths: files and folders; none: the whole posters root.
-            prune: delete the vectors of deleted posters.
-            yes: also where prune would refuse.
-            settle_s: how long a file must not change before it is read.
-            scan_every_s: how often a full scan runs, whatever events arrive.
+            options: what to prune, and how often to look.
             on_pass: called after every pass that did something.
 
         Raises:
             ConfigurationError: a path lies outside the posters root; the root or the catalogue cannot be read, or
                 the configured catalogue does not exist.
         """
-        self._producer, self._settle_s, self._scan_every_s = producer, settle_s, scan_every_s
+        self._producer, self._options = producer, options
         self._base = resolved_root(producer.settings.root)
         self._starts = starts_of(self._base, paths)
         self._first_scan = scan(producer, paths)
@@ -71,15 +65,13 @@ class Watcher:
         self._sync = Sync(
             producer,
             self._base,
-            prune=prune,
-            yes=yes,
-            settle_s=settle_s,
+            options,
             hold_back=self._hold_back,
             notify_once=self._notify_once,
             on_pass=on_pass,
         )
         self._events = Events(self._base, self._starts)
-        self._debouncer = Debouncer(self._base, settle_s)
+        self._debouncer = Debouncer(self._base, options.settle_s)
         self._notified: set[str] = set()
         self._root_was: tuple[int, int] | None = self._root_identity()
         self._needs_full_scan = True
@@ -118,7 +110,7 @@ class Watcher:
         for path, is_new in changed.items():
             self._hold_back(path, is_new=is_new)
         if self._events.error:
-            interval = f"{self._scan_every_s:g} s"
+            interval = f"{self._options.scan_every_s:g} s"
             self._notify_once(f"no file events at the moment ({self._events.error}); scanning every {interval}")
 
     def _hold_back(self, path: str, *, is_new: bool = False) -> None:
@@ -142,7 +134,7 @@ class Watcher:
             self._stamp, self._stamp_since = stamp, now
         is_needed = stamp != self._catalogue.stamp or self._needs_full_scan or now >= self._scan_due_s
         # a catalogue that is half written would give the posters of the other half other ids
-        is_settled = now >= self._earliest_scan_s and now - self._stamp_since >= self._settle_s
+        is_settled = now >= self._earliest_scan_s and now - self._stamp_since >= self._options.settle_s
         # without a worker it is unknown what is up to date, and everything would be sent
         return first or (is_needed and is_settled and self._sync.up_to_date.is_known())
 
@@ -163,8 +155,8 @@ class Watcher:
                 self._notified.clear()
         finally:
             now = time.monotonic()
-            self._earliest_scan_s = now + max(self._settle_s, SCAN_PAUSE_FACTOR * (now - began))
-            self._scan_due_s = now + max(self._scan_every_s, SCAN_PAUSE_FACTOR * (now - began))
+            self._earliest_scan_s = now + max(self._options.settle_s, SCAN_PAUSE_FACTOR * (now - began))
+            self._scan_due_s = now + max(self._options.scan_every_s, SCAN_PAUSE_FACTOR * (now - began))
 
     def _new_scan(self) -> PosterScan:
         settings = self._producer.settings
@@ -190,11 +182,11 @@ class Watcher:
     def _settled(self, items: Iterator[Poster | Failure]) -> Iterator[Poster | Failure]:
         """Hold back what was written within the last `settle_s`."""
         for item in items:
-            age_s = time.time() - item.mtime_ns / 1e9 if isinstance(item, Poster) else self._settle_s
-            if isinstance(item, Poster) and item.size >= 0 and abs(age_s) < self._settle_s:
+            age_s = time.time() - item.mtime_ns / 1e9 if isinstance(item, Poster) and item.size >= 0 else math.inf
+            if abs(age_s) < self._options.settle_s:
                 self._hold_back(item.path)
-                continue
-            yield item
+            else:
+                yield item
 
     def _is_poster(self, path: str) -> bool:
         """True for what a scan would take: by its name, by the catalogue, or as one of the given paths."""

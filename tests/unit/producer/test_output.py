@@ -12,7 +12,7 @@ from producer.output import SHOWN_FAILURES, notify_failures
 from producer.queue.progress import NOTHING, Failure
 from producer.queue.workers import READY, Announcement
 from producer.settings import load_settings
-from producer.watch.sync import Sync
+from producer.watch.sync import Sync, WatchOptions
 
 FAILED = [
     Failure(f"{number:02}.jpg", f"{number:02}.jpg", "missing", "no such file") for number in range(SHOWN_FAILURES + 3)
@@ -51,9 +51,7 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
     sync = Sync(
         producer,
         Path(producer.settings.root),
-        prune=False,
-        yes=False,
-        settle_s=1,
+        WatchOptions(prune=False, yes=False, settle_s=1, scan_every_s=1),
         hold_back=lambda path: None,
         notify_once=lambda text: None,
         on_pass=lambda done: None,
