@@ -12,8 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,7 @@ from producer.client import Producer
 from producer.collection.catalogue import read_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.host import engine_required
-from producer.indexing.index_job import index
+from producer.indexing.index_job import scan, send_all
 from producer.output import ledger_entry, ledger_line, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
@@ -37,7 +36,6 @@ REDIS_START_TIMEOUT_S: Final = 10.0
 WORKER_START_TIMEOUT_S: Final = 300.0  # a slow machine imports torch in half a minute
 WEIGHTS_TIMEOUT_S: Final = 15.0  # a demo must not wait for a long download
 STOP_TIMEOUT_S: Final = 30.0
-MAX_NEIGHBORS: Final = 3
 
 
 def run_demo() -> Progress:
@@ -52,16 +50,11 @@ def run_demo() -> Progress:
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
-        base = {"redis_url": url, "store": f"sqlite:{Path(folder, 'demo.db')}"}
-        settings = load_settings(**base)
+        settings = load_settings(redis_url=url, store=f"sqlite:{Path(folder, 'demo.db')}")
         notify(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
-        with own_worker(settings, Path(folder)) as name:
-            producer = Producer(settings)
-            try:
-                _job, progress = index(producer, [], force=False, detach=False, quiet=False)
-                _show_neighbors(producer, name)
-            finally:
-                producer.close()
+        with own_worker(settings, Path(folder)) as name, closing(Producer(settings)) as producer:
+            _job, progress = send_all(producer, scan(producer, []))
+            _show_neighbors(producer, name)
     notify(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
     return progress
 
@@ -91,103 +84,87 @@ def own_redis(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    command = [program, *options, "--dir", str(folder)]
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    log = folder / "redis.log"
+    process = _start([program, *options], log)
     try:
         url = f"redis://127.0.0.1:{port}/0"
-        probe = Producer(load_settings(redis_url=url))
         deadline = time.monotonic() + REDIS_START_TIMEOUT_S
-        while True:
-            try:
-                probe.workers()
-                break
-            except RedisUnreachable:
+        with closing(Producer(load_settings(redis_url=url))) as probe:
+            while not _answers(probe):
                 if time.monotonic() > deadline or process.poll() is not None:
-                    text = (folder / "redis.log").read_text(errors="replace")[-800:]
-                    raise ConfigurationError(f"redis-server did not start: {text}") from None
+                    text = log.read_text(errors="replace")[-800:]
+                    raise ConfigurationError(f"redis-server did not start: {text}")
                 time.sleep(0.05)
-        probe.close()
         yield url
     finally:
         _stop(process)
 
 
+def _answers(probe: Producer) -> bool:
+    try:
+        probe.workers()
+    except RedisUnreachable:
+        return False
+    return True
+
+
 @contextmanager
 def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
-    """A worker with trained weights if they can be loaded, else with untrained ones and a clear warning."""
-    with _worker(settings, folder, settings.pretrained) as worker:
-        reason = worker.wait()
-        if reason is None:
-            yield worker.name
-            return
-        if reason[0] != "WeightsUnavailable":
-            raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
-        notify(f"demo: {reason[1]}")
+    """The name of a worker with trained weights if they can be loaded, else with untrained ones and a clear warning."""
+    log = folder / "worker.log"
+    for pretrained in (settings.pretrained, "untrained"):
+        name = f"demo-{pretrained}@localhost".replace("/", "-")
+        given = {"POSTERS_REDIS_URL": settings.redis_url, "POSTERS_STORE": settings.store}
+        environment = os.environ | given | {"POSTERS_PRETRAINED": pretrained}
+        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", name]
+        process = _start(command, log, environment)
+        error = None
+        try:
+            notify(f"demo: the worker loads {settings.model_name} with {pretrained!r} weights …")
+            error, reason = _wait_until_ready(settings, name, process, pretrained)
+            if error is None:
+                yield name
+                return
+        finally:
+            _stop(process, within_s=STOP_TIMEOUT_S if error is None else 2)  # one that failed has no work to finish
+        if pretrained == "untrained" or error != "WeightsUnavailable":
+            text = f"it ended with status {process.poll()}:\n{log.read_text(errors='replace')[-2000:]}"
+            raise NoWorker(f"the demo's worker cannot start: {reason or text}")
+        notify(f"demo: {reason}")
         notify(
             "demo: going on with UNTRAINED weights: the data flow is real and near copies are found, "
             "but the vectors mean nothing else"
         )
-        _stop(worker.process, within_s=2)  # it has no work to finish
-    with _worker(settings, folder, "untrained") as worker:
-        reason = worker.wait()
-        if reason is not None:
-            raise NoWorker(f"the demo's worker cannot start: {reason[1]}")
-        yield worker.name
 
 
-@dataclass(frozen=True)
-class _Worker:
-    settings: Settings
-    pretrained: str
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def wait(self) -> tuple[str, str] | None:
-        """Wait until it is ready: None, or the name of the error and the reason."""
-        producer = Producer(self.settings)
-        notify(f"demo: the worker loads {self.settings.model_name} with {self.pretrained!r} weights …")
-        deadline, download_began = time.monotonic() + WORKER_START_TIMEOUT_S, None
-        try:
-            while time.monotonic() < deadline and self.process.poll() is None:
-                status = producer.registry.find(self.name)
-                if status is not None and status.get("stage") == WEIGHTS:
-                    download_began = download_began or time.monotonic()
-                    if time.monotonic() - download_began > WEIGHTS_TIMEOUT_S:
-                        late = f"the {self.pretrained!r} weights were not downloaded within {WEIGHTS_TIMEOUT_S:.0f} s"
-                        return "WeightsUnavailable", f"{late}; the first worker that you start downloads them"
-                if status is not None and status.state == READY:
-                    device, precision, space = map(status.get, ("device", "precision", "space"))
-                    notify(f"demo: ready on {device} in {precision}, space {space}")
-                    return None
-                if status is not None and status.state == FAILED:
-                    return status.get("error"), status.get("reason")
-                time.sleep(0.1)
-        finally:
-            producer.close()
-        text = self.log.read_text(errors="replace")[-2000:]
-        return "", f"it ended with status {self.process.poll()}:\n{text}"
+def _wait_until_ready(
+    settings: Settings, name: str, process: subprocess.Popen[bytes], pretrained: str
+) -> tuple[str | None, str]:
+    """Wait for the worker: None, or the name of its error; and the reason, empty where only its log has one."""
+    deadline, weights_deadline = time.monotonic() + WORKER_START_TIMEOUT_S, None
+    with closing(Producer(settings)) as producer:
+        while time.monotonic() < deadline and process.poll() is None:
+            status = producer.registry.find(name)
+            if status is not None and status.get("stage") == WEIGHTS:
+                weights_deadline = weights_deadline or time.monotonic() + WEIGHTS_TIMEOUT_S
+                if time.monotonic() > weights_deadline:
+                    late = f"the {pretrained!r} weights were not downloaded within {WEIGHTS_TIMEOUT_S:.0f} s"
+                    return "WeightsUnavailable", f"{late}; the first worker that you start downloads them"
+            if status is not None and status.state == READY:
+                device, precision, space = map(status.get, ("device", "precision", "space"))
+                notify(f"demo: ready on {device} in {precision}, space {space}")
+                return None, ""
+            if status is not None and status.state == FAILED:
+                return status.get("error"), status.get("reason")
+            time.sleep(0.1)
+    return "", ""
 
 
-@contextmanager
-def _worker(settings: Settings, folder: Path, pretrained: str) -> Iterator[_Worker]:
-    """A worker process that is stopped when the block ends, however it ends."""
-    environment = os.environ | {
-        "POSTERS_REDIS_URL": settings.redis_url,
-        "POSTERS_STORE": settings.store,
-        "POSTERS_PRETRAINED": pretrained,
-    }
-    name = f"demo-{pretrained}@localhost".replace("/", "-")
-    command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", name]
-    path = folder / "worker.log"
-    with path.open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield _Worker(settings, pretrained, name, process, path)
-    finally:
-        _stop(process)
+def _start(command: list[str], log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own; its output goes to the log."""
+    with log.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
 def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_TIMEOUT_S) -> None:
@@ -206,22 +183,17 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_TIMEOUT_S)
 def _show_neighbors(producer: Producer, worker: str) -> None:
     """Print the nearest neighbor of some posters, known copies first."""
     status = producer.registry.find(worker)
-    store = producer.store()
-    try:
+    catalogue = read_catalogue(producer.settings.catalogue)
+    with closing(producer.store()) as store:
         space_id = (status.get("space") if status else "") or store.current() or ""
-        catalogue = read_catalogue(producer.settings.catalogue)
         ids = [entry.id for entry in sorted(catalogue.entries(), key=lambda entry: "copy_of" not in entry.about)]
         known = store.get(space_id, ids)
-        chosen = [name for name in ids if name in known][:MAX_NEIGHBORS]
-        if not chosen:
-            return
-        queries = np.stack([known[name] for name in chosen])
-        for name, matches in zip(chosen, nearest(store, space_id, queries, k=2), strict=True):
-            other = next(match for match in matches if match.id != name)
-            titles = f"  ({catalogue.title(name)} ~ {catalogue.title(other.id)})"
-            print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}{titles}")
-    finally:
-        store.close()
+        chosen = [name for name in ids if name in known][:3]
+        found = nearest(store, space_id, np.stack([known[name] for name in chosen]), k=2) if chosen else []
+    for name, matches in zip(chosen, found, strict=True):
+        other = next(match for match in matches if match.id != name)
+        titles = f"  ({catalogue.title(name)} ~ {catalogue.title(other.id)})"
+        print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}{titles}")
 
 
 @example("python -m producer demo")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -25,17 +25,20 @@ class Finding:
 
     Attributes:
         name: of the check.
-        ok: True when nothing has to be done.
         seen: what was found.
-        advice: what to do otherwise.
+        advice: what to do; empty when all is well.
         in_reach: False when it did not answer, or there is none.
     """
 
     name: str
-    ok: bool
     seen: str
     advice: str = ""
     in_reach: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing has to be done."""
+        return not self.advice
 
 
 def examine(producer: Producer) -> Iterator[Finding]:
@@ -46,7 +49,7 @@ def examine(producer: Producer) -> Iterator[Finding]:
         workers = producer.workers()
     except PosterError as error:
         advice = "start it: `redis-server`, or `docker compose up -d redis`"
-        yield Finding("redis", False, str(error), advice, in_reach=False)
+        yield Finding("redis", str(error), advice, in_reach=False)
         return
     yield _attempt("redis", lambda: _redis(producer, url), "see docs/redis.acl")
     yield _alive(workers)
@@ -60,96 +63,87 @@ def examine(producer: Producer) -> Iterator[Finding]:
 def _redis(producer: Producer, url: str) -> Finding:
     policy, is_kept = producer.job_store.persistence()
     seen = f"answers at {url}" + ("" if is_kept else "; it loses everything when it stops (appendonly no)")
-    if policy not in ("noeviction", ""):
-        advice = "set `maxmemory-policy noeviction`: any other may evict queued batches"
-        return Finding("redis", False, f"{seen}; its policy is {policy}", advice)
-    return Finding("redis", True, seen)
+    if policy in ("noeviction", ""):
+        return Finding("redis", seen)
+    advice = "set `maxmemory-policy noeviction`: any other may evict queued batches"
+    return Finding("redis", f"{seen}; its policy is {policy}", advice)
 
 
 def _alive(workers: list[Announcement]) -> Finding:
     if not workers:
-        return Finding("worker", False, "none is alive", "start one: `celery -A worker worker`", in_reach=False)
+        return Finding("worker", "none is alive", "start one: `celery -A worker worker`", in_reach=False)
     names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
-    waiting = [worker for worker in workers if worker.state == WAITING]
-    if waiting:
-        names += f"; {waiting[0].name}: {waiting[0].get('reason')}"
-    return Finding("worker", True, names)
+    waiting = next((f"; {worker.name}: {worker.get('reason')}" for worker in workers if worker.state == WAITING), "")
+    return Finding("worker", names + waiting)
 
 
 def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
     for worker in workers:
         if worker.state == FAILED:
-            return Finding("model", False, f"{worker.name}: {worker.get('reason')}", "fix that, then start it again")
+            return Finding("model", f"{worker.name}: {worker.get('reason')}", "fix that, then start it again")
     if not ready:
         blocked = [worker for worker in workers if worker.state == WAITING or worker.get("stage") == STORE]
         if blocked:
             seen = f"{blocked[0].name} waits: {blocked[0].get('reason')}"
-            return Finding("model", False, seen, "it continues by itself when that is over")
+            return Finding("model", seen, "it continues by itself when that is over")
         if any(worker.get("stage") == WEIGHTS for worker in workers):
-            return Finding("model", False, "its weights are being located or downloaded", "wait")
+            return Finding("model", "its weights are being located or downloaded", "wait")
         if any(worker.state == LOADING for worker in workers):
-            return Finding("model", False, "being loaded", "wait a few seconds")
-        return Finding("model", False, "no worker, no model", "start a worker")
+            return Finding("model", "being loaded", "wait a few seconds")
+        return Finding("model", "no worker, no model", "start a worker")
     if len({worker.get("space") for worker in ready}) > 1:
         spaces = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in ready)
-        return Finding("model", False, f"workers make different vectors ({spaces})", "give all one configuration")
+        return Finding("model", f"workers make different vectors ({spaces})", "give all one configuration")
     worker = ready[0]
     seen = f"{worker.get('model')} on {worker.get('device')} in {worker.get('precision')}, space {worker.get('space')}"
     if '"untrained-' in worker.get("space_json"):
-        return Finding("model", True, seen + "; UNTRAINED weights, for demonstrations and tests only")
-    return Finding("model", True, seen)
+        seen += "; UNTRAINED weights, for demonstrations and tests only"
+    return Finding("model", seen)
 
 
 def _root(root: Path, ready: list[Announcement]) -> Finding:
     here = root.resolve()
     if not root.is_dir():
-        return Finding("posters root", False, f"{here} is not a folder", "set POSTERS_ROOT")
-    other = [worker for worker in ready if worker.get("root") != str(here)]
-    seen = f"{here} is readable"
+        return Finding("posters root", f"{here} is not a folder", "set POSTERS_ROOT")
     if not os.access(root, os.R_OK | os.X_OK):
-        return Finding("posters root", False, f"{here} cannot be read", "check its owner and mode")
-    if other:
+        return Finding("posters root", f"{here} cannot be read", "check its owner and mode")
+    seen = f"{here} is readable"
+    if other := [worker for worker in ready if worker.get("root") != str(here)]:
         seen += f"; {other[0].name} uses {other[0].get('root')} (right if both are the same folder, as in containers)"
-    return Finding("posters root", True, seen)
+    return Finding("posters root", seen)
 
 
 def _store(producer: Producer, ready: list[Announcement]) -> Finding:
-    store = producer.store()
-    try:
+    with closing(producer.store()) as store:
         store.check()
         current = store.current()
         held = f"{store.count(current)} vectors in {current}" if current else "no vectors yet"
-    finally:
-        store.close()
     store_url = without_password(producer.settings.store)
     seen = f"{store_url} is writable, {held}"
-    other = [worker for worker in ready if worker.get("store") != store_url]
-    if other:
+    if other := [worker for worker in ready if worker.get("store") != store_url]:
         advice = "set POSTERS_STORE to the same for both"
-        return Finding("store", False, f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
+        return Finding("store", f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
     made = ready[0].get("space") if ready else ""
     if current and made and made != current:
         advice = f"`python -m producer spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
-        return Finding(
-            "store", False, f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice
-        )
-    return Finding("store", True, seen)
+        return Finding("store", f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice)
+    return Finding("store", seen)
 
 
 def _dead_letters(producer: Producer) -> Finding:
     count = producer.dead_letters.count()
     if not count:
-        return Finding("dead letters", True, "no message was rejected")
+        return Finding("dead letters", "no message was rejected")
     seen = f"{count} message(s) rejected; the newest: {producer.dead_letters.newest_reason()}"
     advice = "list them with `redis-cli lrange posters:quarantine 0 9`; another program writes to the queue"
-    return Finding("dead letters", False, seen, advice)
+    return Finding("dead letters", seen, advice)
 
 
 def _attempt(name: str, check: Callable[[], Finding], advice: str) -> Finding:
     try:
         return check()
     except PosterError as error:
-        return Finding(name, False, str(error), advice, not isinstance(error, RedisUnreachable | StoreUnavailable))
+        return Finding(name, str(error), advice, not isinstance(error, RedisUnreachable | StoreUnavailable))
 
 
 @example("python -m producer doctor")
@@ -159,7 +153,7 @@ def doctor(as_json: bool) -> None:
     """Check Redis, worker, model, posters root and store, and print what to do."""
     findings = list(examine(Producer()))
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+        click.echo(json.dumps([asdict(finding) | {"ok": finding.ok} for finding in findings]))
     else:
         for finding in findings:
             click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.seen}")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from producer.client import Producer
 from producer.errors import PosterError, StoreError
 from producer.queue.messages import Poster
 from producer.vectors import store_exists
-
-if TYPE_CHECKING:
-    from producer.vectors.base import VectorStore
-
+from producer.vectors.base import VectorStore
 
 REFRESH_S: Final = 2.0  # a worker that loads its model becomes ready, or returns with another model
 

@@ -61,12 +61,6 @@ def notify_summary(found: PosterScan, settings: Settings) -> None:
         notify(f"{unlisted} folder(s) could not be listed; their posters were not scanned")
 
 
-def index(producer: Producer, paths: Sequence[str], *, force: bool, detach: bool, quiet: bool) -> tuple[Job, Progress]:
-    """Send what is below `paths` and, unless `detach`, wait for it; as send_all."""
-    # scan before the job begins, so that a wrong path leaves no empty job behind
-    return send_all(producer, scan(producer, paths), force=force, detach=detach, quiet=quiet)
-
-
 def send_all(
     producer: Producer,
     found: PosterScan,
@@ -106,8 +100,9 @@ def _send_all(
     producer: Producer, found: PosterScan, *, force: bool, verify: bool, detach: bool, quiet: bool
 ) -> tuple[Job, Progress]:
     up_to_date = UpToDateFilter(producer, notify)
+    is_current: Callable[[Sequence[Poster]], set[str]] = (lambda posters: set()) if verify else up_to_date
     job = producer.begin()
-    feed = partial(producer.feed, job, found, force=force, verify=verify, is_current=no_ids if verify else up_to_date)
+    feed = partial(producer.feed, job, found, force=force, verify=verify, is_current=is_current)
     try:
         if detach:
             progress = send_detached(producer, job, feed())
@@ -123,11 +118,6 @@ def _send_all(
         up_to_date.close()
     notify_summary(found, producer.settings)
     return job, progress
-
-
-def no_ids(posters: Sequence[Poster]) -> set[str]:
-    """An `is_current` for which no poster is up to date: every one is sent."""
-    return set()
 
 
 def _count_in_background(found: PosterScan, bar: tqdm[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Reports what a job waits for: Redis, a worker, or a model that loads."""
+"""What a job waits for: Redis, a worker, or a model that loads."""
 
 from __future__ import annotations
 

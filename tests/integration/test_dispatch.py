@@ -9,7 +9,7 @@ import pytest
 from bench.image_samples import encoded, picture
 from producer import Producer
 from producer.errors import LedgerSetBack, RedisUnreachable
-from producer.indexing.index_job import index
+from producer.indexing.index_job import scan, send_all
 from producer.settings import load_settings
 
 
@@ -46,7 +46,7 @@ def test_a_ctrl_c_ends_the_sending(producer, monkeypatch, capsys):
     """Recorded batches stay open; the job is `sent` in the ledger, and the message says how to send the rest."""
     press_after_steps(producer, monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
     assert (progress.state, progress.submitted, progress.open_batches) == ("sent", 2, 2)
     assert "not everything was sent: run the same command again for what is left" in capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_a_ctrl_c_ends_the_sending_with_detach(producer, monkeypatch):
     """The exception carries the job's id, so that the job can be followed or cancelled."""
     press_after_steps(producer, monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        index(producer, (), force=False, detach=True, quiet=True)
+        send_all(producer, scan(producer, ()), detach=True, quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
     assert (progress.state, progress.submitted) == ("sent", 3)
 
@@ -76,7 +76,7 @@ def test_open_batches_of_a_job_that_redis_lost_in_part_are_withdrawn(producer, m
 
     monkeypatch.setattr(producer.job_store, "record_step", set_back)
     with pytest.raises(KeyboardInterrupt):
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     first, second = (producer.job(job).progress() for job in begun)
     assert (first.submitted, first.cancelled, first.open_batches) == (0, 2, 0)
     assert (second.submitted, second.open_batches) == (2, 2)
@@ -94,7 +94,7 @@ def test_a_ctrl_c_while_redis_is_unreachable_ends_the_sending(producer, monkeypa
 
     monkeypatch.setattr(producer.job_store, "record_step", fail)
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     progress = producer.job(interrupt.value.args[0]).progress()
     assert (progress.state, progress.submitted) == ("sent", 2)
     assert "run the same command again" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_ctrl_c_ends_every_wait_for_redis(producer, monkeypatch, capsys):
     monkeypatch.setattr(producer.job_store, "progress", progress)
     monkeypatch.setattr(producer.job_store, "record_step", fail)
     with pytest.raises(KeyboardInterrupt):
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     assert "not everything was sent: run the same command again" in capsys.readouterr().err
 
 
@@ -128,7 +128,7 @@ def test_no_new_job_is_begun_after_a_ctrl_c(producer, monkeypatch):
 
     monkeypatch.setattr(producer.job_store, "record_step", set_back)
     with pytest.raises(KeyboardInterrupt):
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     assert len(begun) == 1
 
 
@@ -151,6 +151,6 @@ def test_a_full_redis_does_not_stop_the_job(producer, monkeypatch, capsys):
     monkeypatch.setattr(producer.job_store, "renew_sending", full)
     monkeypatch.setattr(producer.job_store, "progress", interrupt_at_sixth_poll())
     with pytest.raises(KeyboardInterrupt):
-        index(producer, (), force=False, detach=False, quiet=True)
+        send_all(producer, scan(producer, ()), quiet=True)
     assert len(polls) == 6
     assert capsys.readouterr().err.count("Redis is full") == 1
