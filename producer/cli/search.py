@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,20 @@ from tqdm import tqdm
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, space_option
 from producer.client import Producer
-from producer.collection.catalogue import read_catalogue
+from producer.collection.catalogue import Catalogue, read_catalogue
 from producer.errors import NoWorker, RedisUnreachable
 from producer.export.atomic import write_atomically
 from producer.maintenance.spaces import find_space, store_for_reading
 from producer.output import notify
 from producer.report.pages import duplicates_page, identified_page
-from producer.search.duplicates import find_duplicates
+from producer.search.duplicates import Member, find_duplicates
 from producer.search.identify import as_entry, as_lines
 from producer.search.identify import identify as find_posters_like
 from producer.search.nearest import metadata_of
 from producer.settings import load_settings
 
-as_html = click.option(
-    "--html",
-    "html",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write an HTML page with thumbnails.",
-)
+page_path = click.Path(dir_okay=False, path_type=Path)
+as_html = click.option("--html", type=page_path, help="Also write an HTML page with thumbnails.")
 
 
 @example("python -m producer identify ~/Downloads/screenshot.png --html matches.html")
@@ -40,9 +36,7 @@ as_html = click.option(
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="Matches for each image.")
 @click.option("--local", is_flag=True, help="Load the model in this process instead of using a worker.")
-@click.option(
-    "--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for a worker, per image."
-)
+@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds to wait for each image.")
 @as_html
 @as_json
 def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, html: Path | None, as_json: bool) -> None:
@@ -50,24 +44,24 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
 
     The images are not stored. Prints rank, score (cosine), title and file.
     """
-    producer = Producer()
-    settings = producer.settings
-    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
+    settings = load_settings()
+    catalogue = read_catalogue(settings.catalogue)
     if local:
         logging.basicConfig(level=logging.ERROR, format="%(message)s")  # open_clip warns about untrained weights
-    try:
-        with redirect_stdout(sys.stderr):  # what libraries print must not get into --json
-            info = find_space(store)
+    # what libraries print must not get into --json
+    with (
+        closing(Producer(settings)) as producer,
+        closing(store_for_reading(settings)) as store,
+        redirect_stdout(sys.stderr),
+    ):
+        info = find_space(store)
+        try:
             results = find_posters_like(producer, store, info, catalogue, images, k=k, local=local, timeout_s=timeout_s)
-            page = identified_page(settings, info, catalogue, results) if html else b""
-    except (NoWorker, RedisUnreachable) as error:
-        raise type(error)(f"{str(error).rstrip('.')}. Or add --local to load the model in this process") from error
-    finally:
-        store.close()
-        producer.close()
-    if html:
-        write_atomically(html, page)
-        notify(f"wrote {html}")
+        except (NoWorker, RedisUnreachable) as error:
+            raise type(error)(f"{str(error).rstrip('.')}. Or add --local to load the model in this process") from error
+        if html:
+            write_atomically(html, identified_page(settings, info, catalogue, results))
+            notify(f"wrote {html}")
     if as_json:
         click.echo(json.dumps([as_entry(result, info) for result in results]))
     for number, result in enumerate(results):
@@ -99,31 +93,21 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
 def duplicates(threshold: float, same_content: bool, space: str | None, html: Path | None, as_json: bool) -> None:
     """List groups of posters with the same content or a cosine above a threshold."""
     settings = load_settings()
-    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
-    minimum = None if same_content else threshold
+    catalogue, minimum = read_catalogue(settings.catalogue), None if same_content else threshold
     began = time.monotonic()
-    try:
+    with closing(store_for_reading(settings)) as store:
         info = find_space(store, space)
         pairs = 0 if same_content else info.count * (info.count - 1) // 2
         with tqdm(total=pairs, unit="pair", unit_scale=True, file=sys.stderr, disable=True if as_json else None) as bar:
             found = find_duplicates(store, info, minimum, bar.update)
-    finally:
-        store.close()
     if html:
         with redirect_stdout(sys.stderr):
             write_atomically(html, duplicates_page(settings, info, catalogue, found, minimum))
         notify(f"wrote {html}")
-    groups = [
-        [
-            member._asdict() | {"score": round(member.score, 6), "about": dict(metadata_of(member.id, catalogue))}
-            for member in group
-        ]
-        for group in found.groups
-    ]
+    groups = [[_entry(member, catalogue) for member in group] for group in found.groups]
     if as_json:
-        click.echo(
-            json.dumps({"space": info.space.id, "threshold": minimum, "posters": found.posters, "groups": groups})
-        )
+        about = {"space": info.space.id, "threshold": minimum, "posters": found.posters}
+        click.echo(json.dumps(about | {"groups": groups}))
     for number, group in enumerate(groups, 1) if not as_json else ():
         click.echo(("\n" if number > 1 else "") + f"group {number}: {len(group)} posters")
         width = max(len(str(entry["about"]["file"])) for entry in group)
@@ -131,6 +115,10 @@ def duplicates(threshold: float, same_content: bool, space: str | None, html: Pa
             click.echo(f"  {entry['about']['file']:<{width}}  {_relation(entry, group[0])}".rstrip().replace("\n", " "))
     inside = sum(map(len, groups))
     notify(f"{len(groups)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
+
+
+def _entry(member: Member, catalogue: Catalogue) -> dict[str, Any]:
+    return member._asdict() | {"score": round(member.score, 6), "about": metadata_of(member.id, catalogue)}
 
 
 def _relation(entry: dict[str, Any], first: dict[str, Any]) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from producer.cli.main import EX_USAGE, as_json, example
-from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
+from producer.collection.catalogue import read_catalogue, require_catalogue
 from producer.collection.paths import resolved_root
 from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
 from producer.output import notify
 from producer.settings import Settings, load_settings
 from producer.vectors.base import SpaceInfo, VectorStore
-
-KILO = 1000
 
 
 @example("python -m producer spaces")
@@ -34,12 +34,10 @@ def spaces(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = load_settings()
-    store, catalogue = store_for_reading(settings), read_catalogue(settings.catalogue)
-    try:
+    catalogue = read_catalogue(settings.catalogue)
+    with closing(store_for_reading(settings)) as store:
         current = store.current()
         found = [(info, completeness(store, info.space.id, settings.root, catalogue)) for info in store.spaces()]
-    finally:
-        store.close()
     if as_json:
         click.echo(json.dumps([_entry(info, state, current) for info, state in found]))
         return
@@ -60,8 +58,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
 def use(name: str, yes: bool) -> None:
     """Let readers use the space NAME: its id, or the beginning of it."""
     settings = load_settings()
-    store = store_for_reading(settings)
-    try:
+    with closing(store_for_reading(settings)) as store:
         info, before = find_space(store, name), store.current()
         if info.space.id == before:
             notify(f"readers use {before} already")
@@ -72,8 +69,6 @@ def use(name: str, yes: bool) -> None:
             sys.exit(EX_USAGE)
         store.use(info.space.id)
         click.echo(f"readers use {info.space.id} now, with {info.count:,} vectors; {before} stays until it is dropped")
-    finally:
-        store.close()
 
 
 @example("python -m producer spaces drop vit-b-32")
@@ -82,8 +77,7 @@ def use(name: str, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Even if readers use the space.")
 def drop(name: str, yes: bool) -> None:
     """Delete the space NAME with all its vectors; posters and other spaces stay."""
-    store = store_for_reading(load_settings())
-    try:
+    with closing(store_for_reading(load_settings())) as store:
         info, current = find_space(store, name), store.current()
         if info.space.id == current and not yes:
             others = [other.space.id for other in store.spaces() if other.space.id != current]
@@ -94,10 +88,9 @@ def drop(name: str, yes: bool) -> None:
             )
             sys.exit(EX_USAGE)
         notify(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
-        gone = store.drop(info.space.id)
-        click.echo(f"dropped {info.space.id} with {gone:,} vectors; {_readers(store)}")
-    finally:
-        store.close()
+        gone, current = store.drop(info.space.id), store.current()
+        after = f"readers use {current}" if current else "the store is empty now"
+        click.echo(f"dropped {info.space.id} with {gone:,} vectors; {after}")
 
 
 def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
@@ -112,29 +105,22 @@ def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Setti
             f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
             f"{before} holds. Finish `python -m producer index` first, or add --yes"
         )
-    return _objection_to_root(store, before, settings, catalogue) if state.gone else None
-
-
-def _objection_to_root(store: VectorStore, before: str, settings: Settings, catalogue: Catalogue) -> str | None:
-    """Refuse where more than half is deleted: a wrong folder, or a disk that is not mounted, looks the same."""
+    if not state.gone:
+        return None
     held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
     if 2 * gone <= held:
         return None
-    return (
+    return (  # a wrong folder, or a disk that is not mounted, looks the same
         f"{gone:,} of {held:,} posters of {before} have no file any more, more than half: is {settings.root} the right "
         "folder, all of it mounted, and the catalogue the right one? If they were deleted, add --yes"
     )
 
 
-def _readers(store: VectorStore) -> str:
-    current = store.current()
-    return f"readers use {current}" if current else "the store is empty now"
-
-
 def _entry(info: SpaceInfo, state: Completeness, current: str | None) -> dict[str, Any]:
+    space = asdict(info.space)
     return {
         "id": info.space.id,
-        "model": info.space.model,
+        "model": space.pop("model"),
         "current": info.space.id == current,
         "count": info.count,
         "bytes": info.bytes,
@@ -142,12 +128,7 @@ def _entry(info: SpaceInfo, state: Completeness, current: str | None) -> dict[st
         "missing": state.missing,
         "created": info.created,
         "changed": info.changed,
-        "space": {
-            "weights": info.space.weights,
-            "activation": info.space.activation,
-            "preprocessing": info.space.preprocessing,
-            "dimension": info.space.dimension,
-        },
+        "space": space,
         "provenance": dict(info.provenance),
     }
 
@@ -178,7 +159,7 @@ def _when(seconds: float) -> str:
 
 def _size(size: float) -> str:
     for unit in ("B", "kB", "MB"):
-        if size < KILO:
+        if size < 1000:
             return f"{size:.0f} {unit}"
-        size /= KILO
+        size /= 1000
     return f"{size:.1f} GB"

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from producer.collection.catalogue import Catalogue
 from producer.collection.file_status import FileStatus, FileStatusReader
 from producer.collection.paths import is_below, poster_id, resolved_root, walk
 from producer.errors import PruneRefused
-
-if TYPE_CHECKING:
-    from producer.vectors.base import VectorStore
-
+from producer.vectors.base import VectorStore
 
 PAGE_IDS: Final = 500  # checked, and deleted in one transaction
 COARSEST_TIME_S: Final = 2.0  # resolution of modification times on FAT
@@ -140,17 +137,13 @@ class Prune:
         """Ids whose files may lie below the given paths, each once: by their own text, or by the catalogue."""
         for start, key in zip(self._starts, self._keys, strict=True):
             prefix = f"{key}/" if key else ""
-            yield from (name for name, _ in groupby(merge(*(self._ids_in(space, prefix) for space in self._spaces))))
+            ids = (chain.from_iterable(self._store.ids(space, prefix=prefix)) for space in self._spaces)
+            yield from (name for name, _ in groupby(merge(*ids)))
             if key:
                 yield key
-                # the others of the catalogue's ids are the paths themselves
-                given = (
-                    entry.id for entry in self._catalogue.entries_below(start) if entry.id != poster_id(entry.file)
-                )
+                # an id below `key` came above; one that is no path comes by its entry
+                given = (entry.id for entry in self._catalogue.entries_below(start))
                 yield from (name for name in given if not is_below(name, key))
-
-    def _ids_in(self, space: str, prefix: str) -> Iterator[str]:
-        return chain.from_iterable(self._store.ids(space, prefix=prefix))
 
     def _check(self, ids: Sequence[str], folders: Counter[str]) -> dict[str, FileStatus]:
         """The status of those ids that are in the store and whose files lie below the given paths."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -30,22 +31,6 @@ class Completeness:
     missing: int
     gone: int
     complete: bool
-
-
-class DeletedPosters:
-    """Counts posters whose files were deleted, by the rules of `prune`; none where that cannot be known."""
-
-    def __init__(self, store: VectorStore, root: Path, catalogue: Catalogue) -> None:
-        """Where the root is not a folder, or holds no poster at all, nothing counts as deleted."""
-        try:
-            self._prune: Prune | None = Prune(store, root, [""], catalogue)
-        except ConfigurationError:
-            self._prune = None
-
-    def count(self, posters: Sequence[str]) -> int:
-        """How many of these are deleted, and not only hidden."""
-        statuses = self._prune.statuses(posters) if self._prune else {}
-        return sum(status is FileStatus.GONE for status in statuses.values())
 
 
 def store_for_reading(settings: Settings) -> VectorStore:
@@ -89,21 +74,32 @@ def completeness(store: VectorStore, space_id: str, root: Path, catalogue: Catal
     files of missing posters are checked until one exists, or may exist and is hidden.
     """
     current = store.current()
-    deleted: DeletedPosters | None = None
+    count_deleted: Callable[[Sequence[str]], int] | None = None
     missing = gone = 0
     lacking = _only_in_first(store.ids(current), store.ids(space_id)) if current else iter(())
     while page := list(islice(lacking, PAGE_IDS)):
         if missing == gone:  # so far; without a missing poster, the root is not needed
-            deleted = deleted or DeletedPosters(store, root, catalogue)
-            gone += deleted.count(page)
+            count_deleted = count_deleted or _deletion_counter(store, root, catalogue)
+            gone += count_deleted(page)
         missing += len(page)
     return Completeness(missing, gone, missing == gone)
 
 
 def gone_from(store: VectorStore, space_id: str, root: Path, catalogue: Catalogue) -> int:
     """How many posters of a space were deleted from the posters root; checks every file."""
-    deleted = DeletedPosters(store, root, catalogue)
-    return sum(map(deleted.count, store.ids(space_id, PAGE_IDS)))
+    return sum(map(_deletion_counter(store, root, catalogue), store.ids(space_id, PAGE_IDS)))
+
+
+def _deletion_counter(store: VectorStore, root: Path, catalogue: Catalogue) -> Callable[[Sequence[str]], int]:
+    """Counts posters whose files were deleted, and are not only hidden; by the rules of `prune`.
+
+    Where the root is not a folder, or holds no poster at all, nothing counts as deleted.
+    """
+    try:
+        prune = Prune(store, root, [""], catalogue)
+    except ConfigurationError:
+        return lambda posters: 0
+    return lambda posters: sum(status is FileStatus.GONE for status in prune.statuses(posters).values())
 
 
 def require_same_space(made: str, read: str, who: str) -> None:
@@ -124,18 +120,13 @@ def unread_space_note(settings: Settings, made: Space | None) -> str | None:
     if made is None:
         return None
     try:
-        store = store_for_reading(settings)
+        with closing(store_for_reading(settings)) as store:
+            current = store.current()
+            if current in (None, made.id):
+                return None
+            state = completeness(store, made.id, settings.root, read_catalogue(settings.catalogue))
     except PosterError:
         return None
-    try:
-        current = store.current()
-        if current in (None, made.id):
-            return None
-        state = completeness(store, made.id, settings.root, read_catalogue(settings.catalogue))
-    except PosterError:
-        return None
-    finally:
-        store.close()
     if state.complete:
         return (
             f"note: the space {made.id} is complete, and readers still use {current}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,28 +52,22 @@ def identify(
         EmbedTimeout: no answer within `timeout_s` for an image.
         SpaceMismatch: the model makes vectors of another space than the one that is searched.
     """
+    who = "the model that the settings name" if local else "the worker"
     if local:
         made = embed_locally(producer.settings, images)
-        who = "the model that the settings name"
     else:
-        space = producer.space()
-        who = "the worker"
-        if space is not None:
+        if (space := producer.space()) is not None:
             require_same_space(space.id, info.space.id, who)
         made = [_embed(producer, image, timeout_s) for image in images]
-    found = {at: vector for at, vector in enumerate(made) if not isinstance(vector, UnreadablePoster)}
-    for vector in found.values():
+    found = [vector for vector in made if not isinstance(vector, UnreadablePoster)]
+    for vector in found:
         require_same_space(vector.space or "", info.space.id, who)
-    matches: dict[int, list[Match]] = {}
-    if found:
-        matches = dict(zip(found, nearest(store, info.space.id, np.stack(list(found.values())), k), strict=True))
+    matches = iter(nearest(store, info.space.id, np.stack(list(found)), k) if found else ())
     return [
-        Identified(
-            image,
-            with_metadata(matches.get(at, ()), catalogue),
-            vector if isinstance(vector, UnreadablePoster) else None,
-        )
-        for at, (image, vector) in enumerate(zip(images, made, strict=True))
+        Identified(image, (), vector)
+        if isinstance(vector, UnreadablePoster)
+        else Identified(image, with_metadata(next(matches), catalogue))
+        for image, vector in zip(images, made, strict=True)
     ]
 
 
@@ -85,11 +80,8 @@ def embed_locally(settings: Settings, images: Sequence[Path]) -> list[SpacedVect
     with engine_required():
         from worker.clip_embedder import CLIPEmbedder
 
-    embedder = CLIPEmbedder.from_settings(settings)
-    try:
+    with closing(CLIPEmbedder.from_settings(settings)) as embedder:
         result = embedder.embed_paths(images)
-    finally:
-        embedder.close()
     found: dict[int, SpacedVectors | UnreadablePoster] = dict(result.failures)
     for vector, index in zip(result.vectors, result.indices, strict=True):
         found[index] = with_space(vector, embedder.space.id)
@@ -101,19 +93,18 @@ def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": str(result.image), "space": info.space.id}
     if result.failure:
         return entry | {"error": {"word": result.failure.word, "reason": result.failure.reason}}
-    return entry | {
-        "matches": [
-            {
-                "rank": rank,
-                "score": round(match.score, 6),
-                "id": match.id,
-                "title": title_of(match),
-                "file": match.about["file"],
-                "about": dict(match.about),
-            }
-            for rank, match in enumerate(result.matches, 1)
-        ]
-    }
+    matches = [
+        {
+            "rank": rank,
+            "score": round(match.score, 6),
+            "id": match.id,
+            "title": title_of(match),
+            "file": match.about["file"],
+            "about": match.about,
+        }
+        for rank, match in enumerate(result.matches, 1)
+    ]
+    return entry | {"matches": matches}
 
 
 def as_lines(result: Identified) -> list[str]:

@@ -40,7 +40,8 @@ def nearest(store: VectorStore, space_id: str, queries: Vectors, k: int = 5) -> 
     Raises:
         SpaceMismatch: the queries are of another space, or not as wide as the space's vectors.
     """
-    require_space(queries, space_id)
+    if (tagged := space_of(queries)) not in (None, space_id):
+        raise SpaceMismatch(f"the query is of the space {tagged} and cannot be compared with vectors of {space_id}")
     blocks = (([row.id for row in rows], matrix) for rows, matrix in store.read(space_id))
     return search_blocks(blocks, queries, k, space_id)
 
@@ -86,13 +87,6 @@ def metadata_of(poster: str, catalogue: Catalogue) -> Mapping[str, Any]:
 def title_of(match: Match) -> str:
     """The catalogue's title; empty when there is none."""
     return str(match.about.get("title", ""))
-
-
-def require_space(queries: Vectors, space_id: str) -> None:
-    """Raise SpaceMismatch if the queries are tagged with another space."""
-    tagged = space_of(queries)
-    if tagged not in (None, space_id):
-        raise SpaceMismatch(f"the query is of the space {tagged} and cannot be compared with vectors of {space_id}")
 
 
 def require_width(queries: Vectors, dimension: int, space_id: str) -> None:

@@ -24,7 +24,7 @@ class Snapshot:
         stamp: the store's version of the space before it was read, so that a later change shows.
         ids: row i of the matrix belongs to id i.
         matrix: float32 (n, dimension), read-only.
-        catalogue: what was said of the posters then, and when its file was changed.
+        catalogue: of that time; `catalogue_stamp` is the file_stamp before it was read.
         seconds: how long loading took.
     """
 
