@@ -29,7 +29,7 @@ from producer.indexing.index_job import scan, send_all
 from producer.output import ledger_entry, ledger_line, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
-from producer.search.nearest import nearest
+from producer.search.nearest import metadata_of, nearest
 from producer.settings import Settings, load_settings
 
 REDIS_START_TIMEOUT_S: Final = 10.0
@@ -192,8 +192,8 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
         found = nearest(store, space_id, np.stack([known[name] for name in chosen]), k=2) if chosen else []
     for name, matches in zip(chosen, found, strict=True):
         other = next(match for match in matches if match.id != name)
-        titles = f"  ({catalogue.title(name)} ~ {catalogue.title(other.id)})"
-        print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}{titles}")
+        title, other_title = (metadata_of(poster, catalogue).get("title", "") for poster in (name, other.id))
+        print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}  ({title} ~ {other_title})")
 
 
 @example("python -m producer demo")

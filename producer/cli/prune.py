@@ -15,7 +15,6 @@ from producer.collection.paths import resolved_root, starts_of
 from producer.indexing.index_job import warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
 from producer.output import notify
-from producer.settings import load_settings
 from producer.vectors import store_exists
 
 yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what may lie on an unmounted disk.")
@@ -33,8 +32,7 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
     Needs neither a worker nor Redis where the store is a file. `index --prune` does the same after
     indexing, so that a renamed poster can reuse the vector of its old name.
     """
-    producer = Producer(load_settings())
-    try:
+    with closing(Producer()) as producer:
         catalogue = read_catalogue(producer.settings.catalogue)
         warn_of_wrong_catalogue(producer.settings, catalogue)
         starts = starts_of(resolved_root(producer.settings.root), paths)
@@ -45,8 +43,6 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
         if as_json:
             numbers = {"held": survey.held, "pruned": pruned, "empty": survey.empty, "hidden": survey.hidden}
             click.echo(json.dumps(numbers))
-    finally:
-        producer.close()
 
 
 def preview_prune(

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from producer.collection.entry import Entry, Problem
+from producer.collection.entry import Entry, Problem, is_encodable
 from producer.collection.paths import is_below, poster_id
 from producer.collection.readers import format_of, read_entries
 from producer.errors import ConfigurationError
@@ -70,11 +70,6 @@ class Catalogue:
     def by_id(self, ids: Iterable[str]) -> dict[str, Entry]:
         """The entries that have these ids."""
         return {row[3]: _entry(*row) for row in self._select_in("id", ids)}
-
-    def title(self, poster: str) -> str:
-        """The title of a poster by its id; empty where the catalogue has none."""
-        entry = self.by_id([poster]).get(poster)
-        return str(entry.about.get("title", "")) if entry else ""
 
     def problems(self) -> Iterator[Failure]:
         """A failure for each entry that cannot be used, in the order of the file."""
@@ -143,7 +138,7 @@ class Catalogue:
     def _select_in(
         self, column: Literal["key", "id"], values: Iterable[str], table: Literal["entries", "problems"] = "entries"
     ) -> Iterator[Any]:
-        source = (value for value in values if _is_text(value))
+        source = filter(is_encodable, values)
         while page := list(islice(source, QUERY_VALUES)):
             yield from self._select(f"SELECT * FROM {table} WHERE {column} IN ({','.join('?' * len(page))})", page)
 
@@ -196,15 +191,6 @@ def _columns(entry: Entry) -> tuple[int, str, bytes | None, str, str]:
 
 def _entry(number: int, key: str, file: bytes | None, identity: str, text: str) -> Entry:
     return Entry(number, key if file is None else os.fsdecode(file), identity, text)
-
-
-def _is_text(value: str) -> bool:
-    """False for text with lone surrogates, which no id has and SQLite refuses."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _sql(name: str) -> str:

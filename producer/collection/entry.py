@@ -90,8 +90,13 @@ def _id_text(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)
+    return text if is_encodable(text) and 0 < len(text) <= MAX_PATH_CHARACTERS and "\0" not in text else None
+
+
+def is_encodable(text: str) -> bool:
+    """False for text with lone surrogates, which no id has and SQLite refuses."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return None
-    return text if 0 < len(text) <= MAX_PATH_CHARACTERS and "\0" not in text else None
+        return False
+    return True

@@ -50,11 +50,9 @@ def atomic_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
                 folder.rmdir()  # it is empty; Windows does not rename over it
             os.rename(partial, folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise ConfigurationError(f"{folder} cannot be written: {error}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # where it has not been renamed
 
 
 def write_atomically(path: Path, data: bytes) -> None:

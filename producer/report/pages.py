@@ -71,10 +71,8 @@ def render(title: str, info: SpaceInfo, facts: Sequence[str], sections: Sequence
 def _page_template() -> jinja2.Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # 50 ms that no other command needs
 
-    loader = PackageLoader("producer.report", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.loader = PackageLoader("producer.report", "")
     return environment.get_template("templates/page.html")
 
 
@@ -133,12 +131,7 @@ def duplicates_page(
 
 
 def _member(member: Member, first: Member, metadata: Mapping[str, Any], picture: str | None) -> Card:
-    if member is first:
-        tag = "first"
-    elif member.same_content:
-        tag = "same content"
-    else:
-        tag = ""
+    tag = "first" if member is first else "same content" if member.same_content else ""
     notes = [f"{member.bytes / 1000:,.0f} kB", *_facts(metadata)]
     if not member.same_content and member.near_to not in (first.id, member.id):
         notes.append(f"near to {member.near_to}")
@@ -148,8 +141,13 @@ def _member(member: Member, first: Member, metadata: Mapping[str, Any], picture:
 
 
 def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
-    name = file_of(poster, settings.root, catalogue)
-    return (settings.root, name) if name else None
+    """The file of a poster; None when it does not exist.
+
+    Without a catalogue entry, an id is the file's path after NFC, with non-UTF-8 bytes as ``%XX``; the possible
+    originals are tried in turn.
+    """
+    root = settings.root
+    return next(((root, name) for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
 
 
 def _facts(metadata: Mapping[str, Any]) -> list[str]:
@@ -157,18 +155,6 @@ def _facts(metadata: Mapping[str, Any]) -> list[str]:
     facts = {key: value for key, value in metadata.items() if key not in ("file", "id", "title")}
     line = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
     return [line[:MAX_FACTS_CHARACTERS]] if line else []
-
-
-_BYTE: Final = re.compile(r"%([89A-F][0-9A-F])")  # how poster_id writes a byte that is not UTF-8
-
-
-def file_of(poster: str, root: Path, catalogue: Catalogue) -> str | None:
-    """The file of a poster, relative to the posters root; None when it does not exist.
-
-    Without a catalogue entry, an id is the file's path after NFC, with non-UTF-8 bytes as ``%XX``; the possible
-    originals are tried in turn.
-    """
-    return next((name for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
 
 
 def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
@@ -180,5 +166,5 @@ def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
         return  # an id from a catalogue, not a path below the root
     yield poster
     yield unicodedata.normalize("NFD", poster)  # as macOS writes names
-    if "%" in poster:
-        yield _BYTE.sub(lambda found: chr(0xDC00 + int(found[1], 16)), poster)
+    if "%" in poster:  # as poster_id writes a byte that is not UTF-8
+        yield re.sub("%([89A-F][0-9A-F])", lambda found: chr(0xDC00 + int(found[1], 16)), poster)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import combinations_with_replacement
 from typing import Final
 
 import numpy as np
@@ -44,7 +45,7 @@ def similar_pairs(
     products, nears = np.empty((side, side), np.float32), np.empty((side, side), np.bool_)  # reused for every block
     found: list[tuple[Positions, Positions, Vectors]] = []
     count = 0
-    for row, column in _blocks(len(vectors)):
+    for row, column in combinations_with_replacement(range(0, len(vectors), BLOCK_ROWS), 2):
         rows, columns = vectors[row : row + BLOCK_ROWS], vectors[column : column + BLOCK_ROWS]
         product, near = products[: len(rows), : len(columns)], nears[: len(rows), : len(columns)]
         np.matmul(projections[row : row + BLOCK_ROWS], counterparts[column : column + BLOCK_ROWS].T, out=product)
@@ -64,12 +65,6 @@ def similar_pairs(
     empty = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
     firsts, seconds, cosines = zip(empty, *found, strict=True)
     return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(cosines)
-
-
-def _blocks(count: int) -> Iterator[tuple[int, int]]:
-    for row in range(0, count, BLOCK_ROWS):
-        for column in range(row, count, BLOCK_ROWS):
-            yield row, column
 
 
 def _projections(vectors: Vectors) -> tuple[Vectors, Vectors]:

@@ -17,7 +17,6 @@ STEP_MS: Final = 50
 MAX_HELD_PATHS: Final = 10_000  # with more, a full scan is cheaper
 OVERFLOW: Final = 4096  # changes at once: a quarter of the queue of Linux, which drops events silently when full
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 300.0  # between two attempts to watch; doubles
-RAISED: Final = (OSError, RuntimeError)  # by watch: for limits of the system, and names that are no UTF-8
 
 
 class Events(threading.Thread):
@@ -57,7 +56,7 @@ class Events(threading.Thread):
                 ):
                     pause = FIRST_PAUSE_S
                     self._collect(changes)
-            except RAISED as error:
+            except (OSError, RuntimeError) as error:  # limits of the system; names that are no UTF-8
                 self.error = str(error)
                 self._watching.set()
                 self._stopped.wait(pause)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -12,15 +11,13 @@ from functools import partial
 from heapq import nsmallest
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
-
-from tqdm import tqdm
+from typing import Final
 
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, require_catalogue
 from producer.errors import PosterError
 from producer.files import modified_ns
-from producer.indexing.dispatch import follow
+from producer.indexing.dispatch import follow, progress_bar
 from producer.indexing.freshness import UpToDateFilter
 from producer.indexing.waiting import WaitStatus
 from producer.maintenance.prune import Prune
@@ -134,8 +131,7 @@ class Sync:
         wait = partial(retry_until_available, on_wait=self._wait_status.report)
         job = wait(producer.begin)
         feed = partial(producer.feed, job, posters, is_current=is_current)
-        bar: tqdm[Any] = tqdm(disable=True, file=sys.stderr)
-        progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
+        progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), progress_bar(quiet=True))
         failures = wait(lambda: nsmallest(MAX_KNOWN_FAILURES, producer.job_store.failures(job.id)))
         notify_failures(producer, progress, failures)
         self._remember(failures, began)

@@ -48,7 +48,7 @@ class Watcher:
         Args:
             producer: whose posters root, catalogue and queue.
             paths: files and folders; none: the whole posters root.
-            options: what to prune, and how often to look.
+            options: of the command.
             on_pass: called after every pass that did something.
 
         Raises:

@@ -84,9 +84,9 @@ def test_the_catalogue_gives_ids_and_titles(root, tmp_path):
     """An entry's id replaces the path; further keys are kept."""
     entries = catalogue(tmp_path, [{"file": "b.jpg", "id": "bebop", "title": "Bebop", "year": 1998}])
     assert ids(PosterScan(root, [], entries)) == ["a.png", "bebop", "deep/d.JPEG", "deep/er/c.webp"]
-    assert entries.title("bebop") == "Bebop"
+    assert entries.by_id(["bebop"])["bebop"].about["title"] == "Bebop"
     assert entries.by_id(["bebop"])["bebop"].about["year"] == 1998
-    assert entries.title("a.png") == ""
+    assert entries.by_id(["a.png"]) == {}
 
 
 def test_an_entry_whose_file_is_gone_is_sent_so_that_it_fails(root):

@@ -50,8 +50,8 @@ def test_every_format_says_the_same(write, name, text):
     catalogue = read_catalogue(write(name, text))
     assert not list(catalogue.problems())
     assert [(entry.id, entry.file) for entry in catalogue.entries()] == [("a", "a.jpg"), ("b/c.png", "b/c.png")]
-    assert catalogue.title("a") == 'A; or, the "first"'
-    assert catalogue.title("b/c.png") == ""
+    assert catalogue.by_id(["a"])["a"].about["title"] == 'A; or, the "first"'
+    assert catalogue.by_id(["b/c.png"])["b/c.png"].about.get("title", "") == ""
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -61,7 +61,7 @@ def test_a_byte_order_mark_tells_the_encoding(write, name, encoding):
     entry = '{"file": "進撃.jpg", "title": "é"}'
     text = {"json": f"[{entry}]", "jsonl": entry, "csv": "file,title\n進撃.jpg,é\n"}[name.rpartition(".")[2]]
     catalogue = read_catalogue(write(name, text, encoding))
-    assert catalogue.title("進撃.jpg") == "é"
+    assert catalogue.by_id(["進撃.jpg"])["進撃.jpg"].about["title"] == "é"
 
 
 @pytest.mark.parametrize("mark", [codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE])
