@@ -58,13 +58,8 @@ class RedisStore:
         pipe.zadd(SPACES, {space.id: now}, nx=True)
         pipe.setnx(CURRENT, space.id)
         for row, raw in zip(rows, pack(vectors), strict=True):
-            fields: dict[Any, Any] = {
-                "vector": raw,
-                "digest": row.digest,
-                "size": row.size,
-                "mtime_ns": row.mtime_ns,
-                "stored": now,
-            }
+            fields: dict[Any, Any] = row._asdict() | {"vector": raw, "stored": now}
+            del fields["id"]
             pipe.hset(_key(space.id, row.id), mapping=fields)
             old = before.get(row.id)
             if old is not None and old != row.digest:
@@ -79,11 +74,8 @@ class RedisStore:
         dimension = self._dimension(space_id)
         if dimension is None:
             return {}
-        return {
-            name: unpack(raw, dimension)
-            for name, (raw,) in self._fields(space_id, ids, ["vector"]).items()
-            if raw is not None
-        }
+        found = self._fields(space_id, ids, ["vector"])
+        return {name: unpack(raw, dimension) for name, (raw,) in found.items() if raw is not None}
 
     def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
         found = self._fields(space_id, ids, ["digest", "size", "mtime_ns"])
@@ -166,16 +158,15 @@ class RedisStore:
         return gone
 
     def spaces(self) -> list[SpaceInfo]:
-        names = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
-        entries = [cast(dict[bytes, bytes], self._redis.hgetall(_space_key(name))) for name in names]
         infos = []
-        for name, entry in zip(names, entries, strict=True):
+        for name in self._space_ids():
+            entry = cast(dict[bytes, bytes], self._redis.hgetall(_space_key(name)))
             space = Space.from_json(entry[b"space"].decode())
             count = self.count(name)
             provenance = json.loads(entry.get(b"provenance", b"{}"))
-            created = float(entry[b"created"])
-            changed = float(entry.get(b"changed", created))
-            infos.append(SpaceInfo(space, count, count * space.dimension * 4, created, changed, provenance))
+            created, changed = entry[b"created"], entry.get(b"changed", entry[b"created"])
+            size = count * space.dimension * 4
+            infos.append(SpaceInfo(space, count, size, float(created), float(changed), provenance))
         return infos
 
     def current(self) -> str | None:
@@ -183,11 +174,10 @@ class RedisStore:
         return name.decode() if name else None
 
     def use(self, space_id: str) -> None:
-        known = [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
+        known = self._space_ids()
         if space_id not in known:
-            raise StoreError(
-                f"{without_password(self._url)} has no space {space_id!r}; it has: {', '.join(known) or 'none'}"
-            )
+            shown = without_password(self._url)
+            raise StoreError(f"{shown} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
         self._redis.set(CURRENT, space_id)
 
     def drop(self, space_id: str) -> int:
@@ -197,7 +187,7 @@ class RedisStore:
         self._redis.delete(_space_key(space_id), _contents_key(space_id))
         self._redis.zrem(SPACES, space_id)
         if self.current() == space_id:
-            left = cast(list[bytes], self._redis.zrange(SPACES, 0, 0))
+            left = self._space_ids()
             if left:
                 self._redis.set(CURRENT, left[0])
             else:
@@ -209,6 +199,9 @@ class RedisStore:
 
     def close(self) -> None:
         self._redis.close()
+
+    def _space_ids(self) -> list[str]:
+        return [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]
 
     def _touch(self, pipe: Any, space_id: str, now: str) -> None:
         """Give the space another version, in the transaction that changes its rows."""

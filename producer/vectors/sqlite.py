@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from producer.embedding import Space, Vectors
 from producer.errors import StoreError, StoreUnavailable
 from producer.vectors.base import Row, SpaceInfo
 from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
-from producer.vectors.sqlite_schema import FROM_VERSION_1, SCHEMA_VERSION, TABLES, TRIGGERS
 
+SCHEMA_VERSION: Final = 2
 PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
 BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
 IDS_PAGE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
+LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # sqlite3 cannot encode it, and no stored id holds one
 _UPSERT: Final = """
 INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
@@ -55,16 +58,10 @@ class SQLiteStore:
         now = time.time()
         with self._writing() as db:
             key = self._make_known(db, space, provenance, now)
-            db.executemany(
-                _UPSERT,
-                [(key, *row, now, raw) for row, raw in zip(rows, pack(vectors), strict=True)],
-            )
+            db.executemany(_UPSERT, [(key, *row, now, raw) for row, raw in zip(rows, pack(vectors), strict=True)])
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
-        found: dict[str, Vectors] = {}
-        for name, raw, space in self._select("v.id, v.vector, s.space", "v.id", space_id, ids):
-            found[name] = unpack(raw, _dimension(space))
-        return found
+        return self._vectors("v.id", space_id, ids)
 
     def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
         found = self._select("v.id, v.digest, v.size, v.mtime_ns", "v.id", space_id, ids)
@@ -74,22 +71,17 @@ class SQLiteStore:
         return dict(self._select("v.id, v.stored", "v.id", space_id, ids))
 
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
-        found: dict[str, Vectors] = {}
-        for digest, raw, space in self._select("v.digest, v.vector, s.space", "v.digest", space_id, digests):
-            found[digest] = unpack(raw, _dimension(space))
-        return found
+        return self._vectors("v.digest", space_id, digests)
 
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
-        with (
-            self._translated(),
-            closing(self._connect()) as db,
-        ):  # of its own: one statement sees one moment, however long
+        # A connection of its own: one statement sees one moment, however long it takes.
+        with self._translated(), closing(self._connect()) as db:
             space = db.execute("SELECT key, space FROM spaces WHERE id = ?", (space_id,)).fetchone()
             if space is None:
                 return
             # the plus keeps SQLite from going by an index over the space, in whose order the rows do not lie
             query = "SELECT vector, id, digest, size, mtime_ns FROM vectors WHERE +space = ? ORDER BY number"
-            cursor, dimension = db.execute(query, (space[0],)), _dimension(space[1])
+            cursor, dimension = db.execute(query, (space[0],)), Space.from_json(space[1]).dimension
             while found := cursor.fetchmany(chunk):
                 rows = [Row._make(values[1:]) for values in found]
                 yield rows, unpack_many([values[0] for values in found], dimension)
@@ -111,14 +103,11 @@ class SQLiteStore:
             first = page[-1] + "\0"  # the next text there can be
 
     def count(self, space_id: str) -> int:
-        with self._translated():
-            found = self._connection.execute("SELECT rows FROM spaces WHERE id = ?", (space_id,)).fetchone()
-        return int(found[0]) if found else 0
+        return int(self._value("SELECT rows FROM spaces WHERE id = ?", space_id) or 0)
 
     def version(self, space_id: str) -> str:
-        with self._translated():
-            found = self._connection.execute("SELECT version FROM spaces WHERE id = ?", (space_id,)).fetchone()
-        return str(found[0]) if found else ""
+        version = self._value("SELECT version FROM spaces WHERE id = ?", space_id)
+        return "" if version is None else str(version)
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0
@@ -144,9 +133,7 @@ class SQLiteStore:
         return infos
 
     def current(self) -> str | None:
-        with self._translated():
-            found = self._connection.execute("SELECT value FROM facts WHERE name = 'current'").fetchone()
-        return str(found[0]) if found else None
+        return self._value("SELECT value FROM facts WHERE name = 'current'")
 
     def use(self, space_id: str) -> None:
         with self._writing() as db:
@@ -209,9 +196,17 @@ class SQLiteStore:
         with self._writing():
             version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been here first
             if version < SCHEMA_VERSION:
-                for statement in (*(FROM_VERSION_1 if version else TABLES), *TRIGGERS):
-                    db.execute(statement)
+                for script in ("from_version_1" if version else "tables", "triggers"):
+                    text = (files("producer.vectors") / "sql" / f"{script}.sql").read_text("utf-8")
+                    for statement in text.split("\n\n"):  # not executescript: it commits first
+                        db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _value(self, query: str, *parameters: str) -> Any:
+        """The first column of a query's row; None without one."""
+        with self._translated():
+            found = self._connection.execute(query, parameters).fetchone()
+        return found[0] if found else None
 
     def _make_known(
         self, db: sqlite3.Connection, space: Space, provenance: Mapping[str, str] | None, now: float
@@ -230,8 +225,12 @@ class SQLiteStore:
             db.execute("UPDATE spaces SET provenance = ? WHERE key = ?", (described, found[0]))
         return int(found[0])
 
+    def _vectors(self, by: str, space_id: str, values: Sequence[str]) -> dict[str, Vectors]:
+        found = self._select(f"{by}, v.vector, s.space", by, space_id, values)
+        return {value: unpack(raw, int(json.loads(space)["dimension"])) for value, raw, space in found}
+
     def _select(self, columns: str, by: str, space_id: str, values: Sequence[str]) -> Iterator[tuple]:  # type: ignore[type-arg]
-        values = [value for value in values if value.isascii() or not _has_surrogates(value)]
+        values = [value for value in values if value.isascii() or not LONE_SURROGATE.search(value)]
         for start in range(0, len(values), IDS_PAGE):
             part = values[start : start + IDS_PAGE]
             with self._translated():
@@ -266,19 +265,9 @@ class SQLiteStore:
                 raise StoreUnavailable(f"the store {self._path} cannot be written for now: {text}") from error
             raise StoreError(f"the store {self._path} cannot be used: {text}; check path, owner and mode") from error
         except sqlite3.DatabaseError as error:
-            raise StoreError(
-                f"{self._path} is damaged or is no SQLite file ({error}): restore it from a copy, "
-                "or move it away and index again"
-            ) from error
+            way_out = "restore it from a copy, or move it elsewhere and index again"
+            raise StoreError(f"{self._path} is damaged or is no SQLite file ({error}): {way_out}") from error
 
 
 def _marks(values: Sequence[str]) -> str:
     return ",".join("?" * len(values))
-
-
-def _dimension(space: str) -> int:
-    return int(json.loads(space)["dimension"])
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)

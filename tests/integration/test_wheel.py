@@ -12,7 +12,7 @@ import pytest
 from tests.support.project import PROJECT
 
 NO_INDEX = re.compile(r"NewConnectionError|name resolution|ProxyError|timed out|ConnectTimeout")
-DATA = {".lua", ".html", ".css"}
+DATA = {".lua", ".sql", ".html", ".css"}
 
 
 def run(*command, cwd):

@@ -17,7 +17,6 @@ from producer.errors import StoreError, StoreUnavailable
 from producer.vectors import sqlite as sqlite_module
 from producer.vectors.base import Row
 from producer.vectors.sqlite import SQLiteStore
-from producer.vectors.sqlite_schema import SCHEMA_VERSION
 from tests.support.project import PROJECT
 
 SPACE = Space("tiny", "0" * 32, "gelu", "8x8", 4)
@@ -96,7 +95,7 @@ def test_a_file_of_another_program_is_not_touched(path):
 def test_a_file_of_a_newer_version_is_not_touched(store, path):
     """An old program must not write what a new one reads."""
     with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {sqlite_module.SCHEMA_VERSION + 1}")
     db.close()
     with pytest.raises(StoreError, match="newer version"):
         SQLiteStore(str(path))
