@@ -13,65 +13,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from producer.errors import (
-    ActivationMismatch,
-    BadMessage,
-    ConfigurationError,
-    DeviceLost,
-    DeviceUnavailable,
-    EmbedTimeout,
-    JobUnknown,
-    LedgerSetBack,
-    NewerMessage,
-    NoWorker,
-    PosterError,
-    PruneRefused,
-    RedisUnreachable,
-    SpaceMismatch,
-    StoreError,
-    StoreUnavailable,
-    UnknownModel,
-    UnreadablePoster,
-    WeightsUnavailable,
-)
+from producer import errors
+from producer.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from producer.client import Producer
-    from producer.job import Job
-    from producer.search.index import Index
-    from producer.search.nearest import Match
+    from producer.client import Producer as Producer
+    from producer.job import Job as Job
+    from producer.search.index import Index as Index
+    from producer.search.nearest import Match as Match
 
-__all__ = [
-    "ActivationMismatch",
-    "BadMessage",
-    "ConfigurationError",
-    "DeviceLost",
-    "DeviceUnavailable",
-    "EmbedTimeout",
-    "Index",
-    "Job",
-    "JobUnknown",
-    "LedgerSetBack",
-    "Match",
-    "NewerMessage",
-    "NoWorker",
-    "PosterError",
-    "Producer",
-    "PruneRefused",
-    "RedisUnreachable",
-    "SpaceMismatch",
-    "StoreError",
-    "StoreUnavailable",
-    "UnknownModel",
-    "UnreadablePoster",
-    "WeightsUnavailable",
-]
 _MODULES = {
     "Index": "producer.search.index",
     "Job": "producer.job",
     "Match": "producer.search.nearest",
     "Producer": "producer.client",
 }
+if not TYPE_CHECKING:  # type checkers read the imports above
+    __all__ = sorted([*_MODULES, *(name for name, value in vars(errors).items() if isinstance(value, type))])
 
 
 def __getattr__(name: str) -> Any:
