@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from producer.errors import ConfigurationError
 
@@ -37,12 +38,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        extra="forbid",
-        frozen=True,
-        env_ignore_empty=True,
-        validate_default=True,
-        protected_namespaces=(),
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True, validate_default=True
     )
 
     redis_url: str = _field("queue", "redis://localhost:6379/0", "Redis URL of the queue and the ledger", repr=False)
@@ -107,14 +103,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _ConfigFile(settings_cls)
+        cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, *_: Any, **__: Any
+    ) -> tuple[Source, ...]:
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_config_file())
 
     @property
     def visibility_timeout_s(self) -> int:
@@ -128,43 +119,37 @@ def section_of(setting: str) -> str:
     return str(extra["section"]) if isinstance(extra, dict) else ""
 
 
-class _ConfigFile(PydanticBaseSettingsSource):
-    """config.json: an object of sections, each an object of settings."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # __call__ returns all fields at once
-
-    def __call__(self) -> dict[str, Any]:
-        named = os.environ.get(CONFIG_VARIABLE)
-        path = Path(named or "config.json")
-        if not path.is_file():
-            if named:
-                raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
-            return {}
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path} is not readable JSON: {error}") from error
-        sections: dict[str, list[str]] = {}
-        for name in Settings.model_fields:
-            sections.setdefault(section_of(name), []).append(name)
-        if not isinstance(content, dict):
-            raise ConfigurationError(f"{path} must hold an object with the sections {', '.join(sections)}")
-        values: dict[str, Any] = {}
-        for section, entries in content.items():
-            if section not in sections:
-                raise ConfigurationError(f"{path}: unknown section {section!r}{_suggestion(section, sections)}")
-            if not isinstance(entries, dict):
-                raise ConfigurationError(f"{path}: section {section!r} must be an object")
-            for key, value in entries.items():
-                if key not in sections[section]:
-                    is_elsewhere = key in Settings.model_fields
-                    hint = f"; it belongs in section {section_of(key)!r}" if is_elsewhere else ""
-                    raise ConfigurationError(
-                        f"{path}: unknown key {section}.{key}{hint or _suggestion(key, sections[section])}"
-                    )
-                values[key] = value
-        return values
+def _read_config_file() -> dict[str, Any]:
+    """The settings of config.json: an object of sections, each an object of settings."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    path = Path(named or "config.json")
+    if not path.is_file():
+        if named:
+            raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not readable JSON: {error}") from error
+    sections: dict[str, list[str]] = {}
+    for name in Settings.model_fields:
+        sections.setdefault(section_of(name), []).append(name)
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} must hold an object with the sections {', '.join(sections)}")
+    values: dict[str, Any] = {}
+    for section, entries in content.items():
+        if section not in sections:
+            raise ConfigurationError(f"{path}: unknown section {section!r}{_suggestion(section, sections)}")
+        if not isinstance(entries, dict):
+            raise ConfigurationError(f"{path}: section {section!r} must be an object")
+        for key in sorted(entries.keys() - sections[section]):
+            is_elsewhere = key in Settings.model_fields
+            hint = (
+                f"; it belongs in section {section_of(key)!r}" if is_elsewhere else _suggestion(key, sections[section])
+            )
+            raise ConfigurationError(f"{path}: unknown key {section}.{key}{hint}")
+        values |= entries
+    return values
 
 
 def load_settings(**arguments: Any) -> Settings:
