@@ -129,7 +129,7 @@ def test_batch_sets_the_posters_per_message(installation):
     """12 posters in messages of 5 are three steps in the ledger."""
     installation.draw(12, folder(installation, "batches"))
     ledger = installation.index(f"{installation.root}/batches", "--batch", "5")
-    assert installation.producer.job_store.fields(ledger["job"])["step"] == "3"
+    assert installation.producer.job_store.progress(ledger["job"]).steps == 3
 
 
 def test_detach_leaves_and_status_follows(installation):
@@ -230,10 +230,10 @@ def test_names_in_any_script_and_bytes_that_are_no_text(installation):
     assert "names/%FF%FE.png" in installation.stored()
 
 
-def test_messages_that_are_no_batch_are_put_aside(installation):
-    """Rubbish of every kind on both lanes: the worker goes on, the quarantine keeps it, doctor tells."""
+def test_messages_that_are_no_batch_become_dead_letters(installation):
+    """Malformed messages on both lanes: the worker goes on, dead letters keep them, doctor counts them."""
     before, worker = installation.producer.dead_letters.count(), installation.workers[0].process
-    rubbish = [element for element in GARBAGE.values() if element]
+    garbage = [element for element in GARBAGE.values() if element]
     with create_sender(installation.settings) as app, installation.redis.client as client:
         app.send_task("posters.embed", args=[{"version": 1, "rubbish": True}], queue="posters.bulk")
         app.send_task("posters.embed", args=[{"version": 99}], queue="posters.bulk")
@@ -241,8 +241,8 @@ def test_messages_that_are_no_batch_are_put_aside(installation):
         app.send_task("os.system", args=["true"], queue="posters.interactive")
         app.send_task("posters.embed", args=[{}], serializer="pickle", queue="posters.bulk")
         for lane in ("posters.bulk", "posters.interactive"):
-            client.lpush(lane, *rubbish)
-    expected = before + 5 + 2 * len(rubbish)
+            client.lpush(lane, *garbage)
+    expected = before + 5 + 2 * len(garbage)
     ends = time.monotonic() + 30
     while installation.producer.dead_letters.count() < expected and time.monotonic() < ends:
         time.sleep(0.1)
