@@ -53,13 +53,13 @@ def test_an_outcome_must_add_up(ledger, claims):
 
 
 def test_signatures_differ_by_delivery_and_not_by_owner():
-    """So that a repeated question and a second delivery can be told apart."""
+    """A repeated call is the same holder; a second delivery is another."""
     assert sign("w/1").startswith("w/1#")
     assert sign("w/1") != sign("w/1")
 
 
 def test_a_claim_keeps_others_away_until_it_expires(brief):
-    """Two workers with the same message: one works, the other is told that it is busy."""
+    """Two workers with the same message: one works, the other gets BUSY."""
     ledger, claims = brief
     begin(ledger, batch())
     assert claims.claim(batch(), "one#a") == (Claim.WORK, 1, False)

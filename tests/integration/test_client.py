@@ -17,7 +17,7 @@ from producer.queue.workers import READY
 from producer.settings import load_settings
 from tests.support.redis_server import RedisServer
 
-CALL_S = 5.0  # in which a backend hears of a Redis that is away, full, or hangs
+CALL_S = 5.0  # within which a call fails when Redis is unreachable, full or hangs
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The quarantine: what was put aside can be read, and is counted."""
+"""Dead letters: rejected messages are kept, can be read, and are counted."""
 
 import json
 
@@ -17,7 +17,7 @@ def dead_letters(redis_url):
 
 
 def test_message_and_reason_are_kept(dead_letters, redis_server):
-    """The newest reason is told; a long message is kept by its beginning and its length."""
+    """The newest reason is returned; of a long message, the beginning and the length are kept."""
     assert (dead_letters.count(), dead_letters.newest_reason()) == (0, "")
     dead_letters.put("odd", "no batch")
     dead_letters.put("x" * 50_000, "too large")

@@ -66,7 +66,7 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
     assert status(POSTERS_STORE="redis://127.0.0.1:1/1") == 3
 
 
-def test_the_quarantine_is_counted_with_its_newest_reason(producer):
+def test_the_dead_letters_are_counted_with_the_newest_reason(producer):
     """And how to look at it."""
     assert found(producer)["dead letters"].ok
     producer.dead_letters.put("x", "it is not JSON")

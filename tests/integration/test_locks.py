@@ -1,4 +1,4 @@
-"""A lease has one holder; another takes over when it is let go or falls silent."""
+"""A lease has one holder; another takes over when it is released or expires."""
 
 import time
 

@@ -23,22 +23,22 @@ class Clock:
 
 
 class Installation:
-    """A ledger with one open batch, and as many repairs as a test makes, all on one clock."""
+    """A ledger with one open batch, and as many redeliveries as a test makes, all on one clock."""
 
     def __init__(self, url):
         self.job_store, self.clock, self.sent = JobStore(url, claim_s=3), Clock(), []
-        self.claims, self.repairs = Claims(self.job_store), []
+        self.claims, self.redeliveries = Claims(self.job_store), []
         begin(self.job_store, batch())
 
     def redelivery(self):
-        self.repairs.append(Redelivery(self.claims, self.job_store, self.sent.append, self.clock))
-        return self.repairs[-1]
+        self.redeliveries.append(Redelivery(self.claims, self.job_store, self.sent.append, self.clock))
+        return self.redeliveries[-1]
 
-    def after(self, seconds, *repairs):
-        """As `seconds` in which everybody who waits looks every second."""
+    def after(self, seconds, *redeliveries):
+        """Let so many seconds pass; each waiting process calls `run` every second."""
         for _ in range(round(seconds)):
             self.clock.now += 1
-            for redelivery in repairs:
+            for redelivery in redeliveries:
                 redelivery.run()
         return self.sent
 
@@ -47,13 +47,13 @@ class Installation:
 def installation(redis_url):
     installation = Installation(redis_url)
     yield installation
-    for redelivery in installation.repairs:
+    for redelivery in installation.redeliveries:
         redelivery.close()
     installation.job_store.close()
 
 
-def test_a_batch_in_nobodys_hands_is_sent_again_as_it_was(installation):
-    """What BRPOP took and a kill dropped comes back whole: not at the first look, but soon after the grace."""
+def test_an_open_batch_that_is_neither_queued_nor_claimed_is_sent_again_as_it_was(installation):
+    """What BRPOP took and a kill dropped comes back whole: not at the first scan, but soon after the grace."""
     redelivery = installation.redelivery()
     assert installation.after(GRACE_S, redelivery) == [], "it may be on its way"
     assert installation.after(SCAN_EVERY_S, redelivery) == [batch()]
@@ -106,36 +106,36 @@ def test_a_batch_that_was_given_back_is_sent_as_soon_as_its_pause_is_over(instal
 
 def test_one_looks_for_all(installation):
     """However many workers and producers wait: one reads the queues, and its memory is what counts."""
-    looks = []
+    scans = []
     first, *others = (installation.redelivery() for _ in range(5))
     for redelivery in (first, *others):
         redelivery._resend_lost = lambda redelivery=redelivery, look=redelivery._resend_lost: (
-            looks.append(redelivery) or look()
+            scans.append(redelivery) or look()
         )
     assert installation.after(15, first, *others) == [batch()]
-    assert set(looks) == {first}
+    assert set(scans) == {first}
     first.close()
     installation.after(6, *others)
-    assert len(set(looks)) == 2, "when it leaves, another takes over at once"
+    assert len(set(scans)) == 2, "when it leaves, another takes over at once"
 
 
 def test_looking_takes_a_fiftieth_of_the_time(installation, monkeypatch):
     """Ten thousand queued batches are not read every five seconds."""
     redelivery = installation.redelivery()
-    looks = []
+    scans = []
 
     def slow():
         installation.clock.now += 0.4
-        looks.append(installation.clock.now)
+        scans.append(installation.clock.now)
         return 0
 
     redelivery._resend_lost = slow
     installation.after(100, redelivery)
-    assert 4 <= len(looks) <= 6
+    assert 4 <= len(scans) <= 6
     monkeypatch.setattr(module, "MAX_REST_S", 5.0)
-    looks.clear()
+    scans.clear()
     installation.after(100, redelivery)
-    assert len(looks) >= 14, "but there is an end to the resting"
+    assert len(scans) >= 14, "but there is an end to the resting"
 
 
 def test_messages_that_are_not_ours_do_not_stop_it(installation, redis_server):

@@ -245,7 +245,7 @@ def test_duplicates_of_a_real_collection(own_server, tmp_path):
 
 
 def test_an_image_that_ends_its_worker_ends_one(own_server, tmp_path):
-    """Whoever waits is told as soon as the next child is there; that one answers the next query."""
+    """Its caller gets an error as soon as the next child is up; that one answers the next request."""
     installation = Installation(tmp_path, own_server)
     try:
         installation.worker("w", "--include", "tests.support.fault_injection").wait_until_ready()

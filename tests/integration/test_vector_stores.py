@@ -371,7 +371,7 @@ def test_two_processes_write_and_a_reader_sees_whole_chunks(kind, tmp_path, requ
 
 
 def test_a_store_that_opening_would_make_is_known_beforehand(tmp_path):
-    """A file that is not there yet; whoever only looks must not leave an empty one. Redis needs no file."""
+    """Of a file that does not exist: a reader must not create an empty one. Redis needs no file."""
     url = f"sqlite:{tmp_path / 'v.db'}"
     assert not store_exists(url)
     open_store(url).close()

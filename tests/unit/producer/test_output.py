@@ -1,4 +1,4 @@
-"""What failed is told the same way by `index`, `retry` and a round of `index --watch`."""
+"""`index`, `retry` and a pass of `index --watch` report failures the same way."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ PROGRESS = replace(NOTHING, job="j", submitted=len(FAILED), failed=len(FAILED))
 
 @pytest.fixture
 def producer(tmp_path, monkeypatch):
-    """Of a posters root that holds what the worker, which looks elsewhere, did not find; Redis is not asked."""
+    """A producer with files that the worker, whose root is another, did not find; Redis is not used."""
     (tmp_path / "00.jpg").touch()
     monkeypatch.setattr(Producer, "workers", lambda producer: [Announcement("w", READY, {"root": "/elsewhere"})])
     producer = Producer(load_settings(root=tmp_path, catalogue="none", redis_url="redis://127.0.0.1:1/0"))
@@ -32,7 +32,7 @@ def producer(tmp_path, monkeypatch):
 
 
 def test_the_first_are_named_and_the_rest_is_counted(producer, capsys):
-    """In order; and where the worker looks in vain for what is here."""
+    """Failures in order, and a hint where the worker reads another folder."""
     notify_failures(producer, PROGRESS)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:SHOWN_FAILURES] == [
@@ -63,7 +63,7 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
 
 
 def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):
-    """Redis went away meanwhile: what failed is told all the same."""
+    """Redis became unreachable meanwhile: the failures are listed all the same."""
 
     def away(producer):
         raise RedisUnreachable("Redis does not answer")
