@@ -62,10 +62,9 @@ class Producer(QueueClient):
     def embed(self, path: str | Path, timeout: float = 5.0) -> SpacedVectors:
         """Embed one poster ahead of all bulk work and wait for its vector, float32 (dimension,), unit length.
 
-        A poster that the store holds and that has not changed is answered from there, without a worker, where
-        the store can be seen from here. Else it waits for the batch that is in work, as all that is ahead of
-        bulk work does, and its vector is stored. The vector knows its space (``vector.space``), so that
-        Index.search can refuse one of another model.
+        The vector of an unchanged poster is read from the store, without a worker, where the store can be opened
+        from here. Otherwise the poster waits for the batch in progress, and its vector is stored. The vector knows
+        its space (``vector.space``), so that Index.search can refuse one of another model.
 
         Raises:
             NoWorker: no worker is alive.
@@ -78,13 +77,7 @@ class Producer(QueueClient):
     def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
         """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
 
-        Args:
-            image: the bytes of an image file, at most queries.MAX_BYTES.
-            timeout: seconds.
-            name: what the error calls it.
-
-        Raises:
-            NoWorker, UnreadablePoster, EmbedTimeout: as `embed`.
+        `image` is the bytes of an image file, 32 MB at most; `name` is what an error calls it.
         """
         return self._on_demand.embed_image(image, timeout, name)
 

@@ -77,7 +77,7 @@ class SpacedVectors(np.ndarray[Any, np.dtype[np.float32]]):
 
 
 def with_space(vectors: Vectors, space_id: str) -> SpacedVectors:
-    """The same numbers, not copied, as vectors of that space."""
+    """A view of the vectors that knows their space."""
     view = np.asarray(vectors).view(SpacedVectors)
     view.space = space_id
     return view

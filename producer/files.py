@@ -157,19 +157,15 @@ def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
         if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
             return FileContent(data, digest, len(data), modified_ns(status))
-    reason = (
-        f"it changed while it was read, {MAX_READS} times: somebody is writing it; index it again when that is over"
-    )
+    reason = f"it changed while it was read, {MAX_READS} times: somebody is writing it; index it again after that"
     raise UnreadablePoster(name, "unreadable", reason)
 
 
 def _read_all(descriptor: int, size: int, name: str, max_bytes: int) -> bytes:
-    with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
-        parts = []
-        left = max_bytes + 1  # a file that grows while it is read stays within the limit
-        while left and (part := file.read(min(left, max(READ_BYTES, size)))):
-            parts.append(part)
-            left -= len(part)
+    parts, left = [], max_bytes + 1  # a file that grows while it is read stays within the limit
+    while left and (part := os.read(descriptor, min(left, max(READ_BYTES, size)))):
+        parts.append(part)
+        left -= len(part)
     if not left:
         raise UnreadablePoster(name, "too-large", f"it grew past the limit of {max_bytes:,} bytes")
     return parts[0] if len(parts) == 1 else b"".join(parts)

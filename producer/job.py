@@ -51,11 +51,8 @@ class Job:
         """Wait until nothing of the job is open; send again what was lost meanwhile.
 
         Args:
-            timeout: seconds; None waits for as long as it takes.
+            timeout: seconds; when they are over, the result's ``at_rest`` is False.
             on_progress: called at every poll, several times a second.
-
-        Returns:
-            The last progress seen; ``at_rest`` is False when the time ran out.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL_S

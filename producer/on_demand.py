@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
 
 
-READY_POLL_S: Final = 0.05  # between two looks whether a worker has loaded its model
+READY_POLL_S: Final = 0.05  # between two checks whether a worker has loaded its model
 BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
 
 
@@ -56,9 +56,8 @@ class OnDemand:
                 raise SpaceMismatch(f"{failure.path}: {failure.reason}")
             raise UnreadablePoster(failure.path, failure.word, failure.reason)
         job.cancel()
-        raise EmbedTimeout(
-            f"no vector for {poster.path} within {timeout:g} s (job {job.id} is {progress.state}): {BUSY}"
-        )
+        state = f"job {job.id} is {progress.state}"
+        raise EmbedTimeout(f"no vector for {poster.path} within {timeout:g} s ({state}): {BUSY}")
 
     def embed_image(self, image: bytes, timeout: float, name: str) -> SpacedVectors:
         """As Producer.embed_image."""

@@ -28,10 +28,7 @@ def notify(text: str) -> None:
 def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
     """List the first failures of a job, and the command that lists the rest.
 
-    Args:
-        queue: of the job and its workers.
-        progress: of the job.
-        failures: its first ones, as many as SHOWN_FAILURES or more; None: they are read.
+    `failures` are its first ones, as many as SHOWN_FAILURES or more; None: they are read.
     """
     if failures is None:
         failures = nsmallest(SHOWN_FAILURES, queue.job_store.failures(progress.job)) if progress.failed else ()
@@ -50,16 +47,9 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
 def ledger_entry(progress: Progress) -> dict[str, Any]:
     """The ledger line as an object: job, counts, seconds, images per second (embedded ones)."""
     seconds = round(progress.seconds, 3)
-    return {
-        "job": progress.job,
-        "submitted": progress.submitted,
-        "embedded": progress.embedded,
-        "reused": progress.reused,
-        "unchanged": progress.unchanged,
-        "failed": progress.failed,
-        "seconds": seconds,
-        "images_per_second": round(progress.embedded / seconds, 1) if seconds else 0.0,
-    }
+    speed = round(progress.embedded / seconds, 1) if seconds else 0.0
+    counts = ("job", "submitted", "embedded", "reused", "unchanged", "failed")
+    return {name: getattr(progress, name) for name in counts} | {"seconds": seconds, "images_per_second": speed}
 
 
 def ledger_line(progress: Progress) -> str:

@@ -104,9 +104,8 @@ class QueueClient:
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
                 batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
-                write = partial(self.job_store.record_step, job.id, job.steps + 1, batch=batch, **settled)
-                is_wanted = wait(write)
-                if not is_wanted:
+                record = partial(self.job_store.record_step, job.id, job.steps + 1, batch=batch, **settled)
+                if not (is_wanted := wait(record)):
                     break  # the job was cancelled
                 job.steps, settled = job.steps + 1, {}
                 if batch is not None:
@@ -118,22 +117,16 @@ class QueueClient:
         """The workers that are alive; NoWorker if there is none and `at_least_one` is set."""
         alive = self.registry.alive()
         if at_least_one and not alive:
-            raise NoWorker(
-                f"no worker is alive at {without_password(self.settings.redis_url)}: "
-                "start one with `celery -A worker worker`"
-            )
+            url = without_password(self.settings.redis_url)
+            raise NoWorker(f"no worker is alive at {url}: start one with `celery -A worker worker`")
         return alive
 
     def space(self) -> Space | None:
-        """The space that the workers make vectors of; None while none is ready.
-
-        Raises:
-            SpaceMismatch: they make vectors of more than one.
-        """
+        """See common_space."""
         return common_space(self.workers())
 
     def store(self) -> VectorStore:
-        """Open the store for reading; the caller closes it."""
+        """Open the store; the caller closes it."""
         return open_store(self.settings.store)
 
     def send(self, batch: EmbedBatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 import redis
@@ -50,15 +50,11 @@ def retry_until_available(
     on_wait: Callable[[RedisUnreachable], object] | None,
     stop: threading.Event | None = None,
 ) -> Result:
-    """Call until Redis answers.
+    """Call until Redis answers; RedisUnreachable only without `on_wait`, or once `stop` is set.
 
     Args:
         call: may be repeated when its answer was lost.
-        on_wait: called with the error of every try that failed; None: the first error is raised.
-        stop: ends the waiting when it is set.
-
-    Raises:
-        RedisUnreachable: `on_wait` is None, or `stop` was set while Redis did not answer.
+        on_wait: called with the error of every try that failed.
     """
     backoff, stop = EqualJitterBackoff(cap=RETRY_S, base=RETRY_S), stop or threading.Event()
     while True:
@@ -75,13 +71,9 @@ def retry_until_available(
 
 
 class RedisClient(redis.Redis):
-    """redis-py's client, whose commands, scripts and pipelines raise RedisUnreachable.
+    """redis-py's client, whose commands, scripts and pipelines raise RedisUnreachable."""
 
-    Attributes:
-        url: as it was given to `connect`.
-    """
-
-    url = ""
+    url = ""  # as it was given to `connect`
     _on_outage: Callable[[RedisUnreachable], object] | None = None
     _stop: threading.Event | None = None
     _is_away = False
@@ -102,11 +94,9 @@ class RedisClient(redis.Redis):
         return pipeline
 
     def waiting(self, on_outage: Callable[[RedisUnreachable], object], stop: threading.Event) -> RedisClient:
-        """A client on the same connections whose commands wait until Redis answers, or until `stop` is set.
+        """A client on the same connections whose commands wait for Redis; once `stop` is set, they raise.
 
-        Args:
-            on_outage: called with the first error of an outage.
-            stop: RedisUnreachable is raised when it is set while Redis does not answer.
+        `on_outage` is called with the first error of an outage.
         """
         client = type(self)(connection_pool=self.connection_pool)
         client.url, client._on_outage, client._stop = self.url, on_outage, stop
@@ -144,10 +134,7 @@ class _Pipeline(Pipeline):
 def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> RedisClient:
     """A client with text answers, bounded waiting and one retry; connects on first use.
 
-    Args:
-        url: as settings.redis_url.
-        kind: the class of the client.
-        options: of redis-py; they override ours.
+    `options` are redis-py's, and override ours.
 
     Raises:
         ConfigurationError: redis-py does not understand the URL, or an option in it.
@@ -171,18 +158,10 @@ def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> 
     return client
 
 
-class Broker(NamedTuple):
-    """The same Redis as kombu wants to hear of it: a URL without options, and those of TLS."""
+def broker(url: str, transport: str) -> tuple[str, dict[str, Any] | None]:
+    """Translate settings.redis_url for one of kombu's transports: a URL without options, and those of TLS.
 
-    url: str
-    ssl: dict[str, Any] | None
-
-
-def broker(url: str, transport: str = "redis") -> Broker:
-    """Translate settings.redis_url for kombu, which reads less of it, and would not check a certificate by itself.
-
-    Args:
-        transport: the name of kombu's transport.
+    kombu reads less of the URL, and would not check a certificate by itself.
 
     Raises:
         ConfigurationError: redis-py does not understand the URL.
@@ -195,10 +174,10 @@ def broker(url: str, transport: str = "redis") -> Broker:
     who = f"{user}:{password}@" if user or password else ""
     database = parts.get("db") or 0
     if "path" in parts:
-        return Broker(f"{transport}+socket://{who}{quote(parts['path'])}?virtual_host={database}", None)
+        return f"{transport}+socket://{who}{quote(parts['path'])}?virtual_host={database}", None
     host = str(parts.get("host", "localhost"))
     address = f"[{host}]" if ":" in host else quote(host)
     ssl = None
     if url.startswith("rediss:"):
         ssl = {"ssl_cert_reqs": "required"} | {name: parts[name] for name in parts if name.startswith("ssl_")}
-    return Broker(f"{transport}://{who}{address}:{parts.get('port', 6379)}/{database}", ssl)
+    return f"{transport}://{who}{address}:{parts.get('port', 6379)}/{database}", ssl

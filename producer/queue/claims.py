@@ -33,12 +33,7 @@ class Claims:
     """
 
     def __init__(self, job_store: JobStore, client: RedisClient | None = None) -> None:
-        """The job store, and with it the connections, are the caller's to close.
-
-        Args:
-            job_store: where the jobs are.
-            client: for example one that waits for Redis (RedisClient.waiting); None: the job store's.
-        """
+        """`client` None: the job store's. The caller closes both."""
         self._job_store, self._redis = job_store, client or job_store.redis
         self._claim_ms = int(job_store.claim_s * 1000)
         script = partial(load_script, self._redis)
@@ -56,8 +51,8 @@ class Claims:
         a new holder of the same owner takes the batch over: it is the child that replaces a dead one.
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
-        arguments: list[Any] = [batch.batch, holder, holder.rpartition("#")[0], self._claim_ms]
-        verdict, attempt, deliveries = cast(list[Any], self._claim(keys, arguments))
+        owner = holder.rpartition("#")[0]
+        verdict, attempt, deliveries = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
         return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
 
     def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
@@ -68,12 +63,11 @@ class Claims:
     def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
         """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted.
 
-        Returns:
-            False when it was not the holder's any more; nothing changed then.
+        False when it was not the holder's any more; nothing changed then.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
-        arguments: list[Any] = [batch.batch, holder, batch.job, round(after_s * 1000), int(not count), NOBODY]
-        return bool(self._release(keys, arguments))
+        after_ms = round(after_s * 1000)
+        return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(not count), NOBODY]))
 
     def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
         """Return the batch that a worker's child died with, for its parent process; False when it was not `owner`'s.
@@ -158,7 +152,7 @@ class Claims:
         for lane in LANES:
             start = 0
             while len(found) < len(wanted):
-                page = cast(list[str], self._queued_ids([QUEUES[lane]], [start, start + QUEUE_PAGE - 1]))
+                page = self._queued_ids([QUEUES[lane]], [start, start + QUEUE_PAGE - 1])
                 if not page:
                     break
                 found.update(name for name in map(_task_id, page) if name in wanted)
@@ -188,8 +182,7 @@ class Claims:
         counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
         now, keep_s = repr(time.time()), self._job_store.keep_s
         head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), NOBODY, *counts, len(outcome.failures)]
-        arguments: list[Any] = [*head, *failures, *vectors]
-        return bool(self._finish(keys, arguments))
+        return bool(self._finish(keys, [*head, *failures, *vectors]))
 
 
 def _task_id(text: str) -> str:

@@ -69,14 +69,11 @@ class ImageRequests:
 
     def answer(self, token: str, answer: Answer | Mapping[str, str]) -> None:
         """Answer with a vector, or with the word and the reason of a failure."""
-        fields: Mapping[str, str] = (
-            {"space": answer.space, "vector": base64.b64encode(answer.vector).decode()}
-            if isinstance(answer, Answer)
-            else answer
-        )
+        if isinstance(answer, Answer):
+            answer = {"space": answer.space, "vector": base64.b64encode(answer.vector).decode()}
         key = f"posters:answer:{token}"
         pipe = self._redis.pipeline(transaction=True)
-        pipe.rpush(key, json.dumps(fields))
+        pipe.rpush(key, json.dumps(answer))
         pipe.expire(key, ANSWER_S)
         pipe.execute()
 
@@ -88,10 +85,8 @@ class ImageRequests:
         """
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            found = cast(
-                Any, self._redis.blpop([f"posters:answer:{token}"], timeout=min(max(left, MIN_WAIT_S), POLL_S))
-            )
-            if found:
+            pause = min(max(left, MIN_WAIT_S), POLL_S)
+            if found := cast(Any, self._redis.blpop([f"posters:answer:{token}"], timeout=pause)):
                 fields = json.loads(found[1])
                 if "word" in fields:
                     raise UnreadablePoster(name, fields["word"], fields["reason"])

@@ -76,11 +76,10 @@ class JobStore:
         Raises:
             LedgerSetBack: the job, or a step before this one, is gone: Redis came back without it.
         """
-        keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
         failed = [text for failure in failures for text in (failure.id, json.dumps(failure[1:]))]
         sent = [batch.batch, json.dumps(batch.encode()), len(batch.posters)] if batch else []
-        arguments: list[Any] = [job, number, SENDER_S, unchanged, len(failures), *failed, *sent]
-        taken = self._record_step(keys, arguments)
+        arguments = [job, number, SENDER_S, unchanged, len(failures), *failed, *sent]
+        taken = self._record_step(_state_keys(job), arguments)
         _check(job, taken)
         return taken != -2
 
@@ -94,9 +93,7 @@ class JobStore:
         Raises:
             LedgerSetBack: Redis came back without some of the `steps` that were recorded.
         """
-        keys = [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
-        taken = self._mark_sent(keys, [job, repr(time.time()), self.keep_s, steps])
-        _check(job, taken)
+        _check(job, self._mark_sent(_state_keys(job), [job, repr(time.time()), self.keep_s, steps]))
 
     def mark_cancelled(self, job: str) -> bool:
         """Mark a job as cancelled: no worker begins any more of it. False when it is at rest already.
@@ -113,8 +110,7 @@ class JobStore:
 
     def progress(self, job: str) -> Progress:
         """The job's counts at this moment; JobUnknown if there is no such job."""
-        found = cast(list[Any], self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)]))
-        fields, open_batches, done, sender = found
+        fields, open_batches, done, sender = self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)])
         entry: dict[str, str] = dict(zip(fields[::2], fields[1::2], strict=True))
         if "state" not in entry:
             raise _unknown(job)
@@ -132,11 +128,6 @@ class JobStore:
             created=float(entry["created"]),
             ended=float(entry.get("ended", entry["created"])) if at_rest else None,
         )
-
-    def fields(self, job: str) -> dict[str, str]:
-        """The fields that `create` stored with the job."""
-        entry = cast(dict[str, str], self.redis.hgetall(job_keys(job, "")[0]))
-        return {name: value for name, value in entry.items() if name not in COUNTS}
 
     def list_jobs(self, limit: int = 20) -> list[str]:
         """Ids of the newest jobs, newest first, whatever the clocks of their producers show."""
@@ -167,7 +158,7 @@ class JobStore:
         """Jobs that may hold open batches; those at rest are removed from the list, and expire in time."""
         names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
         now = repr(time.time())
-        return [name for name in names if not self._retire(_retiring(name), [name, now, self.keep_s])]
+        return [name for name in names if not self._retire(_state_keys(name), [name, now, self.keep_s])]
 
     def persistence(self) -> tuple[str, bool]:
         """Redis' policy when memory runs out, and whether its data survives a restart."""
@@ -179,7 +170,7 @@ class JobStore:
         self.redis.close()
 
 
-def _retiring(job: str) -> list[str]:
+def _state_keys(job: str) -> list[str]:
     return [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
 
 

@@ -18,10 +18,7 @@ from producer.queue.workers import RENEWAL_S
 
 
 class Lease:
-    """A Redis lock that expires unless its holder renews it.
-
-    Every method may be repeated when RedisUnreachable was raised.
-    """
+    """A lock that its holder must renew. Every method may be repeated when RedisUnreachable was raised."""
 
     def __init__(self, job_store: JobStore, key: str, holder: str, lasts_s: float) -> None:
         """On the job store's connections; renew it well before `lasts_s` are over."""

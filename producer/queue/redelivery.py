@@ -30,6 +30,7 @@ REST_FACTOR: Final = 50  # so that scanning takes at most a fiftieth of the time
 MAX_REST_S: Final = 60.0
 RETURNED_EVERY_S: Final = 1.0
 GRACE_S: Final = 8.0  # recording and sending a batch, and taking and claiming it, are milliseconds apart
+Clock = Callable[[], float]
 logger = logging.getLogger(__name__)
 
 
@@ -37,11 +38,7 @@ class Redelivery:
     """Producers and workers call `run` repeatedly; it does what is due. Duplicates do no harm."""
 
     def __init__(
-        self,
-        claims: Claims,
-        job_store: JobStore,
-        send: Callable[[EmbedBatch], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, claims: Claims, job_store: JobStore, send: Callable[[EmbedBatch], None], clock: Clock = time.monotonic
     ) -> None:
         """`send` puts a batch on its lane; `clock` in seconds; claims and job store are the caller's to close."""
         self._claims, self._job_store, self._send, self._clock = claims, job_store, send, clock
@@ -101,7 +98,6 @@ class Redelivery:
             count = self._claims.fail_unreadable(job, name, f"its batch can be read by no worker: {error}")
             logger.error("batch %s can be read by no worker, its %d posters fail: %s", name, count, error)
             return False
-        if batch is None:
-            return False
-        self._send(batch)
-        return True
+        if batch is not None:
+            self._send(batch)
+        return batch is not None

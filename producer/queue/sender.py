@@ -73,16 +73,9 @@ def send_query(app: Celery, token: str) -> None:
 
 
 def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str, shown: str) -> None:
+    options = {"task_id": task_id, "queue": QUEUES[lane], "retry": False, "ignore_result": True, "argsrepr": shown}
     try:
-        app.send_task(
-            task,
-            args=[message],
-            task_id=task_id,
-            queue=QUEUES[lane],
-            retry=False,
-            ignore_result=True,
-            argsrepr=shown,
-        )
+        app.send_task(task, args=[message], **options)
     except (KombuError, *REDIS_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, KombuError) else None  # what redis-py raised while it connected
         raise unreachable(app.conf.broker_url, cause or error) from error

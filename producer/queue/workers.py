@@ -90,11 +90,10 @@ class WorkerRegistry:
 
     def _read_all(self) -> list[Announcement]:
         owners = sorted(cast(set[str], self._redis.smembers(OWNERS)))
-        heard = {owner: self.get(owner) for owner in owners}
-        silent = [owner for owner in owners if heard[owner] is None]
-        if silent:
-            self._redis.srem(OWNERS, *silent)  # one that only paused adds itself again
-        return [worker for worker in heard.values() if worker is not None]
+        entries = {owner: self.get(owner) for owner in owners}
+        if expired := [owner for owner, worker in entries.items() if worker is None]:
+            self._redis.srem(OWNERS, *expired)  # one that only paused adds itself again
+        return [worker for worker in entries.values() if worker is not None]
 
 
 def common_space(workers: Iterable[Announcement]) -> Space | None:
@@ -107,8 +106,7 @@ def common_space(workers: Iterable[Announcement]) -> Space | None:
     if len(makers) > 1:
         shown = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in makers.values())
         raise SpaceMismatch(
-            f"the workers make vectors of {len(makers)} spaces ({shown}), and which of them takes a poster "
-            "is chance: stop those of the old model "
-            f"(a killed one is forgotten after {ANNOUNCEMENT_S} s)"
+            f"the workers make vectors of {len(makers)} spaces ({shown}), and which of them takes a poster is chance: "
+            f"stop those of the old model (a killed one is forgotten after {ANNOUNCEMENT_S} s)"
         )
     return next((Space.from_json(text) for text in makers if text), None)

@@ -51,12 +51,12 @@ def test_a_password_is_shown_nowhere(url, shown):
 )
 def test_kombu_hears_of_the_same_redis(url, address, ssl):
     """User, password, database and TLS; a certificate is checked unless the URL says otherwise."""
-    assert broker(url) == (address, ssl)
+    assert broker(url, "redis") == (address, ssl)
 
 
 def test_a_workers_transport_has_a_name_of_its_own():
     """So that another program in the same process keeps kombu's."""
-    assert broker("redis://h/0", "posters-redis").url == "posters-redis://h:6379/0"
+    assert broker("redis://h/0", "posters-redis") == ("posters-redis://h:6379/0", None)
 
 
 @pytest.mark.parametrize("url", ["redis://h/0?color=blue", "redis://h/0?db=many"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from types import MethodType
 from typing import Any, Final
 
 from celery import bootsteps
@@ -48,10 +47,7 @@ class Gate(bootsteps.StartStopStep):  # type: ignore[misc]
         qos = consumer.task_consumer.channel.qos
         can_consume_by_count = qos.can_consume
 
-        def can_consume(_: Any) -> bool:
-            return is_open(consumer.pool) and can_consume_by_count()
-
-        qos.can_consume = MethodType(can_consume, qos)
+        qos.can_consume = lambda: is_open(consumer.pool) and can_consume_by_count()
 
 
 def is_open(pool: Any) -> bool:

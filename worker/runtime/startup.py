@@ -110,26 +110,12 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     embedder = CLIPEmbedder.from_settings(settings)
     embedder.warm_up()
     pipeline = Pipeline(embedder, store, settings)
-    logger.info(
-        "ready: %s on %s in %s, space %s, loaded in %.1f s; posters in %s, vectors to %s",
-        embedder.space.model,
-        embedder.device_name,
-        embedder.precision,
-        embedder.space.id,
-        time.monotonic() - began,
-        root,
-        without_password(settings.store),
-    )
-    heartbeat.publish(
-        READY,
-        device=embedder.device_name,
-        precision=embedder.precision,
-        space=embedder.space.id,
-        space_json=embedder.space.to_json(),
-        batch_size=embedder.chunk,
-        stage="",
-        reason="",
-    )
+    seconds = time.monotonic() - began
+    space, device, precision = embedder.space, embedder.device_name, embedder.precision
+    logger.info("ready: %s on %s in %s, space %s, in %.1f s", space.model, device, precision, space.id, seconds)
+    logger.info("posters in %s, vectors to %s", root, without_password(settings.store))
+    made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
+    heartbeat.publish(READY, **made, batch_size=embedder.chunk, stage="", reason="")
     return Runners(
         BatchRunner(settings, owner, pipeline, store, job_store, heartbeat),
         RequestRunner(ImageRequests(settings.redis_url), pipeline, heartbeat),
