@@ -143,10 +143,9 @@ def _read_config_file() -> dict[str, Any]:
         if not isinstance(entries, dict):
             raise ConfigurationError(f"{path}: section {section!r} must be an object")
         for key in sorted(entries.keys() - sections[section]):
-            is_elsewhere = key in Settings.model_fields
-            hint = (
-                f"; it belongs in section {section_of(key)!r}" if is_elsewhere else _suggestion(key, sections[section])
-            )
+            hint = _suggestion(key, sections[section])
+            if key in Settings.model_fields:
+                hint = f"; it belongs in section {section_of(key)!r}"
             raise ConfigurationError(f"{path}: unknown key {section}.{key}{hint}")
         values |= entries
     return values
