@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.fault_injection import ABORT
 from tests.support.scenario_table import scenario
+from tests.support.wait import wait_for
 
 
 @pytest.mark.parametrize(("count", "attempts"), [(4, 1), pytest.param(64, 2, marks=pytest.mark.chaos)])
@@ -68,14 +69,16 @@ def test_posters_that_change_before_they_are_embedded(shared_installation, measu
     installation = shared_installation
     names = installation.draw(60, "change/")
     installation.references.remember(names)
+    installation.arm("hold")
     running = installation.index_in_background("change", batch=60)
-    installation.wait_for_some(running.job, 1)
+    wait_for(lambda: installation.armed("held"), "a forward pass that waits, with chunks read ahead and others not")
     replaced, deleted = names[0:60:3], names[40:60:3]
     deleted = [name for name in deleted if name not in replaced]
-    for name in deleted:  # first, because painting takes longer than a worker's chunk
+    for name in deleted:
         (installation.root / name).unlink()
     for name in replaced:
         installation.paint(name)
+    installation.disarm("hold")
     ledger = running.finish(status=1)
     failing = {failure.id: failure.word for failure in installation.producer.job(ledger["job"]).failures()}
     assert failing

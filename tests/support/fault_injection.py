@@ -7,6 +7,7 @@ If FAULTS names a folder, each forward pass appends a line to its file ``passes`
 process id, images), and a file in it arms a fault that strikes once, when its place in the code is reached:
 
     lose-device      the CUDA context is lost (prefork: the process exits)
+    hold             forward passes wait until the file is removed; the file ``held`` appears when one waits
     run-out          out of memory for more images than the file says, until the file is removed
     hang             the forward pass never returns
     kill-in-write    the process is killed inside the store's transaction, with some of the rows written
@@ -103,6 +104,9 @@ def _patch() -> None:
         if not warm:
             return launch(self, pixels)
         time.sleep(pause_s)
+        while FOLDER is not None and (FOLDER / "hold").exists():
+            (FOLDER / "held").touch()
+            time.sleep(0.01)
         if _disarm("lose-device"):
             error = RuntimeError("CUDA error: an illegal memory access was encountered")
             error.error_code = 700
