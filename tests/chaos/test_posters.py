@@ -10,7 +10,8 @@ from tests.support.scenario_table import scenario
 from tests.support.wait import wait_for
 
 
-@pytest.mark.parametrize(("count", "attempts"), [(4, 1), pytest.param(64, 2, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize(("count", "attempts"), [(4, 1), (64, 2)])
 @scenario(
     "one of {count} posters makes the decoder abort (`POSTERS_ATTEMPTS={attempts}`)",
     "found by bisection: it alone fails, as `crashed-worker`; its neighbors are stored",

@@ -9,6 +9,7 @@ import pytest
 from tests.support.project import PROJECT
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_memory_stays_flat(tmp_path):
     """Forty times the posters need little more memory in the producer; each command's result is checked."""

@@ -152,6 +152,7 @@ def test_workers_on_one_gpu(installation, job_store, redis_server):
     assert installation.producer.enqueue(names[:5], force=True).wait(30).embedded == 5
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_workers_may_share_a_node_name(installation, tmp_path):
     """Of three, one works, one waits, and one that cannot start exits and ends no other. When the first stops, the

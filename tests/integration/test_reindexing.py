@@ -329,6 +329,7 @@ def test_a_killed_worker_loses_no_finished_chunk(own_installation):
     assert own_installation.stored() == set(names)
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_killed_producer_loses_no_finished_chunk(own_installation):
     """kill -9 while it sends: what it sent is done, and the same command again does the rest."""

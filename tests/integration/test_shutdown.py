@@ -70,6 +70,7 @@ def test_a_batch_that_cannot_be_finished_is_released(installation, pool, signals
         assert installation.producer.workers() == []
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_batch_that_hangs_does_not_delay_the_shutdown(installation):
     """The process is killed, and the batch is released at once or when its claim expires."""

@@ -15,7 +15,7 @@ def installation(redis_url, redis_server, tmp_path):
     installation.close()
 
 
-@pytest.mark.parametrize("fault", ["lose-device", "hang"])
+@pytest.mark.parametrize("fault", ["lose-device", pytest.param("hang", marks=pytest.mark.chaos)])
 def test_a_fresh_process_replaces_one_whose_device_is_lost_or_hangs(installation, tmp_path, fault):
     """After an illegal access in the middle of a job the child exits, and another takes the batch.
 

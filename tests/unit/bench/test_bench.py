@@ -117,6 +117,7 @@ def test_an_entrant_that_fails_is_reported_with_its_last_line(tmp_path):
     entrant.stop()
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_program_is_started_once_for_many_runs(tmp_path):
     """Here with the decoder alone."""
