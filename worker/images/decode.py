@@ -1,4 +1,7 @@
-"""Decode image files to RGB pixels at the model's size: Pillow decodes, torch resizes. See docs/images.md."""
+"""Decode image files to RGB at the model's size: Pillow decodes (torchvision for large WebPs), torch resizes.
+
+See docs/images.md.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from producer.errors import UnreadablePoster
 from worker.images.bombs import MAX_SCANS, decoded_pixels, has_too_many_scans
 from worker.images.color import srgb_transform, to_rgb
 from worker.images.memory_budget import MemoryBudget
-from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink, shrink_webp
+from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink
+from worker.images.webp import shrink_webp
 
-# No other decoders are used; Pillow tries them in this order.
+# The only formats accepted; Pillow tries them in this order.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
 # Draft decoding (a JPEG at 1/2, 1/4 or 1/8) keeps at least this multiple of the required size: at 2 the cosine
 # to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
@@ -45,7 +49,7 @@ SIGNATURES: Final = (
     (4, b"ftypmif1", "HEIF is not supported: convert it, for example with pillow-heif"),
     (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL is not supported: convert it"),
     (0, b"\xff\x0a", "JPEG XL is not supported: convert it"),
-    (0, b"8BPS", "Photoshop files are not supported: convert it"),
+    (0, b"8BPS", "Photoshop (PSD) is not supported: convert it"),
     (0, b"%!PS", "PostScript is not supported: convert it"),
     (0, b"%PDF", "PDF is not supported: convert it"),
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not supported: convert it"),

@@ -40,7 +40,7 @@ def shrink(
     image: Image.Image, geometry: Geometry, convert: Callable[[Image.Image], Image.Image], *, rotated: bool
 ) -> Image.Image | None:
     """Convert and shrink a large image to the size that `resize` needs; None where that saves nothing."""
-    target = _target_if_large(image, geometry, rotated=rotated)
+    target = target_if_large(image, geometry, rotated=rotated)
     if target is None:
         return None
     factor = int(min(image.width / target[0], image.height / target[1]) / REDUCE_MARGIN)
@@ -61,19 +61,7 @@ def shrink(
     return reduced.resize(target, Image.Resampling[geometry.interpolation.upper()], box=box)
 
 
-def shrink_webp(image: Image.Image, data: bytes, geometry: Geometry, *, rotated: bool) -> Image.Image | None:
-    """Decode and shrink a large, opaque, still WebP, of which Pillow would hold four copies; None for all others."""
-    target = _target_if_large(image, geometry, rotated=rotated)
-    if target is None or image.mode != "RGB" or getattr(image, "is_animated", False):
-        return None
-    from torchvision.io import ImageReadMode, decode_webp  # takes 0.2 s to import; large WebP are rare
-
-    pixels = decode_webp(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB).unsqueeze(0)
-    small = functional.interpolate(pixels, target[::-1], mode=geometry.interpolation, antialias=True)
-    return Image.fromarray(small.squeeze(0).permute(1, 2, 0).contiguous().numpy())
-
-
-def _target_if_large(image: Image.Image, geometry: Geometry, *, rotated: bool) -> tuple[int, int] | None:
+def target_if_large(image: Image.Image, geometry: Geometry, *, rotated: bool) -> tuple[int, int] | None:
     """Width and height to shrink a large image to, before it is rotated; None for all others."""
     if image.width * image.height <= LARGE_IMAGE_PIXELS:
         return None
