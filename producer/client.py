@@ -68,14 +68,14 @@ class Producer(QueueClient):
 
         Raises:
             NoWorker: no worker is alive.
-            UnreadablePoster: the poster failed; says why. ConfigurationError: as `enqueue`.
+            UnreadablePoster: the poster failed; says why. ConfigurationError: see `enqueue`.
             EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
             SpaceMismatch: the workers have different models, or were given another one meanwhile.
         """
         return self._on_demand.embed(self.poster(path), timeout)
 
     def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
-        """Embed an image that is no poster, an upload for example: as `embed`, and nothing of it is stored.
+        """Embed an image that is not a poster, such as an upload. Like `embed`, but stores nothing.
 
         `image` is the bytes of an image file, 32 MB at most; `name` is what an error calls it.
         """

@@ -37,6 +37,5 @@ def engine_required() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ConfigurationError(
-            f"the engine is not installed here ({error}): pip install 'poster-embedding-queue[worker]', "
-            "or in the project's folder pip install '.[worker]'"
+            f"the engine is not installed here ({error}). In the project's folder, run: pip install . ./worker"
         ) from error

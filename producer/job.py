@@ -23,11 +23,11 @@ class Job:
     def __init__(self, queue: QueueClient, job_id: str) -> None:
         """Jobs come from Producer.enqueue and Producer.job."""
         self.id = job_id
-        self.steps = 0  # that this object has recorded; 0 where another process does
+        self.steps = 0  # that this object has recorded; 0 if another process does the sending
         self._queue = queue
 
     def progress(self) -> Progress:
-        """The counts of this moment.
+        """The current counts.
 
         Raises:
             JobUnknown: the ledger has no such job (any more).
@@ -43,7 +43,7 @@ class Job:
         if kept < self.steps:
             raise LedgerSetBack(
                 f"Redis came back without {self.steps - kept} of the {self.steps} steps of job {self.id}, as from an "
-                "old copy of its data: send the same posters again, those that are stored cost nothing"
+                "old copy of its data: send the same posters again; those already stored are skipped"
             )
         return progress
 
@@ -72,5 +72,5 @@ class Job:
         return sorted(self._queue.job_store.failures(self.id))
 
     def cancel(self) -> int:
-        """Withdraw what no worker has begun; how many posters. A claimed batch is finished and counted."""
+        """Withdraw what no worker has begun; a claimed batch is finished and counted. Returns how many posters."""
         return self._queue.claims.cancel(self.id)

@@ -1,4 +1,4 @@
-"""Vectors for a caller that waits: from the store, or from a worker ahead of all bulk work."""
+"""Vectors for a waiting caller: from the store, or from a worker ahead of all bulk work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 READY_POLL_S: Final = 0.05  # between two checks whether a worker has loaded its model
-BUSY: Final = "the worker is busy with a batch or still loads its model; `python -m producer doctor` tells"
+BUSY: Final = "the worker is busy with a batch or still loading its model; run `python -m producer doctor` to find out"
 
 
 class OnDemand:
@@ -32,12 +32,12 @@ class OnDemand:
     def __init__(self, queue: QueueClient) -> None:
         """`queue` is the caller's to close."""
         self._queue = queue
-        self._queries = ImageRequests(queue.settings.redis_url)
+        self._requests = ImageRequests(queue.settings.redis_url)
         self._store: VectorStore | None = None
         self._opening = threading.Lock()
 
     def embed(self, poster: Poster, timeout: float) -> SpacedVectors:
-        """As Producer.embed."""
+        """Like Producer.embed."""
         deadline = time.monotonic() + timeout
         stored = self._stored(poster)
         if stored is not None:
@@ -60,24 +60,24 @@ class OnDemand:
         raise EmbedTimeout(f"no vector for {poster.path} within {timeout:g} s ({state}): {BUSY}")
 
     def embed_image(self, image: bytes, timeout: float, name: str) -> SpacedVectors:
-        """As Producer.embed_image."""
+        """Like Producer.embed_image."""
         deadline = time.monotonic() + timeout
         self._ready_space(deadline, name)
-        token = self._queries.put(image, max(0.1, deadline - time.monotonic()), name)
+        token = self._requests.put(image, max(0.1, deadline - time.monotonic()), name)
         self._queue.send_query(token)
-        answer = self._queries.wait(token, deadline - time.monotonic(), name)
+        answer = self._requests.wait(token, deadline - time.monotonic(), name)
         if answer is None:
             raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
         return with_space(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
 
     def close(self) -> None:
         """Close connections and store."""
-        self._queries.close()
+        self._requests.close()
         if self._store is not None:
             self._store.close()
 
     def _stored(self, poster: Poster) -> SpacedVectors | None:
-        """The stored vector of an unchanged poster; None where there is none, or the store is out of reach.
+        """The stored vector of an unchanged poster; None where there is none, or the store is unreachable.
 
         Of the space that the workers make, or, while no worker is ready, of the store's current one.
         """

@@ -134,7 +134,7 @@ class QueueClient:
         send(self._app, batch)
 
     def redeliver_if_due(self) -> int:
-        """Send returned and lost batches again, if it is time to look for them; how many."""
+        """Send returned and lost batches again, if a scan is due. Returns how many."""
         return self._redelivery.run()
 
     def send_query(self, token: str) -> None:

@@ -78,7 +78,7 @@ class Settings(BaseSettings):
 
     posters_per_batch: int = _field("queue", 256, "posters per message", ge=1, le=4096)
     window: int = _field("queue", 32, "batches of one job in flight at most", ge=1, le=4096)
-    batch_time_limit_s: int = _field("queue", 900, "seconds after which the process of a batch is ended", ge=10)
+    batch_time_limit_s: int = _field("queue", 900, "seconds after which the process of a batch is killed", ge=10)
     attempts: int = _field("queue", 2, "attempts at a batch before it is split in two", ge=1, le=100)
     claim_s: int = _field("queue", 30, "seconds without a heartbeat after which a worker loses its batch", ge=3)
     stop_s: int = _field("queue", 30, "seconds after which a stopping worker releases its batch", ge=0)

@@ -109,7 +109,7 @@ def shared_installation(_shared_installation):
         installation.worker(f"shared{len(installation.workers)}")
     worker = installation.workers[-1].wait_until_ready()
     yield installation
-    assert worker.process.poll() is None, f"the worker ended; its log:\n{worker.log_text()[-4000:]}"
+    assert worker.process.poll() is None, f"the worker exited; its log:\n{worker.log_text()[-4000:]}"
 
 
 @pytest.fixture

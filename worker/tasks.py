@@ -31,7 +31,7 @@ from worker.runtime.supervisor import Supervisor
 MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
-EXIT_S: Final = 1.0  # the supervisor ends a worker without a model in about that time
+EXIT_S: Final = 1.0  # the supervisor stops a worker without a model in about that time
 logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
 _runners: Runners | None = None
@@ -66,10 +66,10 @@ def _run(
     try:
         done = run(_runners, content)
     except DeviceLost as error:
-        logger.critical("message %s: %s; this process exits, a fresh one takes over", task.request.id, error)
+        logger.critical("message %s: %s; exiting so that a fresh process takes over", task.request.id, error)
         exit_now(EX_DEVICE_LOST)
     if done is False:
-        raise Reject("this worker stops before the batch is done", requeue=True)
+        raise Reject("this worker is stopping before the batch is done", requeue=True)
 
 
 @signals.after_setup_logger.connect
@@ -129,7 +129,7 @@ def _start_supervisor(sender: Any, **_: Any) -> None:
 @signals.task_retry.connect
 @signals.task_failure.connect
 def _release_batch_of_dead_child(sender: Any = None, request: Any = None, args: Any = None, **_: Any) -> None:
-    """In the parent process: its child died with a batch (Celery retries it), or was ended by the time limit."""
+    """In the parent process: its child died with a batch (Celery retries it), or was killed by the time limit."""
     arguments = args if request is None else request.args
     if _supervisor is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
         _supervisor.release_dead(arguments[0])

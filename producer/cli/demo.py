@@ -121,7 +121,7 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
         process = _start(command, log, environment)
         error = None
         try:
-            notify(f"demo: the worker loads {settings.model_name} with {pretrained!r} weights …")
+            notify(f"demo: the worker is loading {settings.model_name} with {pretrained!r} weights …")
             error, reason = _wait_until_ready(settings, name, process, pretrained)
             if error is None:
                 yield name
@@ -129,11 +129,11 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
         finally:
             _stop(process, within_s=STOP_TIMEOUT_S if error is None else 2)  # one that failed has no work to finish
         if pretrained == "untrained" or error != "WeightsUnavailable":
-            text = f"it ended with status {process.poll()}:\n{log.read_text(errors='replace')[-2000:]}"
+            text = f"it exited with status {process.poll()}:\n{log.read_text(errors='replace')[-2000:]}"
             raise NoWorker(f"the demo's worker cannot start: {reason or text}")
         notify(f"demo: {reason}")
         notify(
-            "demo: going on with UNTRAINED weights: the data flow is real and near copies are found, "
+            "demo: continuing with UNTRAINED weights: the data flow is real and near copies are found, "
             "but the vectors mean nothing else"
         )
 
@@ -177,7 +177,7 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_TIMEOUT_S)
             process.wait()
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it led a session: end whatever is left in that
+            os.killpg(process.pid, signal.SIGKILL)  # it led a session: kill whatever is left in it
 
 
 def _show_neighbors(producer: Producer, worker: str) -> None:
@@ -200,7 +200,7 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
 @click.command()
 @as_json
 def demo(as_json: bool) -> None:
-    """Run everything once on the sample posters, with a private Redis and worker."""
+    """Run the whole pipeline on the sample posters, with a private Redis and worker."""
     progress = run_demo()
     click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

@@ -84,13 +84,13 @@ def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
     if not ready:
         blocked = [worker for worker in workers if worker.state == WAITING or worker.get("stage") == STORE]
         if blocked:
-            seen = f"{blocked[0].name} waits: {blocked[0].get('reason')}"
+            seen = f"{blocked[0].name} is waiting: {blocked[0].get('reason')}"
             return Finding("model", seen, "it continues by itself when that is over")
         if any(worker.get("stage") == WEIGHTS for worker in workers):
             return Finding("model", "its weights are being located or downloaded", "wait")
         if any(worker.state == LOADING for worker in workers):
             return Finding("model", "being loaded", "wait a few seconds")
-        return Finding("model", "no worker, no model", "start a worker")
+        return Finding("model", "no worker is ready", "start a worker")
     if len({worker.get("space") for worker in ready}) > 1:
         spaces = ", ".join(f"{worker.name}: {worker.get('space')}" for worker in ready)
         return Finding("model", f"workers make different vectors ({spaces})", "give all one configuration")
@@ -135,7 +135,8 @@ def _dead_letters(producer: Producer) -> Finding:
     if not count:
         return Finding("dead letters", "no message was rejected")
     seen = f"{count} message(s) rejected; the newest: {producer.dead_letters.newest_reason()}"
-    advice = "list them with `redis-cli lrange posters:quarantine 0 9`; another program writes to the queue"
+    cause = "another program writes to these queues, or a producer is newer than the workers"
+    advice = f"list them with `redis-cli lrange posters:quarantine 0 9`; {cause}"
     return Finding("dead letters", seen, advice)
 
 
@@ -150,7 +151,7 @@ def _attempt(name: str, check: Callable[[], Finding], advice: str) -> Finding:
 @click.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check Redis, worker, model, posters root and store, and print what to do."""
+    """Check Redis, worker, model, posters root, store and dead letters, and print what to do."""
     findings = list(examine(Producer()))
     if as_json:
         click.echo(json.dumps([asdict(finding) | {"ok": finding.ok} for finding in findings]))

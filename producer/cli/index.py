@@ -47,7 +47,7 @@ _EXCLUSIVE: Final = {
     type=click.FloatRange(0.1, 3600),
     default=SETTLE_S,
     show_default=True,
-    help="With --watch: seconds that a file must not change before it is read.",
+    help="With --watch: seconds a file must stay unchanged before it is read.",
 )
 @click.option(
     "--rescan",

@@ -60,8 +60,8 @@ def main() -> None:
 
     \b
     Exit status: 0 success; 1 finished, and some posters failed;
-    2 wrong usage or configuration; 3 Redis or a worker is unreachable;
-    130 interrupted (the job continues, its id is printed).
+    2 wrong usage or configuration; 3 Redis, a worker or the store is unreachable;
+    130 interrupted (batches already sent are still processed; the job id is printed).
     """
 
 
@@ -80,8 +80,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for a
 
 
 def exit_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
-    """Print that the job continues, and how to follow or stop it; exit with status 130."""
+    """Print that batches already sent are processed, and how to follow or cancel the job; exit with status 130."""
     job = interrupt.args[0] if interrupt.args else "last"
-    notify(f"interrupted; job {job} continues. Follow it: `python -m producer status {job}`; ")
-    notify(f"stop it: `python -m producer cancel {job}`")
+    notify(f"interrupted: batches already sent will still be processed (job {job})")
+    notify(f"  follow: python -m producer status {job}")
+    notify(f"  cancel: python -m producer cancel {job}")
     sys.exit(EX_INTERRUPTED)

@@ -17,7 +17,9 @@ from producer.maintenance.prune import Prune, Survey
 from producer.output import notify
 from producer.vectors import store_exists
 
-yes_option = click.option("--yes", is_flag=True, help="Prune more than half, and what may lie on an unmounted disk.")
+yes_option = click.option(
+    "--yes", is_flag=True, help="Prune even if more than half would be deleted or a disk may be unmounted."
+)
 
 
 @example("python -m producer prune --dry-run")

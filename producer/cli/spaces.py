@@ -61,14 +61,14 @@ def use(name: str, yes: bool) -> None:
     with closing(store_for_reading(settings)) as store:
         info, before = find_space(store, name), store.current()
         if info.space.id == before:
-            notify(f"readers use {before} already")
+            notify(f"readers already use {before}")
             return
         objection = None if yes or before is None else _objection(store, info, before, settings)
         if objection:
             notify(objection)
             sys.exit(EX_USAGE)
         store.use(info.space.id)
-        click.echo(f"readers use {info.space.id} now, with {info.count:,} vectors; {before} stays until it is dropped")
+        click.echo(f"readers now use {info.space.id}, with {info.count:,} vectors; {before} stays until it is dropped")
 
 
 @example("python -m producer spaces drop vit-b-32")
@@ -111,7 +111,7 @@ def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Setti
     if 2 * gone <= held:
         return None
     return (  # a wrong folder, or a disk that is not mounted, looks the same
-        f"{gone:,} of {held:,} posters of {before} have no file any more, more than half: is {settings.root} the right "
+        f"{gone:,} of {held:,} posters of {before} no longer have a file, more than half: is {settings.root} the right "
         "folder, all of it mounted, and the catalogue the right one? If they were deleted, add --yes"
     )
 

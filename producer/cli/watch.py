@@ -36,6 +36,6 @@ def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *
     except KeyboardInterrupt as interrupt:
         job = interrupt.args[0] if interrupt.args else None
         if job:
-            notify(f"interrupted; what was sent of job {job} continues: `python -m producer status {job}`")
+            notify(f"interrupted: batches already sent will still be processed: `python -m producer status {job}`")
         notify("stopped watching")
     sys.exit(EX_INTERRUPTED)

@@ -29,7 +29,7 @@ def atomic_folder(folder: Path, *, replace: bool) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))
     exists = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
     if exists and not (folder / MANIFEST).is_file():
-        raise ConfigurationError(f"{folder} exists and is no export: choose another name")
+        raise ConfigurationError(f"{folder} exists and is not an export: choose another name")
     if exists and not replace:
         raise ConfigurationError(f"{folder} already holds an export: choose another name, or add --replace")
     try:

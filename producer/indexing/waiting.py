@@ -38,7 +38,7 @@ class WaitStatus:
         elif failed:
             self._notify(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
         elif workers and (workers[0].state == WAITING or workers[0].get("stage") == STORE):
-            self._notify(f"worker {workers[0].name} waits: {workers[0].get('reason')}")
+            self._notify(f"worker {workers[0].name} is waiting: {workers[0].get('reason')}")
         elif workers:
             self._notify(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
         else:

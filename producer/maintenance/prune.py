@@ -103,7 +103,7 @@ class Prune:
         limit = held if self._yes else held // 2
         if survey.gone > limit:
             raise PruneRefused(
-                f"{survey.gone} of {held} posters in the store have no file any more, more than half: is "
+                f"{survey.gone} of {held} posters in the store no longer have a file, more than half: is "
                 f"{self._base} the right folder, all of it mounted, and the catalogue the right one? Nothing was "
                 "pruned. List them with --dry-run; add --yes to prune them"
             )

@@ -24,7 +24,7 @@ class Completeness:
 
     Attributes:
         missing: posters that the current space holds and this one does not.
-        gone: of the missing, those known to have no file any more.
+        gone: of the missing, those whose files are known to be deleted.
         complete: the file of every missing poster was deleted, so that no model can embed it.
     """
 

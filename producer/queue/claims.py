@@ -22,7 +22,7 @@ CLAIMS_PAGE: Final = 500
 
 
 def sign(owner: str) -> str:
-    """The holder of one delivery, OWNER#NONCE: different for every delivery to the same owner."""
+    """A holder id, OWNER#NONCE, unique to one delivery."""
     return f"{owner}#{secrets.token_hex(4)}"
 
 
@@ -45,7 +45,7 @@ class Claims:
     # the worker's side
 
     def claim(self, batch: EmbedBatch, holder: str) -> tuple[Claim, int, bool]:
-        """Claim a batch: verdict, number of this attempt from 1, whether it was begun before.
+        """Claim a batch. Returns (verdict, attempt number from 1, whether an earlier attempt began).
 
         An attempt that `release` took back is not counted, but it did begin. `holder` is from `sign`;
         a new holder of the same owner takes the batch over: it is the child that replaces a dead one.
@@ -56,21 +56,21 @@ class Claims:
         return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
 
     def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
-        """Renew the claim and record the posters done; False when the batch is not the holder's any more."""
+        """Renew the claim and record how many posters are done. Returns False if the holder no longer has the batch."""
         keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
         """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted.
 
-        False when it was not the holder's any more; nothing changed then.
+        Returns False, and changes nothing, if the holder no longer has the batch.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
         after_ms = round(after_s * 1000)
         return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(not count), NOBODY]))
 
     def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
-        """Return the batch that a worker's child died with, for its parent process; False when it was not `owner`'s.
+        """For a parent process: release the batch that its child died with. Returns False if `owner` had no claim.
 
         Otherwise the next worker would respect the dead child's claim until it expires.
         """
@@ -78,18 +78,18 @@ class Claims:
         return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
-        """Count a batch as finished, once; False when it was finished before."""
+        """Count a batch as finished, once. Returns False if it was finished before."""
         parts = outcome.embedded + outcome.reused + outcome.unchanged + len(outcome.failures)
         if parts != len(batch.posters):
             raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {parts}")
         return self._count(batch.job, batch.batch, outcome)
 
     def withdraw(self, batch: EmbedBatch) -> bool:
-        """Take a batch out of its cancelled job; False when a worker holds it, or it was finished."""
+        """Remove a batch from its cancelled job. Returns False if a worker holds it, or it was finished."""
         return self._count(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
 
     def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
-        """Replace an open batch by its halves, which redelivery sends; None when it was finished in the meantime.
+        """Replace an open batch by its halves, which redelivery sends. Returns None if it was finished meanwhile.
 
         Args:
             counted: attempts that a half of several posters begins with; a single poster begins with none.
@@ -102,7 +102,7 @@ class Claims:
     # redelivery, and commands
 
     def cancel(self, job: str) -> int:
-        """Withdraw every batch that no worker holds; the number of its posters, which leave `submitted`.
+        """Withdraw every batch that no worker holds. Returns the number of posters, which leave `submitted`.
 
         Raises:
             JobUnknown: there is no such job.
@@ -117,7 +117,7 @@ class Claims:
         return withdrawn
 
     def fail_unreadable(self, job: str, batch_id: str, reason: str) -> int:
-        """Fail the posters of an open batch that `load` cannot read, so that its job can end; how many."""
+        """Fail the posters of an open batch that `load` cannot read, so that its job can finish. Returns how many."""
         posters = (self._message(job, batch_id) or {}).get("posters", ())
         failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
         return len(failures) if self._count(job, batch_id, Outcome(failures=failures)) else 0
@@ -137,7 +137,7 @@ class Claims:
         return EmbedBatch.decode(message) if message is not None else None
 
     def claimed(self, batches: Collection[str]) -> set[str]:
-        """Those of the batches that are claimed, or that pause after a release."""
+        """The subset of the batches that are claimed, or paused after a release."""
         found: set[str] = set()
         names = sorted(batches)
         for start in range(0, len(names), CLAIMS_PAGE):
@@ -147,7 +147,7 @@ class Claims:
         return found
 
     def queued(self, wanted: Collection[str]) -> set[str]:
-        """Those of the wanted batches that lie on a lane. Only their ids travel, not the messages."""
+        """The subset of the wanted batches that are on a lane. Only their ids travel, not the messages."""
         found: set[str] = set()
         for lane in LANES:
             start = 0

@@ -1,4 +1,4 @@
-"""Dead letters: messages that no worker can read, each with the reason, for a person to look at."""
+"""Dead letters: messages that no worker can read, each with the reason, for a person to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from producer.errors import RedisUnreachable
 from producer.queue.jobs import JobStore
-from producer.queue.keys import DEAD_LETTERS, MAX_DEAD_LETTERS, ONCE_S
+from producer.queue.keys import DEAD_LETTERS, MAX_DEAD_LETTERS, ONCE_S, rejected_once_key
 
 SHOWN_CHARACTERS: Final = 10_000  # enough to recognize a message by; the rest would only fill Redis
 LOGGED_CHARACTERS: Final = 200
@@ -33,7 +33,7 @@ class DeadLetters:
         """
         shown = message[:SHOWN_CHARACTERS]
         entry = json.dumps({"at": time.time(), "reason": reason, "characters": len(message), "message": shown})
-        if once and not self._redis.set(f"posters:put-aside:{once}", "1", nx=True, ex=ONCE_S):
+        if once and not self._redis.set(rejected_once_key(once), "1", nx=True, ex=ONCE_S):
             return
         pipe = self._redis.pipeline()
         pipe.lpush(DEAD_LETTERS, entry)
@@ -41,15 +41,15 @@ class DeadLetters:
         pipe.execute()
 
     def reject(self, message: str, reason: str, *, once: str = "", lane: str = "") -> None:
-        """As `put`, and in the log; where Redis is unreachable, the log gets the beginning of the message.
+        """Like `put`, but also logs. Where Redis is unreachable, the log gets the beginning of the message.
 
-        Tried once: a worker that waited for a full Redis would finish nothing, and so free none of its memory.
+        Tries once: a worker waiting on a full Redis could never finish the work that frees its memory.
         """
         logger.error("a message%s was rejected: %s", f" on {lane}" if lane else "", reason)
         try:
             self.put(message, reason, once=once)
         except RedisUnreachable as error:  # had it been a batch of ours: that is still open in the ledger
-            logger.error("it could not be kept (%s); it began with %r", error, message[:LOGGED_CHARACTERS])
+            logger.error("it could not be stored (%s); it began with %r", error, message[:LOGGED_CHARACTERS])
 
     def count(self) -> int:
         """How many there are; at most MAX_DEAD_LETTERS are kept."""

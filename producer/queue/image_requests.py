@@ -1,10 +1,10 @@
-"""Image requests: an image that is no poster is embedded and answered, and its vector is not stored.
+"""Image requests: an image that is not a poster is embedded and answered, and its vector is not stored.
 
     posters:query:TOKEN    string  the image file's bytes    for as long as its caller waits
     posters:answer:TOKEN   list    one answer as JSON        ANSWER_S
 
 The message holds the token alone. A request is tried once: the worker takes the image out of Redis, so that an
-image that ends its worker ends only one; the next delivery finds no image, and answers the caller at once.
+image that kills its worker kills only one; the next delivery finds no image, and answers the caller at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_BYTES: Final = 32_000_000  # a screenshot of 8K as PNG; Redis holds it only 
 ANSWER_S: Final = 60
 POLL_S: Final = 1.0  # below the client's socket timeout, so that an outage of Redis is noticed
 MIN_WAIT_S: Final = 0.01  # 0 would make Redis wait forever
-CRASHED: Final = {"word": "crashed-worker", "reason": "the worker ended while it worked on this image"}
+CRASHED: Final = {"word": "crashed-worker", "reason": "the worker died while processing this image"}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class JobStore:
     """
 
     def __init__(self, url: str, *, claim_s: float = 30, keep_s: int = 30 * 86400) -> None:
-        """`url` as settings.redis_url; `claim_s` as settings.claim_s; `keep_s`: lifetime of ended jobs."""
+        """`url` as settings.redis_url; `claim_s` as settings.claim_s; `keep_s`: lifetime of finished jobs."""
         self.url, self.claim_s, self.keep_s = url, claim_s, keep_s
         self.redis = connect(url)
         script = partial(load_script, self.redis)
@@ -180,7 +180,7 @@ def _check(job: str, taken: int) -> None:
     if taken == -3:
         raise LedgerSetBack(
             f"Redis came back without the last steps of job {job}, as from an old copy of its data: "
-            "run the same command again, it goes on where the store ends"
+            "run the same command again; it will resume from what is stored"
         )
 
 

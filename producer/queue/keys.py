@@ -52,6 +52,11 @@ def claim_key(batch: str) -> str:
     return f"posters:claim:{batch}"
 
 
+def rejected_once_key(batch: str) -> str:
+    """Key that exists while a batch is a dead letter already, so that it is added once."""
+    return f"posters:put-aside:{batch}"
+
+
 def card_key(card: str) -> str:
     """Key that holds who works on a card."""
     return f"posters:card:{card}"

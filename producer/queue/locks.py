@@ -1,4 +1,4 @@
-"""Redis locks that expire unless their holder renews them, and the lock of a GPU.
+"""Redis locks that expire unless their holder renews them, and the lease of a GPU.
 
 redis-py has a lock of its own, but a full Redis refuses its commands.
 """
@@ -45,7 +45,7 @@ class Lease:
 
 LEASE_S: Final = 15.0  # as long as a registry entry: a worker that renews neither counts as dead
 POLL_S: Final = 1.0
-# A holder that is alive renews its lock in less. So a lock that expired because Redis' clock was set forward, or
+# A holder that is alive renews its lease in less. So a lease that expired because Redis' clock was set forward, or
 # because Redis was unreachable, is its holder's again before a waiting worker takes it.
 SETTLE_S: Final = RENEWAL_S + 1.0
 logger = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ def wait_for_card(
     on_wait: Callable[[str], object],
     pause: Callable[[float], object] = time.sleep,
 ) -> Lease:
-    """Wait until no other worker has a GPU, and lock it.
+    """Wait until no other worker holds the GPU lease, and acquire it.
 
     Args:
-        owner: of the lock; the child that replaces a dead one has the same owner, and need not wait.
+        owner: of the lease; the child that replaces a dead one has the same owner, and need not wait.
         on_wait: called at every try with the reason for waiting.
-        pause: sleeps so many seconds.
+        pause: sleeps for the given seconds.
     """
     lease = Lease(job_store, card_key(card), owner, LEASE_S)
     reported = ""
@@ -76,9 +76,9 @@ def wait_for_card(
                 holder = lease.acquire()
             if holder in (None, owner):
                 return lease
-            reason = f"{holder} works on the card {card}; this worker waits, and takes over when that one ends"
+            reason = f"GPU {card} is in use by {holder}; this worker will take over when that one exits"
         except RedisUnreachable as error:
-            reason = f"nobody can tell who works on the card {card}: {error}"
+            reason = f"cannot tell which worker holds GPU {card}: {error}"
         if reason != reported:
             logger.warning("%s", reason)
         reported = reason

@@ -49,7 +49,7 @@ class Redelivery:
         self._busy = threading.Lock()  # a producer's threads share this object
 
     def run(self) -> int:
-        """Do what is due; how many batches were sent again."""
+        """Do what is due. Returns how many batches were sent again."""
         if not self._busy.acquire(blocking=False):
             return 0
         try:
@@ -95,8 +95,8 @@ class Redelivery:
             logger.info("batch %s is left to a newer worker: %s", name, error)
             return False
         except BadMessage as error:
-            count = self._claims.fail_unreadable(job, name, f"its batch can be read by no worker: {error}")
-            logger.error("batch %s can be read by no worker, its %d posters fail: %s", name, count, error)
+            count = self._claims.fail_unreadable(job, name, f"no worker can read its batch: {error}")
+            logger.error("no worker can read batch %s, its %d posters fail: %s", name, count, error)
             return False
         if batch is not None:
             self._send(batch)

@@ -104,7 +104,7 @@ class VectorStore(Protocol):
         """
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
-        """Remove rows; how many were there."""
+        """Remove rows. Returns how many there were."""
 
     def spaces(self) -> list[SpaceInfo]:
         """Every space, oldest first."""
@@ -116,7 +116,7 @@ class VectorStore(Protocol):
         """Make a space the current one; StoreError when the store does not know it."""
 
     def drop(self, space_id: str) -> int:
-        """Remove a space with its rows; how many there were."""
+        """Remove a space with its rows. Returns how many there were."""
 
     def check(self) -> None:
         """Write and remove a probe; StoreError says why the store cannot be written."""

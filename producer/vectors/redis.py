@@ -6,6 +6,7 @@ posters:contents:SPACE    zset   digest:id of every row with score 0, so that a 
 posters:space:SPACE       hash   space, created, changed, version, provenance
 posters:spaces            zset   space ids by the time of their creation
 posters:current-space     string the space that readers use
+posters:probe             string written by `check`, for a second
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from producer.vectors.codec import checked, first_version, pack, unpack, unpack_
 
 SPACES: Final = "posters:spaces"
 CURRENT: Final = "posters:current-space"
+PROBE: Final = "posters:probe"
 ROWS_PAGE: Final = 512  # rows per round trip: one megabyte of 512-number vectors
 CANDIDATES: Final = 4  # rows read per content: two writers of one id may leave a stale index entry
 ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that writes its AOF
@@ -195,7 +197,7 @@ class RedisStore:
         return gone
 
     def check(self) -> None:
-        self._redis.set("posters:probe", "1", ex=1)
+        self._redis.set(PROBE, "1", ex=1)
 
     def close(self) -> None:
         self._redis.close()

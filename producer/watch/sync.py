@@ -48,7 +48,7 @@ class WatchOptions:
 
 @dataclass(frozen=True)
 class SyncPass:
-    """The result of one pass: the job's progress, None where nothing was sent; how many posters were pruned."""
+    """The result of one pass: the job's progress, None where nothing was sent; and the number of pruned posters."""
 
     progress: Progress | None
     pruned: int

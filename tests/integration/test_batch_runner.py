@@ -270,7 +270,7 @@ def test_an_unreachable_redis_is_waited_for(installation, monkeypatch, caplog):
     assert installation.runner.run(batch)
     assert installation.pipeline.runs == 1
     assert (installation.job_store.progress("J").open_batches, installation.job_store.progress("J").embedded) == (0, 2)
-    assert caplog.text.count("waits for it") == 1
+    assert caplog.text.count("Waiting for Redis.") == 1
 
 
 def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
@@ -355,7 +355,7 @@ def test_a_batch_for_another_workers_space_is_left_to_it(installation, redis_url
 def test_no_batch_is_left_to_a_standby_worker(installation, redis_url):
     """It waits for the GPU as long as this worker lives: a batch that was left to it would circulate forever."""
     other = WorkerRegistry(redis_url)
-    other.publish("other@tests", WAITING, {"reason": "w@tests works on the card"})
+    other.publish("other@tests", WAITING, {"reason": "GPU 0 is in use by w@tests"})
     assert installation.runner.run(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
     other.close()
@@ -423,7 +423,7 @@ def test_a_message_that_cannot_be_dead_lettered_delays_nothing(installation, red
         finally:
             ended.cancel()
             client.config_set("maxmemory", "0")
-    assert "it could not be kept" in caplog.text
+    assert "it could not be stored" in caplog.text
     assert "is full" in caplog.text
     assert DeadLetters(installation.job_store).count() == 0
     assert installation.open() == ["J.1"]

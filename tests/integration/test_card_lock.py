@@ -56,7 +56,7 @@ def test_waiting_ends_when_the_lease_is_released(job_store):
             other.release()
 
     lease = wait_for_card(job_store, CARD, "b@x/2", reasons.append, pause)
-    assert reasons == [f"a@x/1 works on the card {CARD}; this worker waits, and takes over when that one ends"] * 3
+    assert reasons == [f"GPU {CARD} is in use by a@x/1; this worker will take over when that one exits"] * 3
     assert lease.acquire() is None
     assert other.acquire() == "b@x/2"
 
@@ -120,7 +120,7 @@ def test_workers_on_one_gpu(installation, job_store, redis_server):
     for name in ("second", "third"):
         wait_for_state(lambda name=name: entry_of(installation, name), WAITING)
     assert entry_of(installation, "second").get("reason").startswith(f"first@tests/{first.process.pid}/")
-    assert f" works on the card {CARD}" in entry_of(installation, "second").get("reason")
+    assert f"GPU {CARD} is in use by " in entry_of(installation, "second").get("reason")
 
     began = time.monotonic()
     assert third.stop() == 0

@@ -79,10 +79,10 @@ def test_the_dead_letters_are_counted_with_the_newest_reason(producer):
 def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
     """It is no failure: another one works."""
     producer.registry.publish("a", READY, {"space": "s", "space_json": "{}"})
-    producer.registry.publish("b", WAITING, {"reason": "a works on the card"})
+    producer.registry.publish("b", WAITING, {"reason": "GPU 0 is in use by a"})
     worker = found(producer)["worker"]
     assert worker.ok
-    assert worker.seen == "a (ready), b (waiting); b: a works on the card"
+    assert worker.seen == "a (ready), b (waiting); b: GPU 0 is in use by a"
 
 
 def test_readers_that_use_another_space_than_the_worker_makes_are_told(producer):

@@ -494,7 +494,7 @@ def test_the_demo_leaves_nothing_when_it_is_ended_while_its_worker_loads(tmp_pat
     environment |= {mark: "1", "POSTERS_PRETRAINED": "untrained", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "producer", "demo"]
     process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
-    assert any("the worker loads" in line for line in process.stderr)
+    assert any("the worker is loading" in line for line in process.stderr)
     time.sleep(2)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)

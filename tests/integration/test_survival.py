@@ -34,7 +34,7 @@ def test_a_fresh_process_replaces_one_whose_device_is_lost_or_hangs(installation
     log = worker.log_text()
     if fault == "lose-device":
         assert "the GPU's context is broken: CUDA error: an illegal memory access" in log
-        assert "a fresh one takes over" in log
+        assert "a fresh process takes over" in log
     ends = time.monotonic() + 30
     while worker.child() == before and time.monotonic() < ends:
         time.sleep(0.2)

@@ -45,7 +45,7 @@ class BatchRunner:
         job_store: JobStore,
         heartbeat: Heartbeat,
     ) -> None:
-        """`owner` signs claims; `heartbeat` is running; `close` closes all of them."""
+        """`owner` identifies this worker's claims; `heartbeat` is running; `close` closes all of them."""
         self._settings, self._owner = settings, owner
         self._pipeline, self._store, self._job_store, self._heartbeat = pipeline, store, job_store, heartbeat
         # These wait for Redis: without it there is nothing else to do, and what was embedded must be counted. They
@@ -58,7 +58,7 @@ class BatchRunner:
         self._left_last_batch = False  # to another worker
 
     def run(self, batch: EmbedBatch) -> bool:
-        """Claim, embed and count a batch; False when its message must be requeued, because this worker stops.
+        """Claim, embed and count a batch; False when its message must be requeued, because this worker is stopping.
 
         While Redis is unreachable it waits: what it has embedded is counted when Redis is back. Any other transient
         failure releases the batch without counting the attempt, and redelivery sends it again.
@@ -75,14 +75,14 @@ class BatchRunner:
                 self._claims.withdraw(batch)
             logger.info("batch %s: nothing to do, it is %s", batch.batch, verdict.value)
             return True
-        except RedisUnreachable as error:  # and this worker stops: the claim expires, the batch stays open
+        except RedisUnreachable as error:  # and this worker is stopping: the claim expires, the batch stays open
             logger.error("batch %s: %s", batch.batch, error)
             return False
         except DeviceLost:
             raise
         except BaseException:
-            # A signal ends this process (as SystemExit). That is no fault of the batch, unless it has exceeded its
-            # time limit: then the batch is why the process is ended, and the attempt counts.
+            # A signal ends this process (as SystemExit). That is not the batch's fault, unless it has exceeded its
+            # time limit: then the batch is why the process is killed, and the attempt counts.
             with suppress(RedisUnreachable):
                 self._claims_once.release(batch, holder, count=self._heartbeat.is_overdue())
             raise
@@ -123,13 +123,13 @@ class BatchRunner:
             raise
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
-            logger.warning("batch %s is retried in %.0f s: %s", batch.batch, pause, error)
+            logger.warning("batch %s will be retried in %.0f s: %s", batch.batch, pause, error)
             self._claims.release(batch, holder, pause)
             return True
         except Exception:
             # A defect, or no memory left: the attempt counts, so that the batch is split down to the poster that
             # causes it. Celery must not see the error: a MemoryError would end the parent process.
-            logger.exception("batch %s failed and is retried", batch.batch)
+            logger.exception("batch %s failed; it will be retried", batch.batch)
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return True
         self._backoff.reset()
@@ -174,14 +174,14 @@ class BatchRunner:
         """Find the poster that crashes the worker by bisection: split a batch, fail a single poster."""
         if len(batch.posters) == 1:
             poster = batch.posters[0]
-            reason = f"the worker ended {crashes} times while it worked on this poster"
+            reason = f"the worker died {crashes} times while processing this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
             self._claims.finish(batch, outcome)
             logger.error("%s: crashed-worker: %s", poster.path, reason)
             return
         # A half that crashes its worker once is split at once: log2(n) crashes find the poster.
         if self._claims.split(batch, self._settings.attempts - 1):
-            logger.warning("batch %s ended its worker %d times and is split in two", batch.batch, crashes)
+            logger.warning("batch %s killed its worker %d times and is split in two", batch.batch, crashes)
 
     def _publish_speed(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
         """Publish speed and bottleneck before the batch is counted, so that its sender sees them with the result."""
@@ -197,7 +197,7 @@ class BatchRunner:
 
 
 def _log_outage(error: RedisUnreachable) -> None:
-    logger.warning("%s This worker waits for it.", error)
+    logger.warning("%s Waiting for Redis.", error)
 
 
 FIRST_PAUSE_S: Final = 2.0  # doubles

@@ -1,4 +1,4 @@
-"""Heartbeat thread: renews the current claim, the GPU lease and the registry entry, and ends what hangs."""
+"""Heartbeat thread: renews the current claim, the GPU lease and the registry entry, and ends work that hangs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from producer.settings import Settings
 
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
 FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a chunk takes less
-JOIN_S: Final = 5.0  # a heartbeat that meets a hanging Redis takes so long
+JOIN_S: Final = 5.0  # how long a heartbeat blocked on an unresponsive Redis can take
 EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
 logger = logging.getLogger(__name__)
 
 
 class BatchInterrupted(Exception):
-    """The batch in progress must be left at once: this worker stops, or another worker has the batch."""
+    """Raised when this worker must abandon the batch: it is stopping, or another worker has claimed the batch."""
 
 
 class _Work(NamedTuple):
@@ -83,12 +83,12 @@ class Heartbeat(threading.Thread):
             self._work = None
 
     def report(self, done: int) -> None:
-        """Note how many posters are done; raises BatchInterrupted when the rest is not to be done here."""
+        """Note how many posters are done; raises BatchInterrupted when this worker must abandon the batch."""
         self._done = done
         if self._lost:
-            raise BatchInterrupted("another worker has it, or it is finished")
+            raise BatchInterrupted("claimed by another worker, or already finished")
         if self.stopping.is_set():
-            raise BatchInterrupted("this worker stops")
+            raise BatchInterrupted("this worker is stopping")
 
     def is_overdue(self) -> bool:
         """True when the work in progress has exceeded its time limit."""
@@ -146,14 +146,16 @@ class Heartbeat(threading.Thread):
     def _end_if_hanging(self, work: _Work, now: float) -> None:
         """In a solo worker, end work that exceeds its time limit, and a batch that does not stop when it must."""
         if now - work.since > self._settings.batch_time_limit_s:
-            logger.critical("%s hangs; this process exits, the service manager starts another", work.name)
+            logger.critical(
+                "%s exceeded its time limit; exiting so that the service manager can restart this worker", work.name
+            )
             exit_now(EX_TEMPFAIL)
         if not self.stopping.is_set():
             self._stopping_since = None
         elif self._stopping_since is None:
             self._stopping_since = now
         elif work.claim and now - self._stopping_since > FORCE_S:
-            logger.critical("%s does not stop; it is released, and this process exits", work.name)
+            logger.critical("%s did not stop in time; releasing it and exiting", work.name)
             self._release_and_exit(work.claim)
 
     def _release_and_exit(self, claim: tuple[EmbedBatch, str] | None) -> None:
@@ -164,6 +166,6 @@ class Heartbeat(threading.Thread):
 
 
 def exit_now(status: int) -> NoReturn:
-    """End the process without the interpreter's shutdown, which would wait for what does not end."""
+    """End the process without the interpreter's shutdown, which would wait for threads that hang."""
     logging.shutdown()
     os._exit(status)

@@ -139,7 +139,7 @@ def _wait_for_store(url: str, heartbeat: Heartbeat) -> VectorStore:
         except StoreUnavailable as error:
             reason = str(error)
         if reason != logged:
-            logger.warning("this worker waits for the store: %s", reason)
+            logger.warning("waiting for the store: %s", reason)
         logged = reason
         heartbeat.publish(LOADING, stage=STORE, reason=reason)
         time.sleep(STORE_RETRY_S)

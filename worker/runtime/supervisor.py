@@ -28,13 +28,13 @@ from producer.settings import Settings
 from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.heartbeat import FORCE_S
 
-POLL_S: Final = 1.0  # a failed start ends the worker, and a released batch is sent again, within this time
-IDLE_S: Final = 3.0  # an idle child exits by itself in less; one that still loads its model does not
+POLL_S: Final = 1.0  # a failed start stops the worker, and a released batch is sent again, within this time
+IDLE_S: Final = 3.0  # an idle child exits by itself in less; one that is still loading its model does not
 logger = logging.getLogger(__name__)
 
 
 class Supervisor(threading.Thread):
-    """Runs from the worker's start, and after `close` until the process ends."""
+    """Runs from the worker's start, and after `close` until the process exits."""
 
     def __init__(
         self, settings: Settings, consumer: Any, owner: str, *, give_up: Callable[[], None], runner: BatchRunner | None
@@ -54,7 +54,7 @@ class Supervisor(threading.Thread):
         self._registry = WorkerRegistry(settings.redis_url)
 
     def run(self) -> None:
-        """Redeliver lost batches until the worker closes; then make sure that it ends within settings.stop_s."""
+        """Redeliver lost batches until the worker closes; then make sure that it exits within settings.stop_s."""
         app = create_sender(self._settings)  # as a producer's: bounded waiting, connections of its own
         redelivery = Redelivery(self._claims, self._job_store, lambda batch: send(app, batch))
         self._redeliver_until_closing(redelivery)
@@ -62,13 +62,13 @@ class Supervisor(threading.Thread):
         self._enforce_shutdown()
 
     def release_dead(self, message: object) -> None:
-        """Release the batch that a child died with, or was ended for; called in Celery's thread."""
+        """Release the batch that a child died with, or was killed for; called in Celery's thread."""
         if self._runner is not None:
             return  # a solo worker has no child
         try:
             self._claims.release_dead(EmbedBatch.decode(message), self._owner)
         except PosterError as error:
-            logger.warning("the batch of a dead child has to wait until its claim expires: %s", error)
+            logger.warning("the batch of a dead child cannot be released until its claim expires: %s", error)
 
     def close(self, *, at_once: bool) -> None:
         """Begin the shutdown: the batch in progress has settings.stop_s, or no time if `at_once`. Does not block."""
@@ -94,10 +94,10 @@ class Supervisor(threading.Thread):
                 outage_logged = False
             except PosterError as error:
                 if not outage_logged:
-                    logger.warning("redelivery of lost batches has to wait: %s", error)
+                    logger.warning("redelivery of lost batches is delayed: %s", error)
                 outage_logged = True
             except Exception:
-                logger.exception("redelivery of lost batches failed and is retried")
+                logger.exception("redelivery of lost batches failed; it will be retried")
 
     def _enforce_shutdown(self) -> None:
         """Give the batch in progress its time, then have it released, then kill a child that does not exit."""

@@ -217,7 +217,7 @@ def test_only_an_export_is_replaced_and_only_when_told(store, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "diary.txt").write_text("dear")
-    with pytest.raises(ConfigurationError, match="is no export"):
+    with pytest.raises(ConfigurationError, match="is not an export"):
         export(source(store), mine, replace=True)
     assert (mine / "diary.txt").read_text() == "dear"
     (tmp_path / "empty").mkdir()
@@ -228,7 +228,7 @@ def test_only_an_export_is_replaced_and_only_when_told(store, tmp_path):
     assert export(source(store), tmp_path / "empty", replace=True).rows == 2
     assert np.load(tmp_path / "empty" / "img_emb" / "img_emb_0.npy").shape == (2, 16)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match="is no export"):
+    with pytest.raises(ConfigurationError, match="is not an export"):
         export(source(store), tmp_path / "file")
     with pytest.raises(ConfigurationError, match="cannot be created"):
         export(source(store), tmp_path / "file" / "below")

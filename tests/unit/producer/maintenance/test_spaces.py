@@ -180,7 +180,7 @@ def test_readers_keep_the_old_space_until_the_new_one_is_complete(run, store, fo
     fill(store, ["b"], space=OTHER)
     done = run("spaces", "use", "vit-l")
     assert done.exit_code == 0, done.output
-    assert f"readers use {OTHER.id} now" in done.stdout
+    assert f"readers now use {OTHER.id}" in done.stdout
     assert store.current() == OTHER.id
     assert store.count(SPACE.id) == 2
     assert "already" in run("spaces", "use", OTHER.id).stderr
@@ -197,7 +197,7 @@ def test_use_does_not_take_a_wrong_root_for_deleted_posters(run, store, folder):
     for variables, said in (
         ({"POSTERS_ROOT": str(folder / "nowhere")}, "is not a folder: set POSTERS_ROOT"),
         ({"POSTERS_ROOT": str(folder / "empty")}, "not complete"),
-        ({"POSTERS_ROOT": str(folder / "another")}, f"3 of 3 posters of {SPACE.id} have no file any more"),
+        ({"POSTERS_ROOT": str(folder / "another")}, f"3 of 3 posters of {SPACE.id} no longer have a file"),
         ({"POSTERS_CATALOGUE": str(folder / "none.json")}, "there is no catalogue"),
     ):
         refused = run("spaces", "use", "vit-l", **variables)

@@ -47,7 +47,7 @@ def test_an_error_of_the_model_keeps_its_class(tmp_path):
         (
             "torch.py",
             "raise ImportError('no torch here')",
-            "no torch here): pip install 'poster-embedding-queue[",
+            "no torch here). In the project's folder, run: pip install . ./worker",
         ),
         ("worker.py", "", "`worker` is the module of another program here, {folder}/worker.py"),
     ],
