@@ -26,7 +26,7 @@ from bench.posters import write_jpegs
 from bench.processes import tree
 from producer import Producer
 from producer.cli.demo import own_redis, own_worker
-from producer.queue.claims import Claims, sign
+from producer.queue.claims import Claims, new_holder
 from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Outcome
@@ -90,7 +90,7 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     claims, app = Claims(job_store), create_sender(settings)
     batches = [EmbedBatch("bench", f"bench.{number}", _posters(number)) for number in range(1, count + 1)]
     job_store.create("bench")
-    holders = {batch.batch: sign("bench") for batch in batches}
+    holders = {batch.batch: new_holder("bench") for batch in batches}
     numbers = {batch.batch: number for number, batch in enumerate(batches, 1)}
     found = {
         "producer: record it": _each(

@@ -26,7 +26,7 @@ import redis
 
 from producer.cli.demo import own_redis
 from producer.embedding import Space
-from producer.queue.claims import Claims, sign
+from producer.queue.claims import Claims, new_holder
 from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.queue.progress import Claim, Outcome
@@ -196,7 +196,7 @@ def simulated_worker(url: str) -> Iterator[None]:
             for job in job_store.list_active():
                 for name in claims.open_batches(job):
                     batch = claims.load(job, name)
-                    if batch is not None and claims.claim(batch, sign("bench"))[0] is Claim.WORK:
+                    if batch is not None and claims.claim(batch, new_holder("bench"))[0] is Claim.WORK:
                         claims.finish(batch, Outcome(embedded=len(batch.posters)))
             client.delete(*QUEUES.values())  # no worker receives the messages
             ended.wait(SAMPLE_S)

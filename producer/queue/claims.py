@@ -21,7 +21,7 @@ QUEUE_PAGE: Final = 64  # messages per script call: a few milliseconds in which 
 CLAIMS_PAGE: Final = 500
 
 
-def sign(owner: str) -> str:
+def new_holder(owner: str) -> str:
     """A holder id, OWNER#NONCE, unique to one delivery."""
     return f"{owner}#{secrets.token_hex(4)}"
 
@@ -47,7 +47,7 @@ class Claims:
     def claim(self, batch: EmbedBatch, holder: str) -> tuple[Claim, int, bool]:
         """Claim a batch. Returns (verdict, attempt number from 1, whether an earlier attempt began).
 
-        An attempt that `release` took back is not counted, but it did begin. `holder` is from `sign`;
+        An attempt that `release` took back is not counted, but it did begin. `holder` is from `new_holder`;
         a new holder of the same owner takes the batch over: it is the child that replaces a dead one.
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]

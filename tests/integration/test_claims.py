@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from producer.queue.claims import Claims, sign
+from producer.queue.claims import Claims, new_holder
 from producer.queue.jobs import JobStore
 from producer.queue.progress import Claim, Failure, Outcome
 from tests.support.ledger_jobs import batch, begin, holds
@@ -54,8 +54,8 @@ def test_an_outcome_must_add_up(ledger, claims):
 
 def test_signatures_differ_by_delivery_and_not_by_owner():
     """A repeated call is the same holder; a second delivery is another."""
-    assert sign("w/1").startswith("w/1#")
-    assert sign("w/1") != sign("w/1")
+    assert new_holder("w/1").startswith("w/1#")
+    assert new_holder("w/1") != new_holder("w/1")
 
 
 def test_a_claim_keeps_others_away_until_it_expires(brief):
@@ -117,9 +117,9 @@ def test_giving_back_counts_no_attempt(ledger, claims):
     """A passing trouble is nobody's crash: the attempt is taken back, but it is remembered as begun."""
     begin(ledger, batch())
     for _ in range(3):
-        assert claims.claim(batch(), holder := sign("one"))[:2] == (Claim.WORK, 1)
+        assert claims.claim(batch(), holder := new_holder("one"))[:2] == (Claim.WORK, 1)
         assert claims.release(batch(), holder, 0.05)
-        assert claims.claim(batch(), sign("one"))[0] is Claim.BUSY, "nobody takes it before the pause is over"
+        assert claims.claim(batch(), new_holder("one"))[0] is Claim.BUSY, "nobody takes it before the pause is over"
         time.sleep(0.08)
     assert claims.claim(batch(), "one#x") == (Claim.WORK, 1, True)
     assert claims.release(batch(), "one#x", 0.01, count=True)

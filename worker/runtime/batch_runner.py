@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable
-from producer.queue.claims import Claims, sign
+from producer.queue.claims import Claims, new_holder
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import EmbedBatch
@@ -66,7 +66,7 @@ class BatchRunner:
         Raises:
             DeviceLost: this process must exit; the batch stays claimed, its parent releases it and the attempt counts.
         """
-        holder = sign(self._owner)
+        holder = new_holder(self._owner)
         try:
             verdict, attempt, begun_before = self._claims.claim(batch, holder)
             if verdict is Claim.WORK:
