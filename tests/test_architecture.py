@@ -160,7 +160,7 @@ def test_a_folder_holds_at_most_twelve_modules():
 
 
 def test_a_module_with_one_importer_lives_beside_it():
-    """Unless it is the face of its own chapter (it stands on modules of its own folder), or a door above it uses it."""
+    """Unless it is the face of its own chapter (it uses modules of its own folder), or an entry point uses it."""
     importers = defaultdict(set)
     for name, targets in IMPORTS.items():
         for target in targets:

@@ -220,6 +220,6 @@ def _report_lack_of_space() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise ConfigurationError(
-            f"there is no room for temporary files ({error}): make some in /var/tmp and {tempfile.gettempdir()}, "
-            "or set TMPDIR to a folder that has it"
+            f"not enough space for temporary files ({error}): free some in /var/tmp and {tempfile.gettempdir()}, "
+            "or set TMPDIR to a folder that has some"
         ) from error

@@ -21,8 +21,8 @@ class FileStatus(Enum):
 
     HERE = "here"
     GONE = "gone"
-    EMPTY = "gone, and so is all that lay beside it"
-    HIDDEN = "out of sight: a folder on its way cannot be read"
+    EMPTY = "gone, and so is everything else in its folder"
+    HIDDEN = "hidden: a parent folder cannot be read"
 
 
 class FileStatusReader:

@@ -17,7 +17,7 @@ BLOCK_ROWS: Final = 4096  # a block of products has 64 MB
 DIRECTIONS: Final = 62  # plus the two columns that turn products into distances: 64
 SAMPLE_ROWS: Final = 16384  # enough to estimate the directions of largest variance
 SLACK: Final = 1e-4  # rounding errors of 512 float32 products stay below 1e-5: no near pair is ruled out
-SPARSE: Final = 16  # where fewer than 1 in so many pairs remain, they are computed one by one
+SPARSE: Final = 16  # where fewer than 1 pair in SPARSE remains, they are computed one by one
 MAX_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
 
 

@@ -17,7 +17,7 @@ DTYPE: Final = np.dtype("<f4")  # little-endian float32 on every machine
 
 def first_version() -> int:
     """A random first version of a space, so that one that is created again never repeats a stamp."""
-    return secrets.randbits(60)  # room for 2**62 changes in a signed 64-bit number
+    return secrets.randbits(60)  # leaves 2**62 changes in a signed 64-bit number
 
 
 def pack(vectors: Vectors) -> list[bytes]:

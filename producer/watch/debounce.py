@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-MAX_HELD_PATHS: Final = 10_000  # a full scan finds more than that
+MAX_WAITING_PATHS: Final = 10_000  # a full scan finds more than that
 FOLDER: Final = (-1, -1)
 
 
@@ -27,7 +27,7 @@ class Settled:
 
 
 @dataclass
-class _Held:
+class _WaitingPath:
     is_new: bool
     state: tuple[int, int] | None  # size and mtime at the last poll; None: it did not exist
     since_s: float
@@ -43,34 +43,34 @@ class Debouncer:
         """`base` is the posters root; `settle_s` how long a file must not change; `clock` in seconds."""
         self._top = os.path.join(base, "")
         self._settle_s, self._clock = settle_s, clock
-        self._held: dict[str, _Held] = {}
+        self._waiting: dict[str, _WaitingPath] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._waiting)
 
     def add(self, path: str, *, is_new: bool = False) -> bool:
-        """Hold a path back; False when there are too many. `is_new`: if it is a folder, everything in it is new."""
-        known = self._held.get(path)
-        if known is None and len(self._held) >= MAX_HELD_PATHS:
+        """Watch a path until it settles; False at the limit. `is_new`: if it is a folder, everything in it is new."""
+        known = self._waiting.get(path)
+        if known is None and len(self._waiting) >= MAX_WAITING_PATHS:
             return False
         is_new = is_new or (known is not None and known.is_new)
-        self._held[path] = _Held(is_new, self._state(path), self._clock())
+        self._waiting[path] = _WaitingPath(is_new, self._state(path), self._clock())
         return True
 
     def poll(self) -> Settled:
         """Release the paths that have settled."""
         settled, now = Settled(), self._clock()
-        for path, held in list(self._held.items()):
+        for path, known in list(self._waiting.items()):
             state = self._state(path)
-            if state != held.state:
-                self._held[path] = _Held(held.is_new, state, now)
-            elif now - held.since_s >= self._settle_s:
-                del self._held[path]
+            if state != known.state:
+                self._waiting[path] = _WaitingPath(known.is_new, state, now)
+            elif now - known.since_s >= self._settle_s:
+                del self._waiting[path]
                 if state is None:
                     settled.gone.append(path)
                 elif state != FOLDER:
                     settled.files.append(path)
-                elif held.is_new:
+                elif known.is_new:
                     settled.folders.append(path)
         return settled
 

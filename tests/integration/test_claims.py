@@ -1,4 +1,4 @@
-"""Custody: one holder at a time, every poster counted once, whatever is delivered twice, killed, or cancelled."""
+"""Claims: one holder at a time, every poster counted once, whatever is delivered twice, killed, or cancelled."""
 
 import json
 import time
@@ -25,7 +25,7 @@ def claims(ledger):
 
 @pytest.fixture
 def brief(redis_url):
-    """Ledger and custody whose claims last 0.4 s."""
+    """Ledger and claims whose claims last 0.4 s."""
     ledger = JobStore(redis_url, claim_s=0.4)
     yield ledger, Claims(ledger)
     ledger.close()
@@ -73,7 +73,7 @@ def test_a_claim_keeps_others_away_until_it_expires(brief):
 
 
 def test_a_claim_that_is_asked_for_twice_is_one_attempt(ledger, claims):
-    """Whoever heard no answer asks again; a slow network must not look like a death."""
+    """A caller that got no answer asks again; a slow network must not look like a death."""
     begin(ledger, batch())
     for _ in range(3):
         assert claims.claim(batch(), "one#a") == (Claim.WORK, 1, False)
@@ -136,7 +136,7 @@ def test_only_the_holder_gives_back(ledger, claims):
     assert claims.claim(batch(), "two#c")[0] is Claim.BUSY
 
 
-def test_a_batch_that_was_given_back_is_told_to_one_when_its_pause_is_over(ledger, claims):
+def test_a_released_batch_is_returned_to_one_caller_when_its_pause_is_over(ledger, claims):
     """Not before, and not to two."""
     begin(ledger, batch(1), batch(2))
     claims.claim(batch(1), "one#a")
@@ -147,7 +147,7 @@ def test_a_batch_that_was_given_back_is_told_to_one_when_its_pause_is_over(ledge
     assert claims.take_returned() == []
 
 
-def test_a_batch_that_was_given_back_and_finished_elsewhere_is_told_to_nobody(ledger, claims):
+def test_a_released_batch_that_was_finished_elsewhere_is_returned_to_nobody(ledger, claims):
     """Its message may have come back by another way."""
     begin(ledger, batch())
     claims.claim(batch(), "one#a")
@@ -243,7 +243,7 @@ def test_a_job_of_a_newer_version_can_be_cancelled(ledger, claims, redis_server)
 
 
 def test_queued_batches_are_found_among_thousands_and_rubbish(ledger, claims, redis_server, redis_url):
-    """As real producers have sent them, page after page; what is no message does not stop the search."""
+    """As real producers have sent them, page after page; what is not a message does not stop the search."""
     from producer.queue.messages import BULK, INTERACTIVE, QUEUES
     from producer.queue.sender import create_sender, send
     from producer.settings import load_settings

@@ -181,7 +181,7 @@ def _batch(producer, job):
     return producer.claims.load(job.id, f"{job.id}.1")
 
 
-def test_whoever_may_not_come_in_is_told_which_door(make, redis_server):
+def test_a_refused_login_names_the_server(make, redis_server):
     """A wrong password, and a command that the user may not give: no secret in the error."""
     producer = make(redis_server.url.replace(":only-for-tests@", ":wrong-secret@"))
     for call in (lambda: producer.enqueue(["a.jpg"]), producer.workers):
@@ -213,7 +213,7 @@ def test_threads_share_one_producer(producer):
         assert sum(threads.map(one, range(40))) == 800
 
 
-def test_the_space_is_told_by_a_worker_that_is_ready(producer):
+def test_the_space_comes_from_a_worker_that_is_ready(producer):
     """None while nobody is."""
     assert producer.space() is None
     producer.registry.publish("w", READY, {})

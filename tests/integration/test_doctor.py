@@ -53,8 +53,8 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
         return CliRunner().invoke(main, ["doctor"], env=variables | others).exit_code
 
     assert status() == 3
-    told = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
-    producer.registry.publish("w", READY, told)
+    fields = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
+    producer.registry.publish("w", READY, fields)
     assert status() == 0
     with redis_server.client as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -85,7 +85,7 @@ def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
     assert worker.seen == "a (ready), b (waiting); b: GPU 0 is in use by a"
 
 
-def test_readers_that_use_another_space_than_the_worker_makes_are_told(producer):
+def test_readers_that_use_another_space_than_the_worker_makes_are_reported(producer):
     """The vectors that are read and those that are made never meet, and nobody would notice."""
     old, new = (Space("m", number * 32, "gelu", "64x64", 4) for number in "12")
     store = producer.store()

@@ -162,14 +162,14 @@ def test_the_worker_announces_itself(installation):
     installation.index(f"{installation.root}/announced")
     ends = time.monotonic() + 15
     while time.monotonic() < ends:
-        heard = installation.producer.registry.find("shared@tests")
-        if heard.get("progress_at"):
+        entry = installation.producer.registry.find("shared@tests")
+        if entry.get("progress_at"):
             break
         time.sleep(0.2)
     for field in ("host", "pid", "device", "model", "space", "batch_size", "progress_at", "images_per_second", "store"):
-        assert heard.get(field), field
+        assert entry.get(field), field
     with installation.redis.client as client:
-        assert 0 < client.ttl(f"posters:worker:{heard.owner}") <= 15
+        assert 0 < client.ttl(f"posters:worker:{entry.owner}") <= 15
 
 
 def test_doctor_finds_everything_in_order(installation):
@@ -271,7 +271,7 @@ def test_the_same_batch_delivered_twice_counts_once(installation):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "text"),
     [
         (["index", "/etc/hostname"], {}, "outside the posters root"),
         (["index"], {"POSTERS_BATCH_SIZ": "3"}, "did you mean POSTERS_BATCH_SIZE?"),
@@ -282,11 +282,11 @@ def test_the_same_batch_delivered_twice_counts_once(installation):
         (["index", "--batch", "0"], {}, "--batch"),
     ],
 )
-def test_wrong_usage_is_status_2_with_its_way_out(installation, arguments, environment, said):
+def test_wrong_usage_is_status_2_with_its_way_out(installation, arguments, environment, text):
     """One line that names the input; no stack trace."""
     done = installation.run(*arguments, **environment)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -302,7 +302,7 @@ def test_a_redis_that_is_away_is_status_3_within_seconds(installation, arguments
     assert time.monotonic() - began < 8
 
 
-def test_a_backend_hears_of_a_redis_that_is_away_within_5_seconds(tmp_path):
+def test_a_backend_gets_an_error_for_an_unreachable_redis_within_5_seconds(tmp_path):
     """Neither enqueue nor embed hangs."""
     producer = Producer(load_settings(redis_url="redis://127.0.0.1:1/0", root=tmp_path))
     for call in (lambda: producer.enqueue(["a.jpg"]), lambda: producer.embed("a.jpg")):
@@ -360,7 +360,7 @@ def test_the_parent_answers_a_healthcheck_while_its_child_works(installation):
 
 
 def test_without_a_worker_index_says_so_waits_and_can_be_left(own_installation):
-    """Said at once; Ctrl-C prints the id and how to go on; a worker that comes later does the job."""
+    """Reported at once; Ctrl-C prints the id and how to continue; a worker that comes later does the job."""
     own_installation.draw(6)
     process = own_installation.start("index", "--batch", "2")
     line = process.stderr.readline()

@@ -15,7 +15,7 @@ FAILURES = [Failure(f"{number}", f"{number}.jpg", "missing", 'there is "no" such
 
 @pytest.fixture
 def run(redis_url):
-    """``failures`` of a job that has so many of them."""
+    """``failures`` of a job that has `count` of them."""
 
     def invoke(count, *arguments):
         ledger = JobStore(redis_url)
@@ -47,7 +47,7 @@ def test_failures_are_lines_for_a_person(run, count):
 
 
 @pytest.mark.parametrize(("arguments", "begin"), [((), "0.jpg\tmissing\t"), (("--json",), '[{"id": "0"')])
-def test_failures_are_told_as_they_come(run, monkeypatch, arguments, begin):
+def test_failures_are_printed_as_they_come(run, monkeypatch, arguments, begin):
     """A job may have a million of them: none waits for the last one, which never comes here."""
 
     def failures(ledger, job):

@@ -81,7 +81,7 @@ def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer
     assert messages == []
 
 
-def test_a_store_out_of_reach_is_told_once_and_no_obstacle(producer, recorded, monkeypatch):
+def test_an_unreachable_store_is_reported_once_and_is_not_an_obstacle(producer, recorded, monkeypatch):
     """The worker looks instead."""
     current, messages = recorded
     fill(producer, MINE, ["a"])

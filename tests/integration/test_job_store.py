@@ -31,7 +31,7 @@ def silence(redis_server, job="job"):
 
 
 def test_a_step_that_is_repeated_is_taken_once(ledger):
-    """A producer that heard no answer asks again, and nothing is counted twice."""
+    """A producer that got no answer asks again, and nothing is counted twice."""
     ledger.create("job")
     for _ in range(3):
         ledger.record_step("job", 1, batch=batch(), unchanged=5, failures=[Failure("x", "x", "unsupported", "no")])
@@ -41,7 +41,7 @@ def test_a_step_that_is_repeated_is_taken_once(ledger):
 
 
 def test_a_step_of_a_forgotten_job_is_an_error(ledger):
-    """When Redis lost the job, the producer hears it instead of sending into nothing."""
+    """When Redis lost the job, the producer gets an error instead of sending into nothing."""
     with pytest.raises(LedgerSetBack, match="gone"):
         ledger.record_step("job", 1, batch=batch())
     with pytest.raises(LedgerSetBack, match="gone"):

@@ -19,7 +19,7 @@ def ledger(redis_url):
 
 
 def test_one_holder_at_a_time(ledger):
-    """The second hears who has it, and gets it when the first lets go."""
+    """The second learns who holds it, and acquires it when the first releases it."""
     first, second = Lease(ledger, KEY, "a/1", 30), Lease(ledger, KEY, "b/2", 30)
     assert first.acquire() is None
     assert second.acquire() == "a/1"

@@ -1,4 +1,4 @@
-"""Vectors for somebody who waits: what the store has, it answers, and nothing else passes for it."""
+"""Vectors for a waiting caller: what the store has is returned, and nothing else is taken for it."""
 
 import os
 

@@ -35,7 +35,7 @@ class Installation:
         return self.redeliveries[-1]
 
     def after(self, seconds, *redeliveries):
-        """Let so many seconds pass; each waiting process calls `run` every second."""
+        """Let the given seconds pass; each waiting process calls `run` every second."""
         for _ in range(round(seconds)):
             self.clock.now += 1
             for redelivery in redeliveries:

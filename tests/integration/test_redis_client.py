@@ -49,7 +49,7 @@ def test_a_password_is_shown_nowhere(url, shown):
         ),
     ],
 )
-def test_kombu_hears_of_the_same_redis(url, address, ssl):
+def test_kombu_connects_to_the_same_redis(url, address, ssl):
     """User, password, database and TLS; a certificate is checked unless the URL says otherwise."""
     assert broker(url, "redis") == (address, ssl)
 

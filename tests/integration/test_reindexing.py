@@ -160,7 +160,7 @@ def test_prune_needs_neither_worker_nor_redis(installation):
 
 
 def test_a_root_that_is_empty_or_gone_prunes_nothing(installation, tmp_path):
-    """The disk is not mounted: status 2, whatever is said; and a store that is not there is not made."""
+    """The disk is not mounted: status 2, whatever the options; and a store that is not there is not made."""
     before = installation.stored()
     (tmp_path / "empty").mkdir()
     done = installation.run("prune", "--yes", POSTERS_ROOT=str(tmp_path / "empty"))

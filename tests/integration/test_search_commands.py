@@ -288,7 +288,7 @@ def spaces(installation):
 
 
 def test_a_new_model_fills_a_space_of_its_own_beside_the_old(two_models):
-    """Readers keep the old one until they are told; then the new one; what would be compared across is refused."""
+    """Readers keep the old one until `spaces use`; then the new one; what would be compared across is refused."""
     installation, second = two_models
     names = installation.draw(12)
     old = installation.worker("old").wait_until_ready()
@@ -345,7 +345,7 @@ def test_batches_queued_for_the_old_model_never_land_in_the_new(two_models):
     time.sleep(0.2)
     old.kill()
     ends = time.monotonic() + 30
-    while installation.producer.workers() and time.monotonic() < ends:  # until its announcement is forgotten
+    while installation.producer.workers() and time.monotonic() < ends:  # until its registry entry expires
         time.sleep(0.2)
     installation.worker("new", POSTERS_MODEL_NAME=second).wait_until_ready()
     new_space = installation.producer.space().id
@@ -379,7 +379,7 @@ def test_workers_of_two_models_at_once_are_refused(two_models):
 
 
 def test_a_job_that_is_still_being_sent_stops_when_the_model_is_changed(two_models, monkeypatch):
-    """The rest would fail poster by poster; instead the producer is told, and the same command does the rest."""
+    """The rest would fail poster by poster; instead the producer gets an error, and the same command does the rest."""
     monkeypatch.setattr("producer.queue_client.SPACE_CHECK_S", 0.0)
     installation, second = two_models
     names = installation.draw(3)

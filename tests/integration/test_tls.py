@@ -1,4 +1,4 @@
-"""Behind locked doors: Redis with TLS, user and password for queue, ledger and store, and no secret in a log."""
+"""Redis with TLS: user and password for queue, ledger and store, and no secret in a log."""
 
 import shutil
 import socket
@@ -71,9 +71,9 @@ def test_worker_and_producer_work_behind_tls(locked, certificates, tmp_path):
             installation.run("doctor", "--json"),
         ]
         assert worker.stop() == 0
-        said = worker.log_text() + "".join(one.stdout + one.stderr for one in done)
-        assert "localhost" in said
-        assert PASSWORD not in said
+        output = worker.log_text() + "".join(one.stdout + one.stderr for one in done)
+        assert "localhost" in output
+        assert PASSWORD not in output
         assert PASSWORD not in str(installation.producer.registry.alive())
     finally:
         installation.close()

@@ -42,8 +42,8 @@ class Watched:
         self.process = installation.start(
             "index", str(path), "--watch", "--json", "--settle", "0.6", *arguments, **environment
         )
-        self.rounds, self.said = queue.Queue(), []
-        for stream, take in ((self.process.stdout, self._take_round), (self.process.stderr, self.said.append)):
+        self.rounds, self.messages = queue.Queue(), []
+        for stream, take in ((self.process.stdout, self._take_round), (self.process.stderr, self.messages.append)):
             threading.Thread(target=self._read, args=(stream, take), daemon=True).start()
 
     def _read(self, stream, take):
@@ -61,7 +61,7 @@ class Watched:
         try:
             return self.rounds.get(timeout=SOON_S)
         except queue.Empty:
-            raise AssertionError(f"no round came; it said {self.said}") from None
+            raise AssertionError(f"no round came; its messages: {self.messages}") from None
 
     def until(self, **wanted):
         """Sum rounds up until the counts are as wanted."""
@@ -69,18 +69,18 @@ class Watched:
         while total != wanted:
             entry = self.next()
             total = {name: total[name] + entry.get(name, 0) for name in wanted}
-            assert all(total[name] <= wanted[name] for name in wanted), (total, self.said)
+            assert all(total[name] <= wanted[name] for name in wanted), (total, self.messages)
 
     def quiet(self, seconds=2.5):
         """Nothing is done for a while."""
         time.sleep(seconds)
         assert self.rounds.empty(), self.rounds.get()
 
-    def wait_to_hear(self, text):
+    def wait_for_line(self, text):
         ends = time.monotonic() + SOON_S
-        while not any(text in line for line in self.said):
-            assert time.monotonic() < ends, self.said
-            assert self.process.poll() is None, self.said
+        while not any(text in line for line in self.messages):
+            assert time.monotonic() < ends, self.messages
+            assert self.process.poll() is None, self.messages
             time.sleep(0.05)
 
     def interrupt(self):
@@ -196,7 +196,7 @@ def test_a_file_that_stalls_in_the_middle_is_taken_again(installation, watched):
         file.write(data[: len(data) // 2])
         file.flush()
         assert watch.next()["failed"] == 1
-        watch.wait_to_hear("stalled.jpg: truncated")
+        watch.wait_for_line("stalled.jpg: truncated")
         file.write(data[len(data) // 2 :])
     entry = watch.next()
     assert (entry["embedded"], entry["failed"]) == (1, 0)
@@ -204,7 +204,7 @@ def test_a_file_that_stalls_in_the_middle_is_taken_again(installation, watched):
 
 
 def test_a_file_that_fails_is_not_sent_again_and_again(watched):
-    """Looked at every second, it is told once; when it is mended, it is embedded."""
+    """Looked at every second, it is reported once; when it is fixed, it is embedded."""
     watch = watched("--rescan", "1")
     (watch.path / "bad.jpg").write_bytes(b"no picture")
     assert watch.next()["failed"] == 1
@@ -220,7 +220,7 @@ def test_a_file_that_fails_is_not_sent_again_and_again(watched):
 def test_what_the_system_does_not_tell_is_found_now_and_then(watched):
     """Changes on another machine's side of a network drive make no event: the next look at everything finds them."""
     watch = watched("--rescan", "2", PYTHONPATH=os.pathsep.join(["tests/support/no_file_events", *sys.path]))
-    watch.wait_to_hear("no file events at the moment (blind on purpose)")
+    watch.wait_for_line("no file events at the moment (blind on purpose)")
     (watch.path / "unseen.jpg").write_bytes(image(8))
     watch.until(embedded=1)
 
@@ -250,7 +250,7 @@ def test_a_name_that_is_no_text_does_not_blind_it(watched):
 
 
 def test_a_new_catalogue_is_taken_over(installation, watched, tmp_path):
-    """Its ids hold from then on; a broken one is told, and the old one holds."""
+    """Its ids hold from then on; a broken one is reported, and the old one stays in use."""
     path = tmp_path / "posters.json"
     path.write_text("[]")
     watch = watched(POSTERS_CATALOGUE=str(path))
@@ -258,13 +258,13 @@ def test_a_new_catalogue_is_taken_over(installation, watched, tmp_path):
     watch.until(reused=1)
     assert f"id-{watch.path.name}" in installation.stored()
     path.write_text("[{")
-    watch.wait_to_hear("is not readable JSON")
+    watch.wait_for_line("is not readable JSON")
     (watch.path / "new.jpg").write_bytes(image(12))
     watch.until(embedded=1)
 
 
 def test_a_catalogue_that_is_away_for_a_while_changes_no_id(installation, watched, tmp_path):
-    """Taken away, or emptied while it is rewritten: told once and waited for; nothing is sent anew or pruned."""
+    """Taken away, or emptied while it is rewritten: reported once and waited for; nothing is sent anew or pruned."""
     path = tmp_path / "posters.jsonl"
     name = f"w{time.time_ns()}"
     ids = {f"id-{name}-{number}" for number in range(3)}
@@ -276,7 +276,7 @@ def test_a_catalogue_that_is_away_for_a_while_changes_no_id(installation, watche
     try:
         watch.until(embedded=3)
         path.unlink()
-        watch.wait_to_hear("there is no catalogue")
+        watch.wait_for_line("there is no catalogue")
         (watch.path / "new.jpg").write_bytes(image(16))
         watch.until(embedded=1, pruned=0)
         watch.quiet()
@@ -287,7 +287,7 @@ def test_a_catalogue_that_is_away_for_a_while_changes_no_id(installation, watche
         watch.quiet()
         assert stored(installation, watch) == {"new.jpg"}
         assert ids <= installation.stored()
-        assert sum("there is no catalogue" in line for line in watch.said) == 1
+        assert sum("there is no catalogue" in line for line in watch.messages) == 1
         (watch.path / "p0000.jpg").unlink()
         watch.until(pruned=1)
         assert installation.stored() & ids == ids - {f"id-{name}-0"}
@@ -319,12 +319,12 @@ def test_interrupted_in_the_middle_it_leaves_the_job_to_the_worker(redis_url, re
     try:
         installation.draw(40)
         watch = Watched(installation, installation.root, "--batch", "2", POSTERS_WINDOW="4")
-        watch.wait_to_hear("no worker is alive")
+        watch.wait_for_line("no worker is alive")
         time.sleep(1)
         assert watch.interrupt() == 130
         job = installation.producer.job("last")
-        assert any(f"status {job.id}" in line for line in watch.said)
-        assert not any("Traceback" in line for line in watch.said)
+        assert any(f"status {job.id}" in line for line in watch.messages)
+        assert not any("Traceback" in line for line in watch.messages)
         installation.worker("late").wait_until_ready()
         progress = job.wait(30)
         assert progress.at_rest
@@ -334,7 +334,7 @@ def test_interrupted_in_the_middle_it_leaves_the_job_to_the_worker(redis_url, re
 
 
 def test_redis_may_go_and_come_back(tmp_path):
-    """Waiting is said once; what changed meanwhile is indexed, also when Redis has forgotten everything."""
+    """Waiting is reported once; what changed meanwhile is indexed, also when Redis has forgotten everything."""
     with RedisServer(folder=tmp_path) as server:
         installation = Installation(tmp_path / "world", server)
         try:
@@ -344,13 +344,13 @@ def test_redis_may_go_and_come_back(tmp_path):
             watch.until(embedded=3)
             server.kill()
             (installation.root / "meanwhile.jpg").write_bytes(image(14))
-            watch.wait_to_hear("Waiting for it")
+            watch.wait_for_line("Waiting for it")
             time.sleep(3)
             server.start()
             watch.until(embedded=1)
             (installation.root / "after.jpg").write_bytes(image(15))
             watch.until(embedded=1)
-            assert sum("does not answer" in line and "Waiting" in line for line in watch.said) == 1
+            assert sum("does not answer" in line and "Waiting" in line for line in watch.messages) == 1
             assert watch.interrupt() == 130
         finally:
             watch.close()
@@ -369,7 +369,7 @@ def test_a_disk_that_is_taken_out_deletes_nothing_and_may_come_back(installation
         before = installation.stored()
         aside = tmp_path / "aside"
         posters.rename(aside)
-        watch.wait_to_hear("is gone: is its disk mounted? Waiting for it")
+        watch.wait_for_line("is gone: is its disk mounted? Waiting for it")
         posters.mkdir()
         time.sleep(3)
         posters.rmdir()

@@ -1,4 +1,4 @@
-"""Announcements: who falls silent is not alive."""
+"""The worker registry: a worker that stops renewing its entry is not alive."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_workers_of_one_name_do_not_speak_for_each_other(registry):
 
 
 def test_a_failure_is_past_as_soon_as_the_worker_was_started_anew(registry):
-    """Or whoever asks would hear for a quarter of a minute of what was mended."""
+    """Otherwise a failure that is fixed would be reported for another quarter of a minute."""
     registry.publish("w@h/1/aa", FAILED, {"reason": "no weights"})
     registry.publish("v@h/2/cc", FAILED, {})
     assert len(registry.alive()) == 2

@@ -139,7 +139,7 @@ class ChaosInstallation(Installation):
         return wait_for(lambda: [at for at, _, _ in self.passes() if at > after], "a forward pass", within_s)[0] - after
 
     def wait_for_some(self, job: Job, at_least: int, within_s: float = TIMEOUT_S) -> Progress:
-        """Wait until so many posters of the job are stored."""
+        """Wait until `at_least` posters of the job are stored."""
 
         def enough() -> Progress | None:
             progress = job.progress()

@@ -1,4 +1,4 @@
-"""Jobs and batches for tests of the ledger and of custody, without a producer."""
+"""Jobs and batches for tests of the ledger and of claims, without a producer."""
 
 from producer.queue.messages import EmbedBatch, Poster
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml, Dockerfile and Makefile, as far as they can be held to their word without an engine."""
+"""docker-compose.yml, Dockerfile and Makefile, as far as they can be checked without a container engine."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
 
 
 def test_redis_keeps_the_queue():
-    """AOF on, nothing evicted, a healthcheck, a volume, and no door to the outside."""
+    """AOF on, nothing evicted, a healthcheck, a volume, and no published port."""
     redis = SERVICES["redis"]
     command = redis["command"]
     assert command[command.index("--appendonly") + 1] == "yes"

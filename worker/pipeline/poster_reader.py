@@ -18,7 +18,7 @@ from worker.images.decode import Limits, decode
 from worker.images.memory_budget import MemoryBudget
 from worker.pipeline.protocols import Embedder
 
-# A file that its disk fails to deliver is unreadable after so many tries of its batch, and so much time.
+# A file that its disk fails to deliver is unreadable after MIN_TRIES attempts of its batch, and MIN_RETRY_S.
 MIN_TRIES: Final = 5
 MIN_RETRY_S: Final = 60.0
 

@@ -1,4 +1,4 @@
-"""Loaded by a process that is to hear of no change: `watchfiles.watch` fails, as it does without watches left."""
+"""Loaded by a process that must get no file events: `watchfiles.watch` fails, as it does without watches left."""
 
 import watchfiles
 

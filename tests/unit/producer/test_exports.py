@@ -33,13 +33,13 @@ def test_a_foreign_worker_is_named(tmp_path, name):
     """Module or package: before it is started, or imported."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise SystemExit('not to be run')")
-    said = fail(tmp_path, "from producer.host import engine_required\nwith engine_required(): pass")
-    assert "ConfigurationError" in said
-    assert str(tmp_path / name) in said
+    output = fail(tmp_path, "from producer.host import engine_required\nwith engine_required(): pass")
+    assert "ConfigurationError" in output
+    assert str(tmp_path / name) in output
 
 
 def test_a_foreign_producer_is_named(tmp_path):
     """By a worker that starts beside it."""
     (tmp_path / "producer.py").write_text("")
-    said = fail(tmp_path, "import worker.celery")
-    assert f"`producer` is the module of another program here, {tmp_path / 'producer.py'}" in said
+    output = fail(tmp_path, "import worker.celery")
+    assert f"`producer` is the module of another program here, {tmp_path / 'producer.py'}" in output

@@ -57,9 +57,9 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
         on_pass=lambda done: None,
     )
     sync.run(iter(()), [""], None, always=True)
-    said = capsys.readouterr().err
-    assert "… and 3 more: `python -m producer failures j`" in said
-    assert "it reads /elsewhere" in said
+    output = capsys.readouterr().err
+    assert "… and 3 more: `python -m producer failures j`" in output
+    assert "it reads /elsewhere" in output
 
 
 def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):

@@ -49,13 +49,13 @@ def test_a_redis_that_goes_away_in_the_end_keeps_no_ledger_back(run, failed):
 
 
 def test_workers_of_two_models_keep_no_ledger_back(run, monkeypatch):
-    """The model was changed while the job ended: whose space it is cannot be told, what it counted can."""
-    told = [
+    """The model was changed while the job ended: its space is unknown, its counts are known."""
+    workers = [
         Announcement(space.id, READY, {"space": space.id, "space_json": space.to_json(), "bottleneck": "bound"})
         for space in (SPACE, OTHER)
     ]
     asked = []
-    monkeypatch.setattr(Producer, "workers", lambda producer: asked.append(1) or told)
+    monkeypatch.setattr(Producer, "workers", lambda producer: asked.append(1) or workers)
     done = run()
     assert (done.exit_code, len(asked)) == (0, 1)
     assert done.stdout.startswith("job j submitted 3 ")

@@ -156,7 +156,7 @@ def test_linked_folders_are_not_followed(root):
 
 
 def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
-    """The samples' catalogue with one's own posters: said before two dozen posters fail one by one."""
+    """The samples' catalogue with one's own posters: reported before two dozen posters fail one by one."""
     (tmp_path / "posters.json").write_text('[{"file": "a.png"}, {"file": "b.png"}]')
     settings = load_settings(root=tmp_path, catalogue=tmp_path / "posters.json")
     warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
@@ -190,7 +190,7 @@ def test_a_catalogue_without_room_for_temporary_files_is_an_error(tmp_path, monk
     monkeypatch.setattr(catalogue_module, "_temporary_database", make_small_database)
     path = tmp_path / "posters.jsonl"
     path.write_text("".join(f'{{"file": "{number}.jpg"}}\n' for number in range(20_000)))
-    with pytest.raises(ConfigurationError, match=r"no room for temporary files .*full.*TMPDIR"):
+    with pytest.raises(ConfigurationError, match=r"not enough space for temporary files .*full.*TMPDIR"):
         read_catalogue(path)
 
 

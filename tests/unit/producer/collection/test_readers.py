@@ -65,7 +65,7 @@ def test_a_byte_order_mark_tells_the_encoding(write, name, encoding):
 
 
 @pytest.mark.parametrize("mark", [codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE])
-def test_big_endian_marks_are_told_apart(write, mark):
+def test_big_endian_marks_are_distinguished(write, mark):
     """UTF-32's mark begins with UTF-16's, and is not taken for it."""
     encoding = "utf-16-be" if mark == codecs.BOM_UTF16_BE else "utf-32-be"
     assert len(read_catalogue(write("p.json", mark + '[{"file": "ä"}]'.encode(encoding)))) == 1
@@ -80,7 +80,7 @@ def test_another_encoding_is_refused_with_its_line(write, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ('[{"file": "a"},\n {"file": }]', "line 2, column 11"),
         ('[{"file": "a"}', "line 1, column 15: expected"),
@@ -100,11 +100,11 @@ def test_another_encoding_is_refused_with_its_line(write, name):
         ("[" + "1" * 10_000 + "]", "digits"),
     ],
 )
-def test_a_catalogue_that_is_no_json_is_refused_with_line_and_column(write, text, said):
+def test_a_catalogue_that_is_not_json_is_refused_with_line_and_column(write, text, expected):
     """As a whole, before anything is sent: what follows the fault could mean anything."""
     with pytest.raises(ConfigurationError, match=r"posters\.json is not readable JSON: line \d+, column \d+") as error:
         read_catalogue(write("posters.json", text))
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_a_fault_far_behind_has_its_line_and_column(write):
@@ -161,7 +161,7 @@ def test_csv_entries_have_the_line_that_they_begin_in(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("name,title\na.jpg,x\n", "name every column once, `file` among them"),
         ("file,title,title\n", "once"),
@@ -171,11 +171,11 @@ def test_csv_entries_have_the_line_that_they_begin_in(write):
         ('file,title\na.jpg,"x"y\n', "line 2: "),
     ],
 )
-def test_a_csv_that_cannot_be_trusted_is_refused(write, text, said):
+def test_a_csv_that_cannot_be_trusted_is_refused(write, text, expected):
     """No header, or a quotation mark that would swallow the rest without a word."""
     with pytest.raises(ConfigurationError, match=r"posters\.csv is not readable CSV") as error:
         read_catalogue(write("posters.csv", text))
-    assert said in str(error.value)
+    assert expected in str(error.value)
 
 
 def test_numbers_may_be_ids_and_text_keeps_its_zeros(write):
@@ -242,8 +242,8 @@ def test_the_first_of_two_keeps_file_and_id(write):
         (5, "\u00e9.jpg"),
         (7, "a.jpg"),
     ]
-    said = {failure.id: failure.reason for failure in catalogue.problems()}
-    assert list(said) == ["posters.json#2", "posters.json#3", "posters.json#6"]
-    assert "names the file 'a.jpg', which entry 1 already has" in said["posters.json#2"]
-    assert "has the id 'x', which entry 1 already has" in said["posters.json#3"]
+    reasons = {failure.id: failure.reason for failure in catalogue.problems()}
+    assert list(reasons) == ["posters.json#2", "posters.json#3", "posters.json#6"]
+    assert "names the file 'a.jpg', which entry 1 already has" in reasons["posters.json#2"]
+    assert "has the id 'x', which entry 1 already has" in reasons["posters.json#3"]
     assert catalogue.ids_of_problems(["x", "z", "nobody"]) == {"x", "z"}

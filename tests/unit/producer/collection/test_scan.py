@@ -33,7 +33,7 @@ def search(root, *paths, entries=()):
     return list(found), notes, found
 
 
-def test_files_in_no_entry_are_counted_and_told(root):
+def test_files_in_no_entry_are_counted_and_reported(root):
     """Each once, and sent all the same; without a catalogue there is nothing to miss."""
     items, notes, found = search(root, entries=[{"file": "b.jpg", "id": "b"}])
     assert [item.id for item in items] == ["a.png", "b", "deep/d.JPEG", "deep/er/c.webp"]
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_listed_is_a_failure_with_a_name(root, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a path is Linux's")
-def test_a_folder_below_the_longest_path_is_told(root):
+def test_a_folder_below_the_longest_path_is_reported(root):
     """A real fault: names that lead deeper than a path may be long."""
     script = "import os,sys\nos.chdir(sys.argv[1])\nfor _ in range(30): os.mkdir('x'*200); os.chdir('x'*200)"
     subprocess.run([sys.executable, "-c", script, str(root)], check=True)
@@ -163,7 +163,7 @@ def test_files_and_folders_come_in_order(root):
 
 
 def test_counting_by_name_agrees_with_finding(root):
-    """What the bar is told is what comes, but for entries without a file."""
+    """The total of the bar is what comes, but for entries without a file."""
     _, _, found = search(root, "deep", "a.png", "nowhere.jpg")
     assert list(found.files()) == ["a.png", "deep/d.JPEG", "deep/er/c.webp", "nowhere.jpg"]
 

@@ -211,7 +211,7 @@ def test_an_error_leaves_nothing_under_the_name(store, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if "v.db" not in path.name] == ["out"]
 
 
-def test_only_an_export_is_replaced_and_only_when_told(store, tmp_path):
+def test_only_an_export_is_replaced_and_only_on_request(store, tmp_path):
     """A folder of somebody's own is never touched."""
     fill(store, ["a"])
     mine = tmp_path / "mine"
@@ -273,7 +273,7 @@ def test_the_command_says_what_it_wrote(store, tmp_path):
     assert "--replace" in again.stderr
 
 
-def test_a_machine_without_the_library_is_told_what_to_install(store, tmp_path, monkeypatch):
+def test_a_machine_without_the_library_gets_an_error_that_says_what_to_install(store, tmp_path, monkeypatch):
     """One line, status 2, nothing written."""
     fill(store, ["a"])
     for library, format, package in (("pyarrow", "npy", "pyarrow"), ("faiss", "faiss", "faiss-cpu")):
@@ -390,7 +390,7 @@ def test_staging_is_invisible_until_it_is_over(tmp_path):
 
 
 def test_a_file_is_replaced_whole(tmp_path):
-    """And where it cannot be written, that is said and nothing is left."""
+    """And where it cannot be written, that is reported and nothing is left."""
     path = tmp_path / "page.html"
     write_atomically(path, b"one")
     write_atomically(path, b"two")

@@ -1,4 +1,4 @@
-"""Pruning: what is gone goes, from every space; what may only be out of sight stays."""
+"""Pruning: what is gone goes, from every space; what may only be hidden stays."""
 
 import json
 import os
@@ -151,7 +151,7 @@ def test_a_folder_that_was_emptied_holds_nothing_back(store, root):
 
 
 def test_what_a_failing_folder_hides_stays(store, root, monkeypatch):
-    """An error that is not `no such file` says nothing about the poster, whatever was said with --yes."""
+    """An error that is not `no such file` says nothing about the poster, even with --yes."""
     lstat = os.lstat
 
     def failing(path, *arguments, **options):

@@ -169,7 +169,7 @@ def test_spaces_are_listed_with_everything_that_is_known(run, store, folder):
 
 
 def test_readers_keep_the_old_space_until_the_new_one_is_complete(run, store, folder):
-    """`use` refuses what would lose posters, unless told; then readers change, and the old one stays."""
+    """`use` refuses what would lose posters, without --yes; then readers change, and the old one stays."""
     files(folder, "a", "b")
     fill(store, ["a", "b"])
     fill(store, ["a"], space=OTHER)
@@ -194,7 +194,7 @@ def test_use_does_not_take_a_wrong_root_for_deleted_posters(run, store, folder):
     (folder / "empty").mkdir()
     (folder / "another").mkdir()
     (folder / "another" / "x.jpg").touch()
-    for variables, said in (
+    for variables, text in (
         ({"POSTERS_ROOT": str(folder / "nowhere")}, "is not a folder: set POSTERS_ROOT"),
         ({"POSTERS_ROOT": str(folder / "empty")}, "not complete"),
         ({"POSTERS_ROOT": str(folder / "another")}, f"3 of 3 posters of {SPACE.id} no longer have a file"),
@@ -202,7 +202,7 @@ def test_use_does_not_take_a_wrong_root_for_deleted_posters(run, store, folder):
     ):
         refused = run("spaces", "use", "vit-l", **variables)
         assert refused.exit_code == 2, variables
-        assert said in refused.stderr
+        assert text in refused.stderr
         assert store.current() == SPACE.id
     listed = run("spaces", POSTERS_ROOT=str(folder / "nowhere"))
     assert (listed.exit_code, "not complete: 1 missing" in listed.stdout) == (0, True)
@@ -220,7 +220,7 @@ def test_deleted_posters_do_not_hold_the_switch_back(run, store, folder):
     assert store.current() == OTHER.id
 
 
-def test_use_can_be_told_to_lose_posters(run, store, folder):
+def test_use_loses_posters_with_yes(run, store, folder):
     """--yes."""
     files(folder, "b")
     fill(store, ["a", "b"])
@@ -279,7 +279,7 @@ def test_a_store_that_is_not_there_is_not_made_by_looking(folder, run):
     assert not (folder / "absent.db").exists()
 
 
-def test_a_store_out_of_reach_and_a_store_that_is_none_are_told_apart(folder, run):
+def test_an_unreachable_store_and_an_invalid_store_are_distinguished(folder, run):
     """3: try again when Redis is back. 2: somebody has to mend the setting or the file."""
     away = run("spaces", POSTERS_STORE="redis://127.0.0.1:1/0")
     assert away.exit_code == 3

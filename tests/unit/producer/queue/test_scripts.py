@@ -27,7 +27,7 @@ def test_every_script_is_loaded_somewhere(name):
 
 
 def test_a_wheel_holds_the_scripts():
-    """What setuptools is told to pack beside the modules."""
+    """What setuptools is configured to pack beside the modules."""
     with (PROJECT / "pyproject.toml").open("rb") as file:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["producer.queue"]
     folder = PROJECT / "producer" / "queue"

@@ -10,7 +10,7 @@ from tests.support.memory_store import MemoryStore
 
 
 def at_degrees(*angles):
-    """Unit vectors in a plane: neighbors of so many degrees."""
+    """Unit vectors in a plane: neighbors at the given degrees."""
     vectors = np.zeros((len(angles), SPACE.dimension), np.float32)
     vectors[:, 0], vectors[:, 1] = np.cos(np.radians(angles)), np.sin(np.radians(angles))
     return vectors

@@ -38,7 +38,7 @@ def store(url):
 
 @pytest.fixture
 def opened(settings):
-    """Open indexes that look when they are told to, and close them."""
+    """Open indexes that poll when `refresh` is called, and close them."""
     indexes = []
 
     def open_index(**options):
@@ -118,13 +118,13 @@ def test_vectors_of_another_space_are_refused(store, opened):
 
 
 @pytest.mark.parametrize(
-    ("query", "k", "said"),
+    ("query", "k", "text"),
     [(2 * unit(1)[0], 5, "unit length, not 2"), (np.full(16, np.nan), 5, "unit length"), (unit(1)[0], 0, "at least 1")],
 )
-def test_what_cannot_be_a_query_is_refused(store, opened, query, k, said):
+def test_what_cannot_be_a_query_is_refused(store, opened, query, k, text):
     """A score of it would not be a cosine."""
     fill(store, ["a"])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=text):
         opened().search(query, k, space=SPACE.id)
 
 
@@ -159,7 +159,7 @@ def test_the_index_follows_the_current_space(store, opened):
 
 
 def test_an_empty_store_fills_later(settings, opened, caplog):
-    """A backend may start before the first poster is embedded: it is told, finds nothing, and then finds it."""
+    """A backend may start before the first poster is embedded: the index is empty, and then finds it."""
     with caplog.at_level(logging.WARNING):
         index = opened()
     assert "no vectors yet" in caplog.text
@@ -202,7 +202,7 @@ def test_a_busy_store_takes_a_tenth_of_the_time_at_most(store, opened, monkeypat
 
 
 def test_a_store_that_is_away_leaves_the_index_as_it_is(store, opened, monkeypatch, caplog):
-    """It is said once, and the old vectors answer."""
+    """It is logged once, and the old vectors answer."""
     vectors = fill(store, ["a"])
     index = opened(refresh_s=0.02)
 

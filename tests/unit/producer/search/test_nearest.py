@@ -28,7 +28,7 @@ def test_nearest_is_what_a_full_sort_finds():
 
 
 def test_ties_go_to_the_smaller_id():
-    """Also where the last place is shared by more than there is room for."""
+    """Also where the last place is shared by more than fit."""
     store = MemoryStore()
     vector = unit(1)[0]
     ids = [f"{n:03}" for n in np.random.default_rng(0).permutation(500)]

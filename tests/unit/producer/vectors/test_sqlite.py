@@ -60,13 +60,13 @@ while True:
 
 
 def test_a_kill_in_the_middle_leaves_whole_chunks(path):
-    """kill -9 while it writes, several times: every chunk is there whole or not at all; what was told is there."""
+    """kill -9 while it writes, several times: every chunk is there whole or not at all; what was reported is there."""
     for _ in range(3):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=PROJECT, stdout=subprocess.PIPE)
         assert writer.stdout is not None
-        told = [int(writer.stdout.readline()) for _ in range(5)]
+        reported = [int(writer.stdout.readline()) for _ in range(5)]
         writer.send_signal(signal.SIGKILL)
-        told += [int(line) for line in writer.stdout.read().split()]
+        reported += [int(line) for line in writer.stdout.read().split()]
         writer.wait()
         writer.stdout.close()
         store = SQLiteStore(str(path))
@@ -75,7 +75,7 @@ def test_a_kill_in_the_middle_leaves_whole_chunks(path):
         for name in ids:
             counts[name[:6]] += 1
         assert set(counts.values()) == {500}
-        assert {f"{number:06}" for number in told} <= set(counts)
+        assert {f"{number:06}" for number in reported} <= set(counts)
         assert store.count(SPACE.id) == len(ids)
         store.close()
 
