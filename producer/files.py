@@ -28,7 +28,7 @@ _REASONS: Final = {
     errno.EPERM: ("unreadable", "this program may not read it: check its owner and mode"),
     errno.ELOOP: ("unreadable", "its symbolic links lead in a circle"),
     errno.EISDIR: ("unsupported", "it is a folder"),
-    errno.ENXIO: ("unsupported", "it is no regular file"),
+    errno.ENXIO: ("unsupported", "it is not a regular file"),
     errno.EINVAL: ("missing", "its name cannot exist on this system"),
 }
 # Errors of one file's blocks on a disk, but also of a disk or a network that comes back.

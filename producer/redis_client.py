@@ -79,7 +79,7 @@ class RedisClient(redis.Redis):
     _is_away = False
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """As redis-py's; waits where `waiting` made this client."""
+        """Like redis-py's; waits where `waiting` made this client."""
         call = partial(self.translated, super().execute_command, *args, **options)
         if self._stop is None:
             return call()
@@ -88,7 +88,7 @@ class RedisClient(redis.Redis):
         return answer
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """As redis-py's. It never waits: what failed has emptied it."""
+        """Like redis-py's. It never waits: what failed has emptied it."""
         pipeline = _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipeline.owner = self
         return pipeline

@@ -103,7 +103,7 @@ def _read_csv(file: TextIO) -> Iterator[Entry | Problem]:
             elif cells:
                 about = dict(zip(names, cells, strict=False))
                 if not about.get("id"):
-                    about.pop("id", None)  # an empty cell is no id
+                    about.pop("id", None)  # an empty cell is not an id
                 yield parse_entry(number, about, json.dumps(about, ensure_ascii=False))
             number = lines.line_num + 2
     except csv.Error as error:

@@ -25,7 +25,7 @@ SAME_COMMAND: Final = "run the same command again"
 
 
 def progress_bar(*, quiet: bool, total: int | None = None) -> tqdm[Any]:
-    """A progress bar of posters on stderr; hidden where that is no terminal, or with `quiet`."""
+    """A progress bar of posters on stderr; hidden where that is not a terminal, or with `quiet`."""
     hidden = True if quiet else None
     return tqdm(desc="posters", unit="poster", total=total, file=sys.stderr, disable=hidden, smoothing=0.1)
 

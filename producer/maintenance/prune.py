@@ -141,7 +141,7 @@ class Prune:
             yield from (name for name, _ in groupby(merge(*ids)))
             if key:
                 yield key
-                # an id below `key` came above; one that is no path comes by its entry
+                # an id below `key` came above; one that is not a path comes by its entry
                 given = (entry.id for entry in self._catalogue.entries_below(start))
                 yield from (name for name in given if not is_below(name, key))
 

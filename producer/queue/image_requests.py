@@ -1,6 +1,6 @@
 """Image requests: an image that is not a poster is embedded and answered, and its vector is not stored.
 
-    posters:query:TOKEN    string  the image file's bytes    for as long as its caller waits
+    posters:query:TOKEN    string  the image file's bytes    for as long as its caller is waiting
     posters:answer:TOKEN   list    one answer as JSON        ANSWER_S
 
 The message holds the token alone. A request is tried once: the worker takes the image out of Redis, so that an

@@ -8,7 +8,7 @@ posters:job:J:tries     hash    batch id → attempts counted,             until
                                 batch id + # → attempts begun
 posters:job:J:doing     hash    batch id → posters done so far           until the batch is finished
 posters:job:J:failures  hash    poster id → [path, word, reason]         settings.keep_jobs_days after the end
-posters:job:J:vectors   hash    poster id → base64 of the vector         REPLY_S; only where a caller waits
+posters:job:J:vectors   hash    poster id → base64 of the vector         REPLY_S; only for a waiting caller
 posters:sender:J        string  a producer still sends                   SENDER_S, renewed meanwhile
 posters:claim:B         string  who works on batch B                     settings.claim_s, renewed meanwhile
 posters:returned        hash    batch that was returned → its job        until its pause is over

@@ -55,7 +55,7 @@ class EmbedBatch:
         lane: INTERACTIVE or BULK.
         space: id of the only space that these vectors may land in; None: the worker's own.
         force: embed even what the store already holds.
-        reply: put the vectors into the job as well, for a caller that waits.
+        reply: put the vectors into the job as well, for a waiting caller.
         verify: compare contents; a file of the same size and time is read all the same.
     """
 

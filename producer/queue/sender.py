@@ -68,7 +68,7 @@ def send(app: Celery, batch: EmbedBatch) -> None:
 
 
 def send_query(app: Celery, token: str) -> None:
-    """Put an image request on the interactive lane; raises as `send`."""
+    """Put an image request on the interactive lane; raises like `send`."""
     _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE, "<an image>")
 
 

@@ -1,6 +1,6 @@
 """Validation of the elements of a lane: is it a message that kombu and Celery can pass on to one of our tasks?
 
-They trust what they read from Redis: an element that is not JSON ends the worker process, one without an id is
+They trust what they read from Redis: an element that is not JSON kills the worker process, one without an id is
 taken for a lost connection. Each element is therefore checked before they see it; the task checks its argument
 (messages.py). The format was read in kombu 5.7.0 (transport/virtual/base.py) and celery 5.7.0 (task protocol 2).
 """

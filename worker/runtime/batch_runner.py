@@ -159,9 +159,9 @@ class BatchRunner:
     def _states_of_other_workers_for(self, batch: EmbedBatch) -> set[str]:
         """States of the other workers that may produce the batch's space; empty when it is this worker's, or nobody's.
 
-        A worker that loads its model may, as its space is not known yet. One that waits for a GPU may not: it may be
-        the standby for this worker, and wait as long as this one lives. A batch for a space that nobody produces
-        fails in the pipeline: the model was changed since it was sent.
+        A worker that is loading its model may, as its space is not known yet. One that is waiting for a GPU may not:
+        it may be the standby for this worker, and wait as long as this one lives. A batch for a space that nobody
+        produces fails in the pipeline: the model was changed since it was sent.
         """
         own = self._heartbeat.fields.get("space")
         if batch.space is None or own is None or batch.space == own:

@@ -46,7 +46,7 @@ class Heartbeat(threading.Thread):
     """
 
     def __init__(self, settings: Settings, owner: str, job_store: JobStore, *, solo: bool) -> None:
-        """`owner` is the key of the registry entry; `solo`: there is no parent process that ends a batch that hangs."""
+        """`owner` is the key of the registry entry; `solo`: there is no parent process that kills a hanging batch."""
         super().__init__(name="heartbeat", daemon=True)
         self.owner, self.stopping = owner, threading.Event()
         self.gpu_lease: Lease | None = None
