@@ -14,7 +14,7 @@ from producer.collection.paths import is_below, outermost
 
 DEBOUNCE_MS: Final = 500  # a burst is delivered in parts of at most this length
 STEP_MS: Final = 50
-MAX_HELD_PATHS: Final = 10_000  # with more, a full scan is cheaper
+MAX_WAITING_PATHS: Final = 10_000  # with more, a full scan is cheaper
 OVERFLOW: Final = 4096  # changes at once: a quarter of the queue of Linux, which drops events silently when full
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 300.0  # between two attempts to watch; doubles
 
@@ -98,7 +98,7 @@ class Events(threading.Thread):
                 start = next((start for start in self._starts if is_below(relative, start)), None)
                 if start is None or _is_hidden(relative, start):
                     continue
-                if len(self._changed) < MAX_HELD_PATHS:
+                if len(self._changed) < MAX_WAITING_PATHS:
                     self._changed[relative] = self._changed.get(relative, False) or change is Change.added
                 else:
                     self._needs_full_scan = True

@@ -430,7 +430,7 @@ def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
 def test_a_burst_is_a_reason_to_look_at_everything(tmp_path, monkeypatch):
     """The system's queue may have overflowed, and it does not tell; nor are endless paths remembered."""
     monkeypatch.setattr("producer.watch.file_events.OVERFLOW", 5)
-    monkeypatch.setattr("producer.watch.file_events.MAX_HELD_PATHS", 3)
+    monkeypatch.setattr("producer.watch.file_events.MAX_WAITING_PATHS", 3)
     events = Events(tmp_path, [""])
     events.start()
     events.wait_until_started(10)

@@ -19,7 +19,7 @@ from producer.vectors.codec import checked, first_version
 
 
 @dataclass
-class _Held:
+class _StoredSpace:
     space: Space
     created: float
     changed: float
@@ -38,7 +38,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         """An empty store."""
-        self._spaces: dict[str, _Held] = {}
+        self._spaces: dict[str, _StoredSpace] = {}
         self._current: str | None = None
         self._lock = threading.Lock()
 
@@ -48,85 +48,85 @@ class MemoryStore:
         rows, vectors = checked(space, rows, vectors)
         with self._lock:
             now = time.time()
-            held = self._spaces.setdefault(space.id, _Held(space, now, now, {}))
-            held.provenance = dict(provenance) if provenance is not None else held.provenance
+            entry = self._spaces.setdefault(space.id, _StoredSpace(space, now, now, {}))
+            entry.provenance = dict(provenance) if provenance is not None else entry.provenance
             self._current = self._current or space.id
             if rows:
-                held.touch(now)
+                entry.touch(now)
             for row, vector in zip(rows, vectors, strict=True):
-                held.rows[row.id], held.vectors[row.id] = row, vector.copy()
-                held.stored[row.id] = time.time()
+                entry.rows[row.id], entry.vectors[row.id] = row, vector.copy()
+                entry.stored[row.id] = time.time()
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
-            held = self._spaces.get(space_id)
-            return {name: held.vectors[name].copy() for name in ids if name in held.vectors} if held else {}
+            entry = self._spaces.get(space_id)
+            return {name: entry.vectors[name].copy() for name in ids if name in entry.vectors} if entry else {}
 
     def rows(self, space_id: str, ids: Sequence[str]) -> dict[str, Row]:
         with self._lock:
-            held = self._spaces.get(space_id)
-            return {name: held.rows[name] for name in ids if name in held.rows} if held else {}
+            entry = self._spaces.get(space_id)
+            return {name: entry.rows[name] for name in ids if name in entry.rows} if entry else {}
 
     def stored(self, space_id: str, ids: Sequence[str]) -> dict[str, float]:
         with self._lock:
-            held = self._spaces.get(space_id)
-            return {name: held.stored[name] for name in ids if name in held.stored} if held else {}
+            entry = self._spaces.get(space_id)
+            return {name: entry.stored[name] for name in ids if name in entry.stored} if entry else {}
 
     def by_content(self, space_id: str, digests: Sequence[str]) -> dict[str, Vectors]:
         with self._lock:
-            held = self._spaces.get(space_id)
+            entry = self._spaces.get(space_id)
             wanted = set(digests)
-            rows = held.rows.values() if held else ()
-            return {row.digest: held.vectors[row.id].copy() for row in rows if held and row.digest in wanted}
+            rows = entry.rows.values() if entry else ()
+            return {row.digest: entry.vectors[row.id].copy() for row in rows if entry and row.digest in wanted}
 
     def read(self, space_id: str, chunk: int = 8192) -> Iterator[tuple[list[Row], Vectors]]:
         with self._lock:
-            held = self._spaces.get(space_id)
-            items = [(row, held.vectors[name]) for name, row in held.rows.items()] if held else []
+            entry = self._spaces.get(space_id)
+            items = [(row, entry.vectors[name]) for name, row in entry.rows.items()] if entry else []
         for start in range(0, len(items), chunk):
             part = items[start : start + chunk]
             yield [row for row, _ in part], np.stack([vector for _, vector in part])
 
     def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
         with self._lock:
-            held = self._spaces.get(space_id)
-            names = sorted(name for name in held.rows if name.startswith(prefix)) if held else []
+            entry = self._spaces.get(space_id)
+            names = sorted(name for name in entry.rows if name.startswith(prefix)) if entry else []
         for start in range(0, len(names), chunk):
             yield names[start : start + chunk]
 
     def count(self, space_id: str) -> int:
         with self._lock:
-            held = self._spaces.get(space_id)
-            return len(held.rows) if held else 0
+            entry = self._spaces.get(space_id)
+            return len(entry.rows) if entry else 0
 
     def version(self, space_id: str) -> str:
         with self._lock:
-            held = self._spaces.get(space_id)
-            return str(held.version) if held else ""
+            entry = self._spaces.get(space_id)
+            return str(entry.version) if entry else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         with self._lock:
-            held = self._spaces.get(space_id)
-            gone = [name for name in dict.fromkeys(ids) if held and name in held.rows]
+            entry = self._spaces.get(space_id)
+            gone = [name for name in dict.fromkeys(ids) if entry and name in entry.rows]
             for name in gone:
-                assert held is not None
-                del held.rows[name], held.vectors[name], held.stored[name]
-            if held and gone:
-                held.touch(time.time())
+                assert entry is not None
+                del entry.rows[name], entry.vectors[name], entry.stored[name]
+            if entry and gone:
+                entry.touch(time.time())
             return len(gone)
 
     def spaces(self) -> list[SpaceInfo]:
         with self._lock:
             return [
                 SpaceInfo(
-                    held.space,
-                    len(held.rows),
-                    len(held.rows) * held.space.dimension * 4,
-                    held.created,
-                    held.changed,
-                    held.provenance,
+                    entry.space,
+                    len(entry.rows),
+                    len(entry.rows) * entry.space.dimension * 4,
+                    entry.created,
+                    entry.changed,
+                    entry.provenance,
                 )
-                for held in sorted(self._spaces.values(), key=lambda held: held.created)
+                for entry in sorted(self._spaces.values(), key=lambda entry: entry.created)
             ]
 
     def current(self) -> str | None:
@@ -140,10 +140,10 @@ class MemoryStore:
 
     def drop(self, space_id: str) -> int:
         with self._lock:
-            held = self._spaces.pop(space_id, None)
+            entry = self._spaces.pop(space_id, None)
             if self._current == space_id:
                 self._current = next(iter(self._spaces), None)
-            return len(held.rows) if held else 0
+            return len(entry.rows) if entry else 0
 
     def check(self) -> None:
         """Memory can always be written."""

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchRunner:
-    """Runs one batch after the other; `run` raises for nothing that a retry in the same process would resolve."""
+    """Runs one batch after the other; `run` never raises for errors that a retry in the same process can resolve."""
 
     def __init__(
         self,
