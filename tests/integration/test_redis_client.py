@@ -112,8 +112,8 @@ def test_scripts_and_transactions_work(redis_server, redis_url):
 def test_a_waiting_client_waits_until_it_is_stopped(nobody):
     """It reports an outage once, and raises what was wrong as soon as `stop` is set."""
     errors, stop = [], threading.Event()
-    threading.Timer(1.5, stop.set).start()
     began = time.monotonic()
+    threading.Timer(1.5, stop.set).start()
     with pytest.raises(RedisUnreachable):
         nobody.waiting(errors.append, stop).ping()
     assert 1.5 <= time.monotonic() - began < 4
