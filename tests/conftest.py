@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from itertools import chain, groupby, islice
 
 import pytest
 
@@ -16,6 +17,24 @@ def pytest_collection_finish():
     """Leave what the imports made out of every later garbage collection: the engine collects on each recovery."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items):
+    """Spread the modules that start workers over the processes of pytest-xdist, each at the front of its share.
+
+    worksteal gives each process one contiguous share to begin with; in alphabetical order the first one would hold
+    nearly all slow tests, and the run would end with one process at work.
+    """
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if count == 1:
+        return
+    slow, quick = [], []
+    for module, tests in groupby(items, key=lambda item: item.path):
+        (quick if "unit" in module.parts else slow).append(list(tests))
+    shares = [list(chain.from_iterable(slow[number::count])) for number in range(count)]
+    rest = chain.from_iterable(quick)
+    size = -(-len(items) // count)
+    items[:] = [test for share in shares for test in (*share, *islice(rest, size - len(share)))] + list(rest)
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,7 @@ def test_a_single_poster_that_crashes_its_worker_fails(installation, redis_serve
     assert installation.pipeline.runs == 0
     (failure,) = installation.job_store.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
-    assert "ended 2 times" in failure.reason
+    assert "died 2 times" in failure.reason
 
 
 def test_a_crashing_poster_is_found_in_log2_crashes(installation, redis_server):
