@@ -60,6 +60,7 @@ def test_several_crashing_posters(new_installation, measured):
     measured(time.monotonic() - began, installation.embedded() - 6 - 16, "until all was done")
 
 
+@pytest.mark.chaos
 @scenario(
     "posters replaced and deleted between sending and embedding",
     "the vector is that of the bytes that were read, with their digest; the deleted one fails as `missing`; "

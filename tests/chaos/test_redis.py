@@ -106,6 +106,7 @@ def test_redis_from_a_stale_aof_after_sending(new_installation, measured):
     measured(recovered, installation.embedded() - 240)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     "seconds", [5, pytest.param(33, marks=pytest.mark.chaos), pytest.param(60, marks=pytest.mark.chaos)]
 )
@@ -137,6 +138,7 @@ def test_redis_hangs(shared_installation, measured, seconds):
     measured(recovered, twice, f"a backend's call failed after {max(waited):.1f} s")
 
 
+@pytest.mark.chaos
 @scenario("every connection cut (CLIENT KILL), four times in 2 s", "all reconnect; nothing is lost")
 def test_connections_cut(shared_installation, measured):
     """What a proxy or a firewall does to idle and busy connections alike."""

@@ -355,8 +355,8 @@ def test_an_export_that_cannot_take_the_name_leaves_the_earlier_one(store, tmp_p
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak of memory in this way")
-@pytest.mark.parametrize("format", [pytest.param("npy", marks=pytest.mark.chaos), "parquet"])
-@pytest.mark.slow
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+@pytest.mark.chaos
 def test_memory_does_not_grow_with_the_rows(tmp_path, format):
     """Six times the vectors take no more memory."""
     space = Space("wide", "0" * 32, "gelu", "8x8", 512)
