@@ -107,9 +107,7 @@ def test_redis_from_a_stale_aof_after_sending(new_installation, measured):
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    "seconds", [5, pytest.param(33, marks=pytest.mark.chaos), pytest.param(60, marks=pytest.mark.chaos)]
-)
+@pytest.mark.parametrize("seconds", [5, 33, 60])
 @scenario(
     "Redis hangs (SIGSTOP) for {seconds} s",
     "a backend's call fails within 5 s with an error; `index` and worker continue when Redis answers",
