@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -44,6 +45,7 @@ class Catalogue:
         self.path, self.stamp = path, file_stamp(path)
         self.last_number = self._length = 0
         self._database = _temporary_database()
+        weakref.finalize(self, self._database.close)  # with the catalogue, however long it is kept
         self._database.executescript(_sql("tables"))
         self._lock = threading.Lock()
 

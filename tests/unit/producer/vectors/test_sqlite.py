@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_a_kill_in_the_middle_leaves_whole_chunks(path):
 def test_a_file_of_another_program_is_not_touched(path):
     """Its tables are named, and nothing is added to it."""
     path.parent.mkdir()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE songs (title TEXT)")
     db.close()
     before = path.read_bytes()
@@ -94,7 +95,7 @@ def test_a_file_of_another_program_is_not_touched(path):
 
 def test_a_file_of_a_newer_version_is_not_touched(store, path):
     """An old program must not write what a new one reads."""
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute(f"PRAGMA user_version = {sqlite_module.SCHEMA_VERSION + 1}")
     db.close()
     with pytest.raises(StoreError, match="newer version"):
@@ -114,7 +115,7 @@ def test_damage_inside_is_an_error_and_not_a_vector(path):
     """A vector of the wrong length is never handed out."""
     store = SQLiteStore(str(path))
     store.put(SPACE, rows(3), unit(3))
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE vectors SET vector = x'00' WHERE id = 'p00001'")
     db.close()
     with pytest.raises(StoreError, match="1 bytes, its space says 16"):
@@ -182,7 +183,7 @@ def test_a_file_of_version_1_is_brought_up_to_date(path):
     """By several programs at once: every row stays, and counts and versions go on from there."""
     path.parent.mkdir()
     vectors = unit(3)
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.executescript(VERSION_1)
         db.execute("INSERT INTO spaces VALUES (1, ?, ?, 5.0, '{}', 0)", (SPACE.id, SPACE.to_json()))
         db.execute("INSERT INTO facts VALUES ('current', ?)", (SPACE.id,))
@@ -206,7 +207,7 @@ def test_a_row_changed_by_hand_is_noticed(store, path):
     """Triggers count, not the program: whoever deletes with another tool changes count and version, too."""
     store.put(SPACE, rows(3), unit(3))
     before = store.version(SPACE.id)
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("DELETE FROM vectors WHERE id = 'p00001'")
     db.close()
     assert store.count(SPACE.id) == 2
