@@ -48,8 +48,12 @@ class SQLiteStore:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the folder of the store {self._path} cannot be made: {error}") from error
-        with self._translated():
-            self._prepare(self._connection)
+        try:
+            with self._translated():
+                self._prepare(self._connection)
+        except StoreError:
+            self.close()
+            raise
 
     def put(
         self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
