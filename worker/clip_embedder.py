@@ -25,12 +25,12 @@ from producer.host import usable_cores
 from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
 from worker.model.autotune import choose_chunk_size
-from worker.model.device import choose_device, choose_precision, device_name
+from worker.model.device import choose_device, choose_precision, device_name, select_gpu
 from worker.model.encoder import OpenClipEncoder
 from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
 from worker.model.inference import CpuFallback, EmbeddedChunk, Engine, Pending
-from worker.model.parity import ChosenEncoder, choose_encoder, select_gpu
+from worker.model.parity import ChosenEncoder, choose_encoder
 from worker.model.weights import Weights, build, digest, find_weights
 from worker.pipeline.buffers import chunk_buffer, keep_rows
 from worker.pipeline.loader import Loader

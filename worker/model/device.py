@@ -1,10 +1,11 @@
-"""Choose device and precision, and classify the errors of torch and CUDA."""
+"""Choose device and precision, limit the GPU's memory, and classify the errors of torch and CUDA."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import sys
 from typing import Final
 
 import torch
@@ -12,6 +13,9 @@ import torch
 from producer.errors import ConfigurationError, DeviceUnavailable
 
 logger = logging.getLogger(__name__)
+# When a card is full, the Windows driver moves memory into system memory, a hundred times slower, instead of
+# failing. A limit that leaves memory for the desktop makes the allocator fail first, and the chunk is halved.
+WINDOWS_MEMORY_FRACTION: Final = 0.85
 PRECISIONS: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # torch.AcceleratorError, raised for a failed CUDA runtime call, has the runtime's number as `error_code` (torch 2.8
 # and later); errors of the driver and of libraries only have a text. Both lists are from driver_types.h of
@@ -93,6 +97,17 @@ def _has_driver() -> bool:
     if os.name == "nt":
         return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
     return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl")
+
+
+def select_gpu(device: torch.device, memory_fraction: float | None) -> None:
+    """Make a GPU the current device and limit the share of its memory that torch may take; nothing on a CPU."""
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    if memory_fraction is None and sys.platform == "win32":
+        memory_fraction = WINDOWS_MEMORY_FRACTION
+    if memory_fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
 
 
 def device_name(device: torch.device) -> str:

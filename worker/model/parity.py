@@ -1,10 +1,9 @@
-"""Choose the fastest encoder whose vectors match open_clip's in fp32, and set the GPU memory limit."""
+"""Choose the fastest encoder whose vectors match open_clip's in fp32."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,9 +17,6 @@ from worker.model.device import PRECISIONS, is_exhaustion, is_lost
 from worker.model.encoder import FastViT, OpenClipEncoder, is_supported
 from worker.model.executors import Encoder
 
-# When a card is full, the Windows driver moves memory into system memory, a hundred times slower, instead of
-# failing. A limit that leaves memory for the desktop makes the allocator fail first, and the chunk is halved.
-WINDOWS_MEMORY_FRACTION: Final = 0.85
 PARITY_IMAGES: Final = 4
 PARITY_COSINE: Final = 0.999  # least cosine to open_clip's vectors in fp32 that counts as the same embedding
 logger = logging.getLogger(__name__)
@@ -111,14 +107,3 @@ def lowest_cosine(vectors: Vectors, expected: Vectors) -> float:
     if not np.isfinite(cosines).all() or (cosines.argmax(axis=1) != np.arange(len(expected))).any():
         return 0.0
     return float(np.diagonal(cosines).min())
-
-
-def select_gpu(device: torch.device, memory_fraction: float | None) -> None:
-    """Make a GPU the current device and limit the share of its memory that torch may take; nothing on a CPU."""
-    if device.type != "cuda":
-        return
-    torch.cuda.set_device(device)
-    if memory_fraction is None and sys.platform == "win32":
-        memory_fraction = WINDOWS_MEMORY_FRACTION
-    if memory_fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)

@@ -121,3 +121,18 @@ def test_an_ordinary_error_is_neither():
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
     assert not device.is_exhaustion(error)
     assert not device.is_lost(error)
+
+
+@pytest.mark.parametrize(
+    ("platform", "share", "set_to"), [("linux", None, []), ("win32", None, [0.85]), ("win32", 0.5, [0.5])]
+)
+def test_gpu_memory_is_limited_on_windows_and_on_request(monkeypatch, platform, share, set_to):
+    """On Windows a full card slows down instead of failing: the limit makes it fail first."""
+    seen = []
+    monkeypatch.setattr(device.sys, "platform", platform)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: seen.append(share))
+    device.select_gpu(torch.device("cuda", 0), share)
+    assert seen == set_to
+    device.select_gpu(torch.device("cpu"), 0.5)
+    assert seen == set_to

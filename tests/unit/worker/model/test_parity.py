@@ -9,7 +9,7 @@ from tests.support.tiny_model import MEAN, SIDE, STD, make_model
 from worker.images.decode import Geometry
 from worker.model import parity
 from worker.model.encoder import FastViT
-from worker.model.parity import choose_encoder, lowest_cosine, parity_images, select_gpu
+from worker.model.parity import choose_encoder, lowest_cosine, parity_images
 
 GEOMETRY, CPU = Geometry(SIDE, SIDE), torch.device("cpu")
 
@@ -76,18 +76,3 @@ def test_the_parity_images_are_always_the_same():
     """A check with images that change from start to start would not be reproducible."""
     assert torch.equal(parity_images(GEOMETRY), parity_images(GEOMETRY))
     assert parity_images(Geometry(224, 224)).float().std() > 40
-
-
-@pytest.mark.parametrize(
-    ("platform", "share", "set_to"), [("linux", None, []), ("win32", None, [0.85]), ("win32", 0.5, [0.5])]
-)
-def test_gpu_memory_is_limited_on_windows_and_on_request(monkeypatch, platform, share, set_to):
-    """On Windows a full card slows down instead of failing: the limit makes it fail first."""
-    seen = []
-    monkeypatch.setattr(parity.sys, "platform", platform)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: seen.append(share))
-    select_gpu(torch.device("cuda", 0), share)
-    assert seen == set_to
-    select_gpu(CPU, 0.5)
-    assert seen == set_to
