@@ -1,4 +1,4 @@
-"""As a user does it: a real Redis, a real worker, the real command line; only the model is small."""
+"""End to end: a real Redis, a real worker, the real command line; only the model is small."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def installation(server, tmp_path_factory):
-    """One worker for all tests of this file that do not hurt it."""
+    """One worker for all tests of this file that do not stop it."""
     installation = Installation(tmp_path_factory.mktemp("world"), server)
     installation.worker("shared").wait_until_ready()
     yield installation
@@ -108,8 +108,8 @@ def test_bad_posters_fail_by_name_and_good_ones_are_stored(installation):
     assert json.loads(retried.stdout)["embedded"] == 1
 
 
-def test_again_costs_nothing_unless_forced(installation):
-    """Unchanged posters are not even sent; --force embeds them; --dry-run tells beforehand."""
+def test_unchanged_posters_are_sent_only_when_forced(installation):
+    """Unchanged posters are not sent; --force embeds them; --dry-run lists what would happen."""
     inside = folder(installation, "again")
     names = installation.draw(12, inside)
     before = installation.run("index", f"{installation.root}/again", "--dry-run")
@@ -132,8 +132,8 @@ def test_batch_sets_the_posters_per_message(installation):
     assert installation.producer.job_store.progress(ledger["job"]).steps == 3
 
 
-def test_detach_leaves_and_status_follows(installation):
-    """The job's id is printed, and the job ends without anybody waiting."""
+def test_detach_returns_at_once_and_status_shows_the_job(installation):
+    """The job's id is printed, and the job ends without its producer."""
     installation.draw(10, folder(installation, "detached"))
     done = installation.run("index", f"{installation.root}/detached", "--detach", "--json")
     assert done.returncode == 0
@@ -147,7 +147,7 @@ def test_detach_leaves_and_status_follows(installation):
 
 
 def test_status_shows_workers_and_jobs(installation):
-    """For a person: who works, with what, and the newest jobs."""
+    """The workers with their devices, and the newest jobs."""
     installation.draw(1, folder(installation, "status"))
     job = installation.index(f"{installation.root}/status")["job"]
     done = installation.run("status")
@@ -156,8 +156,8 @@ def test_status_shows_workers_and_jobs(installation):
     assert f"finished job {job} submitted 1 embedded 1" in done.stdout
 
 
-def test_the_worker_announces_itself(installation):
-    """Host, device, model, space, batch size, speed, last progress; with a lease that expires."""
+def test_the_worker_registers_itself(installation):
+    """Host, device, model, space, batch size, speed and last progress, in an entry that expires."""
     installation.draw(3, folder(installation, "announced"))
     installation.index(f"{installation.root}/announced")
     ends = time.monotonic() + 15
@@ -173,7 +173,7 @@ def test_the_worker_announces_itself(installation):
 
 
 def test_doctor_finds_everything_in_order(installation):
-    """A line per thing that can be wrong; status 0 when none is."""
+    """One line per check; status 0 when all pass."""
     done = installation.run("doctor")
     assert done.returncode == 0, done.stdout
     assert [line.split()[1].rstrip(":") for line in done.stdout.splitlines()] == [
@@ -188,7 +188,7 @@ def test_doctor_finds_everything_in_order(installation):
 
 
 def test_a_backend_enqueues_and_follows(installation):
-    """Producer().enqueue returns at once; progress, wait and failures tell the rest."""
+    """Producer().enqueue returns at once; progress, wait and failures report the outcome."""
     names = installation.draw(8, folder(installation, "backend"))
     job = installation.producer.enqueue([*names, "backend/nothing.jpg"])
     progress = job.wait(timeout=30)
@@ -198,7 +198,7 @@ def test_a_backend_enqueues_and_follows(installation):
     assert installation.producer.job("last").id == job.id
 
 
-def test_a_backend_gets_a_vector_while_it_waits(installation):
+def test_a_backend_gets_a_vector(installation):
     """embed(): the interactive lane, float32 of unit length, the stored vector bit by bit."""
     name = installation.draw(1, folder(installation, "now"))[0]
     began = time.monotonic()
@@ -214,8 +214,8 @@ def test_a_backend_gets_a_vector_while_it_waits(installation):
         installation.producer.embed("now/nothing.jpg")
 
 
-def test_names_in_any_script_and_bytes_that_are_no_text(installation):
-    """Japanese, spaces, newlines, and on Linux bytes that are no UTF-8."""
+def test_file_names_in_any_script_and_names_that_are_not_text(installation):
+    """Japanese, spaces, newlines, and on Linux bytes that are not UTF-8."""
     inside = installation.root / "names"
     inside.mkdir()
     data = encoded(picture(60, 90), "PNG")
@@ -230,8 +230,8 @@ def test_names_in_any_script_and_bytes_that_are_no_text(installation):
     assert "names/%FF%FE.png" in installation.stored()
 
 
-def test_messages_that_are_no_batch_become_dead_letters(installation):
-    """Malformed messages on both lanes: the worker goes on, dead letters keep them, doctor counts them."""
+def test_malformed_messages_become_dead_letters(installation):
+    """Malformed messages on both lanes: the worker continues, and doctor counts the dead letters."""
     before, worker = installation.producer.dead_letters.count(), installation.workers[0].process
     garbage = [element for element in GARBAGE.values() if element]
     with create_sender(installation.settings) as app, installation.redis.client as client:
@@ -292,8 +292,8 @@ def test_wrong_usage_is_status_2_with_its_way_out(installation, arguments, envir
 
 
 @pytest.mark.parametrize("arguments", [["index"], ["status"], ["failures", "last"], ["doctor"], ["cancel", "x"]])
-def test_a_redis_that_is_away_is_status_3_within_seconds(installation, arguments):
-    """Every command says where it looked and what to do."""
+def test_an_unreachable_redis_is_status_3_within_seconds(installation, arguments):
+    """Every command names the address and the way out."""
     began = time.monotonic()
     done = installation.run(*arguments, POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
     assert done.returncode == 3
@@ -314,7 +314,7 @@ def test_a_backend_gets_an_error_for_an_unreachable_redis_within_5_seconds(tmp_p
 
 
 def test_every_command_has_help_with_an_example():
-    """And the help of the whole lists them."""
+    """The help of the program lists them all."""
     listed = CliRunner().invoke(main, ["--help"]).output
     for command in (
         "index",
@@ -360,7 +360,7 @@ def test_the_parent_answers_a_healthcheck_while_its_child_works(installation):
 
 
 def test_without_a_worker_index_says_so_waits_and_can_be_left(own_installation):
-    """Reported at once; Ctrl-C prints the id and how to continue; a worker that comes later does the job."""
+    """Reported at once; Ctrl-C prints the id and how to continue; a later worker does the job."""
     own_installation.draw(6)
     process = own_installation.start("index", "--batch", "2")
     line = process.stderr.readline()
@@ -385,8 +385,8 @@ def test_without_a_worker_index_says_so_waits_and_can_be_left(own_installation):
     assert own_installation.producer.workers() == []
 
 
-def test_a_cancelled_job_withdraws_what_nobody_began(own_installation):
-    """Its posters leave `submitted`; the ledger still adds up."""
+def test_a_cancelled_job_drops_what_no_worker_began(own_installation):
+    """Its posters no longer count as `submitted`; the sums still balance."""
     own_installation.draw(6)
     job = json.loads(own_installation.run("index", "--detach", "--batch", "2", "--json").stdout)["job"]
     done = own_installation.run("cancel", job)
@@ -395,8 +395,8 @@ def test_a_cancelled_job_withdraws_what_nobody_began(own_installation):
     assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 6, True)
 
 
-def test_a_worker_without_weights_says_why_and_leaves(own_installation):
-    """One clear reason, in its log and to those who wait; status 78 tells a supervisor not to insist."""
+def test_a_worker_without_weights_exits_with_its_reason(own_installation):
+    """One reason, in its log and for waiting producers; status 78 tells a supervisor not to restart it."""
     own_installation.draw(1)
     worker = own_installation.worker("poor", POSTERS_MODEL_NAME="ViT-B/32", POSTERS_PRETRAINED="/nowhere/weights.pt")
     process = own_installation.start("index")
@@ -417,7 +417,7 @@ def test_a_wrong_setting_ends_the_worker_at_once(own_installation):
     assert "Traceback" not in worker.log_text()
 
 
-def test_an_index_whose_steps_redis_forgot_looks_again(own_installation):
+def test_an_index_whose_steps_redis_lost_scans_again(own_installation):
     """As when Redis comes back from an old copy of its data: a new job finds what is missing, and all is stored."""
     names = own_installation.draw(6)
     process = own_installation.start("index", "--batch", "1", "--json", POSTERS_WINDOW="3")
@@ -454,8 +454,8 @@ def test_interactive_goes_before_bulk(own_installation):
     assert own_installation.producer.job("last").wait(90).at_rest
 
 
-def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(own_installation):
-    """The backend gets its thread back, and the queue is not left full of old wishes."""
+def test_a_vector_that_is_late_is_an_error_and_its_request_is_withdrawn(own_installation):
+    """The call ends at its timeout, and no request is left in the queue."""
     names = own_installation.draw(41)
     own_installation.worker("w", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="1").wait_until_ready()
     bulk = own_installation.producer.enqueue(names[:40])
@@ -468,7 +468,7 @@ def test_a_vector_that_does_not_come_in_time_is_an_error_and_is_withdrawn(own_in
 
 
 @pytest.mark.slow
-def test_the_demo_shows_all_of_it_and_leaves_nothing_running(tmp_path):
+def test_the_demo_shows_every_feature_and_leaves_nothing_running(tmp_path):
     """Its own Redis and worker, every sample embedded, copy and crop found, the ledger last, no process left."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTERS_")}
     mark = f"MARK_{os.getpid()}_{time.time_ns()}"

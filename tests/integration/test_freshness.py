@@ -1,4 +1,4 @@
-"""What needs no work is known only where both the workers' space and the store can be seen."""
+"""Freshness: posters count as unchanged only where the workers' space and the store are both known."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def announce(producer, state, space=MINE):
 
 
 def test_size_and_time_decide_in_the_workers_space(producer, recorded):
-    """Both equal: current. Another size, an unknown file, a vector of another model: not."""
+    """Equal size and time: unchanged. Another size, an unknown file, a vector of another model: not."""
     current, _ = recorded
     fill(producer, MINE, ["a", "c", "d"])
     fill(producer, OTHER, ["b"])
@@ -59,7 +59,7 @@ def test_size_and_time_decide_in_the_workers_space(producer, recorded):
 
 
 def test_until_a_worker_is_ready_nothing_is_current(producer, recorded):
-    """Silent, loading, ready: the answer comes with the last."""
+    """No worker, a loading one, a ready one: only the last makes posters unchanged."""
     current, messages = recorded
     fill(producer, MINE, ["a"])
     assert (current(POSTERS), current.is_known()) == (set(), False)
@@ -70,8 +70,8 @@ def test_until_a_worker_is_ready_nothing_is_current(producer, recorded):
     assert messages == []
 
 
-def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer, recorded, tmp_path):
-    """The first run of all: known, and empty; the worker makes the file, and then it is seen."""
+def test_a_store_that_does_not_exist_is_empty_and_is_not_created(producer, recorded, tmp_path):
+    """On the first run the store counts as empty; once the worker has created its file, it is read."""
     current, messages = recorded
     announce(producer, READY)
     assert (current(POSTERS), current.is_known()) == (set(), True)
@@ -82,7 +82,7 @@ def test_a_store_that_is_still_to_be_made_holds_nothing_and_is_not_made(producer
 
 
 def test_an_unreachable_store_is_reported_once_and_is_not_an_obstacle(producer, recorded, monkeypatch):
-    """The worker looks instead."""
+    """The worker compares instead."""
     current, messages = recorded
     fill(producer, MINE, ["a"])
     announce(producer, READY)

@@ -1,4 +1,4 @@
-"""Indexing again, as a user does it: a real Redis, a real worker, the command line, and the plug pulled."""
+"""Re-indexing through the command line, with a real Redis and a real worker, and with kills in between."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def installation(server, tmp_path_factory):
 
 
 def folder(installation, name, count=12):
-    """A folder with some posters, indexed; the folder, and the ids."""
+    """Draw and index a folder of posters; returns the folder and the ids."""
     (installation.root / name).mkdir()
     names = installation.draw(count, f"{name}/p")
     assert installation.index(str(installation.root / name))["embedded"] == count
@@ -48,7 +48,7 @@ def vector(installation, name):
 
 
 def test_only_what_changed_is_embedded(installation):
-    """New and changed: embedded. Renamed, copied, touched: reused. The rest: not even sent. Then nothing at all."""
+    """New and changed posters are embedded; renamed, copied and touched ones reuse a vector; no other is sent."""
     path, names = folder(installation, "changes")
     before = vector(installation, names[0]), vector(installation, names[1])
     installation.draw(2, "changes/new")
@@ -64,7 +64,7 @@ def test_only_what_changed_is_embedded(installation):
     assert counts(installation.index(str(path))) == (0, 0, 15, 0)
 
 
-def test_copies_that_come_together_are_embedded_once(installation):
+def test_equal_files_of_one_batch_are_embedded_once(installation):
     """Ten files of one content in one batch: one forward pass, ten rows."""
     (installation.root / "copies").mkdir()
     data = encoded(picture(120, 180, seed=3), "JPEG") + b"copies"
@@ -75,7 +75,7 @@ def test_copies_that_come_together_are_embedded_once(installation):
 
 
 def test_verify_compares_contents(installation):
-    """Another picture under the old size and date: passed over by default, found with --verify, and nothing more."""
+    """Another picture of the same size and time: unchanged by default, embedded with --verify, alone."""
     path, names = folder(installation, "verified", 6)
     first = path / "p0000.jpg"
     stat, before = first.stat(), vector(installation, names[0])
@@ -92,8 +92,8 @@ def test_verify_compares_contents(installation):
     assert counts(installation.index(str(path))) == (0, 0, 6, 0)
 
 
-def test_deleted_posters_are_shown_then_pruned(installation):
-    """--dry-run lists and keeps; --prune drops; the ledger keeps its keys, and its line stays the last."""
+def test_deleted_posters_are_listed_then_pruned(installation):
+    """--dry-run lists them and keeps them; --prune deletes them; the ledger's line stays the last."""
     path, names = folder(installation, "deleted")
     (path / "p0003.jpg").unlink()
     (path / "p0004.jpg").rename(path / "moved.jpg")
@@ -114,7 +114,7 @@ def test_deleted_posters_are_shown_then_pruned(installation):
 
 
 def test_a_renamed_poster_keeps_its_vector_when_the_old_name_is_pruned_at_once(installation):
-    """Indexing comes first: the vector is copied, and only then the old row goes."""
+    """Indexing comes first: the vector is copied before the old row is deleted."""
     path, _ = folder(installation, "renamed")
     for number in range(5):
         (path / f"p{number:04}.jpg").rename(path / f"new{number}.jpg")
@@ -123,8 +123,8 @@ def test_a_renamed_poster_keeps_its_vector_when_the_old_name_is_pruned_at_once(i
     assert "renamed/p0000.jpg" not in installation.stored()
 
 
-def test_pruning_more_than_half_needs_a_yes(installation):
-    """Status 2, the numbers, the way out; the job itself is done and its ledger printed."""
+def test_pruning_more_than_half_must_be_confirmed(installation):
+    """Status 2 with the numbers and the option to confirm; the job is done and its ledger printed."""
     path, names = folder(installation, "half")
     for number in range(7):
         (path / f"p{number:04}.jpg").unlink()
@@ -142,14 +142,14 @@ def test_pruning_more_than_half_needs_a_yes(installation):
 
 
 def test_prune_and_detach_exclude_each_other(installation):
-    """The one waits for the job, the other does not."""
+    """--prune waits for the job, --detach does not."""
     done = installation.run("index", "--prune", "--detach")
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
 
 
 def test_prune_needs_neither_worker_nor_redis(installation):
-    """Where the store is a file: it and the posters root are all that is asked."""
+    """A store in a file and the posters root are enough."""
     path, _ = folder(installation, "alone")
     (path / "p0005.jpg").unlink()
     away = {"POSTERS_REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -160,7 +160,7 @@ def test_prune_needs_neither_worker_nor_redis(installation):
 
 
 def test_a_root_that_is_empty_or_gone_prunes_nothing(installation, tmp_path):
-    """The disk is not mounted: status 2, whatever the options; and a store that is not there is not made."""
+    """An unmounted disk: status 2 with any options; a store that does not exist is not created."""
     before = installation.stored()
     (tmp_path / "empty").mkdir()
     done = installation.run("prune", "--yes", POSTERS_ROOT=str(tmp_path / "empty"))
@@ -177,15 +177,15 @@ def test_a_root_that_is_empty_or_gone_prunes_nothing(installation, tmp_path):
     assert "no vectors yet" in done.stderr
 
 
-def test_a_catalogue_that_is_not_there_prunes_nothing(installation, tmp_path):
-    """Its ids would all look gone."""
+def test_a_missing_catalogue_prunes_nothing(installation, tmp_path):
+    """Without it, all its ids would seem deleted."""
     done = installation.run("prune", "--yes", POSTERS_CATALOGUE=str(tmp_path / "typo.json"))
     assert done.returncode == 2
     assert "there is no catalogue" in done.stderr
 
 
-def test_the_catalogue_is_taken_at_its_word_and_its_faults_are_named(installation, tmp_path):
-    """Ids and titles from CSV; a bad line, a double, a missing file and a file in no entry: counted, named, once."""
+def test_the_catalogue_names_the_posters_and_its_faults_are_reported(installation, tmp_path):
+    """Ids and titles from CSV; each of its faults is reported once."""
     (installation.root / "named").mkdir()
     installation.draw(5, "named/p")
     (tmp_path / "posters.csv").write_text(
@@ -245,7 +245,7 @@ def test_a_broken_catalogue_stops_before_anything_is_sent(installation, tmp_path
 
 
 def test_a_retry_leaves_what_never_was_a_poster(installation, tmp_path):
-    """An entry without a file fails again by its number, and stores nothing under it."""
+    """An entry without a file fails again under its number, and stores nothing."""
     (installation.root / "retried").mkdir()
     installation.draw(1, "retried/p")
     (tmp_path / "p.json").write_text(json.dumps([{"file": "../x.jpg"}, {"file": "retried/gone.jpg"}]))
@@ -257,8 +257,8 @@ def test_a_retry_leaves_what_never_was_a_poster(installation, tmp_path):
     assert words == {"p.json#1": "outside-root", "retried/gone.jpg": "missing"}
 
 
-def test_a_worker_that_is_ready_later_is_asked_then(own_installation):
-    """What was sent before it was ready is found unchanged by the worker; the rest is not sent any more."""
+def test_a_worker_that_becomes_ready_later_is_used_for_the_rest(own_installation):
+    """The worker finds what was sent before unchanged; unchanged posters are not sent from then on."""
     own_installation.draw(40)
     own_installation.worker("first").wait_until_ready()
     assert own_installation.index()["embedded"] == 40
@@ -274,8 +274,8 @@ def test_a_worker_that_is_ready_later_is_asked_then(own_installation):
         assert client.hget(f"posters:job:{ledger['job']}", "step") == "40"
 
 
-def test_another_model_makes_everything_new(own_installation):
-    """`unchanged` is asked of the worker's space, not of the one that readers use."""
+def test_another_model_embeds_everything_again(own_installation):
+    """`unchanged` refers to the worker's space, not to the one that readers use."""
     own_installation.draw(5)
     own_installation.worker("first").wait_until_ready()
     assert own_installation.index()["embedded"] == 5
@@ -306,7 +306,7 @@ def stored_some(installation, at_least):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_killed_worker_loses_no_finished_chunk(own_installation):
-    """kill -9 of parent and child in the middle of a batch: what was stored is not embedded a second time."""
+    """kill -9 of parent and child within a batch: stored chunks are not embedded a second time."""
     names = own_installation.draw(80)
     first = own_installation.worker(
         "a", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.3"
@@ -332,7 +332,7 @@ def test_a_killed_worker_loses_no_finished_chunk(own_installation):
 @pytest.mark.chaos
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX")
 def test_a_killed_producer_loses_no_finished_chunk(own_installation):
-    """kill -9 while it sends: what it sent is done, and the same command again does the rest."""
+    """kill -9 while it sends: sent batches are done, and the same command again does the rest."""
     names = own_installation.draw(80)
     own_installation.worker("a", "--include", "tests.support.fault_injection", FAULT_SLEEP_S="0.3").wait_until_ready()
     process = own_installation.start("index", "--json", "--batch", "10", POSTERS_WINDOW="2")

@@ -1,4 +1,4 @@
-"""As a user does it: identify, pages, duplicates, exports, and a change of the model, with real workers."""
+"""identify, pages, duplicates, exports and a change of the model through the command line, with real workers."""
 
 import asyncio
 import io
@@ -49,14 +49,14 @@ def installation(server, tmp_path_factory):
 
 @pytest.fixture
 def shot(installation, tmp_path):
-    """A picture of poster 5 that lies outside the posters root: smaller, encoded anew."""
+    """Poster 5 outside the posters root, smaller and re-encoded."""
     path = tmp_path / "screenshot ö.png"
     path.write_bytes(encoded(picture(400, 600, seed=5).resize((200, 300)), "PNG"))
     return path
 
 
 def traces(installation):
-    """What queries leave behind in Redis, the ledger's list of jobs, and the store's rows."""
+    """Query keys in Redis, the ledger's list of jobs, and the store's version: all that a query could leave behind."""
     store = installation.producer.store()
     with installation.redis.client as client:
         left = sorted(client.keys("posters:query:*") + client.keys("posters:answer:*"))
@@ -67,7 +67,7 @@ def traces(installation):
 
 
 def test_identify_names_the_poster_of_a_picture_from_anywhere(installation, shot):
-    """Rank, score, title, file; through a worker that reads nothing outside its root; nothing is stored."""
+    """Rank, score, title, file, through a worker that reads no file outside its root; nothing is stored."""
     before = traces(installation)
     done = installation.run("identify", str(shot), "-k", "3")
     assert done.returncode == 0, done.stderr
@@ -80,8 +80,8 @@ def test_identify_names_the_poster_of_a_picture_from_anywhere(installation, shot
     assert before[0] == []
 
 
-def test_identify_for_a_program_with_several_images(installation, shot, tmp_path):
-    """JSON with the catalogue's keys; what cannot be read says why, spoils no other, and makes the status 1."""
+def test_identify_several_images_as_json(installation, shot, tmp_path):
+    """JSON with the catalogue's keys; an unreadable image has its reason, and makes the status 1."""
     (tmp_path / "text.png").write_text("no picture")
     third = installation.root / "p03.jpg"
     images = [str(shot), str(tmp_path / "text.png"), str(third), str(tmp_path / "absent.png")]
@@ -98,7 +98,7 @@ def test_identify_for_a_program_with_several_images(installation, shot, tmp_path
 
 
 def test_identify_locally_needs_no_redis(installation, shot):
-    """--local loads the model itself and finds the same."""
+    """--local loads the model in its own process and finds the same poster."""
     done = installation.run("identify", str(shot), "--local", "--json", POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
     assert done.returncode == 0, done.stderr
     there = json.loads(installation.run("identify", str(shot), "--json").stdout)[0]
@@ -108,7 +108,7 @@ def test_identify_locally_needs_no_redis(installation, shot):
 
 
 def test_identify_writes_a_page(installation, shot, tmp_path):
-    """Query and matches as pictures in one file, beside the lines."""
+    """Query and matches as pictures in one HTML file."""
     page = tmp_path / "matches.html"
     done = installation.run("identify", str(shot), "--html", str(page))
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_identify_writes_a_page(installation, shot, tmp_path):
     assert "Film 5" in done.stdout
 
 
-def test_without_redis_or_worker_identify_says_so_and_offers_the_other_way(installation, shot, tmp_path, server):
+def test_without_redis_or_worker_identify_suggests_local(installation, shot, tmp_path, server):
     """Status 3, one line."""
     done = installation.run("identify", str(shot), POSTERS_REDIS_URL="redis://127.0.0.1:1/0")
     assert done.returncode == 3
@@ -151,7 +151,7 @@ def test_a_backend_identifies_an_upload(installation, shot):
 
 
 class Web(types.ModuleType):
-    """What the documented endpoint needs of FastAPI, which is no requirement of ours."""
+    """The part of FastAPI that the documented endpoint uses; FastAPI is not installed here."""
 
     class HTTPException(Exception):
         def __init__(self, status, detail):
@@ -169,7 +169,7 @@ class Web(types.ModuleType):
 
 
 def test_the_documented_endpoint_answers(installation, shot, monkeypatch):
-    """docs/search.md shows a backend: it is run as it stands there, on a stand-in for FastAPI."""
+    """The backend of docs/search.md is run as printed there, with a stand-in for FastAPI."""
     text = (PROJECT / "docs" / "search.md").read_text(encoding="utf-8")
     block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "FastAPI" in block)
     monkeypatch.setitem(sys.modules, "fastapi", Web("fastapi"))
@@ -195,13 +195,13 @@ def test_the_documented_endpoint_answers(installation, shot, monkeypatch):
 
 @pytest.fixture
 def own_server():
-    """A Redis that no other test's workers look into."""
+    """A Redis without the workers of other tests."""
     with RedisServer() as server:
         yield server
 
 
-def test_what_is_no_query_is_put_aside(installation, shot):
-    """A message with a path in it reaches no file; the worker goes on."""
+def test_a_malformed_image_request_is_dead_lettered(installation, shot):
+    """A message that names a path reads no file; the worker continues."""
     before = installation.producer.dead_letters.count()
     with create_sender(installation.settings) as app:
         message = {"version": 1, "query": "a" * 32, "path": "/etc/passwd"}
@@ -216,7 +216,7 @@ def test_what_is_no_query_is_put_aside(installation, shot):
 
 
 def test_duplicates_of_a_real_collection(own_server, tmp_path):
-    """A copy, a re-encoded one, and everything else apart: as text, as JSON, as a page."""
+    """A copy and a re-encoded copy are grouped, as text, JSON and HTML; no other poster is."""
     installation = Installation(tmp_path, own_server)
     try:
         installation.worker("duplicates").wait_until_ready()
@@ -244,8 +244,8 @@ def test_duplicates_of_a_real_collection(own_server, tmp_path):
         installation.close()
 
 
-def test_an_image_that_ends_its_worker_ends_one(own_server, tmp_path):
-    """Its caller gets an error as soon as the next child is up; that one answers the next request."""
+def test_an_image_that_crashes_its_worker_is_tried_once(own_server, tmp_path):
+    """Its caller gets an error once the next child is ready, which then answers the next request."""
     installation = Installation(tmp_path, own_server)
     try:
         installation.worker("w", "--include", "tests.support.fault_injection").wait_until_ready()
@@ -257,8 +257,8 @@ def test_an_image_that_ends_its_worker_ends_one(own_server, tmp_path):
         installation.close()
 
 
-def test_nobody_waits_longer_than_asked(own_server, tmp_path):
-    """No worker: at once. A worker that is busy: after the time that was given."""
+def test_waiting_ends_at_the_timeout(own_server, tmp_path):
+    """Without a worker at once; with a busy one after the timeout."""
     installation = Installation(tmp_path, own_server)
     try:
         good = encoded(picture(60, 90), "PNG")
@@ -277,7 +277,7 @@ def test_nobody_waits_longer_than_asked(own_server, tmp_path):
 
 @pytest.fixture
 def two_models(own_server, tmp_path):
-    """An installation, and the name of a second model of the same width."""
+    """An installation, and a second model of the same dimension."""
     installation = Installation(tmp_path, own_server)
     yield installation, write_tiny_model(tmp_path / "second", seed=1)
     installation.close()
@@ -288,7 +288,7 @@ def spaces(installation):
 
 
 def test_a_new_model_fills_a_space_of_its_own_beside_the_old(two_models):
-    """Readers keep the old one until `spaces use`; then the new one; what would be compared across is refused."""
+    """Readers use the old space until `spaces use`; comparing vectors of two spaces is refused."""
     installation, second = two_models
     names = installation.draw(12)
     old = installation.worker("old").wait_until_ready()
@@ -334,7 +334,7 @@ def test_a_new_model_fills_a_space_of_its_own_beside_the_old(two_models):
 
 
 def test_batches_queued_for_the_old_model_never_land_in_the_new(two_models):
-    """They fail by name, and `retry` sends them for the model that is there."""
+    """Their posters fail, and `retry` sends them for the new model."""
     installation, second = two_models
     names = installation.draw(24)
     old = installation.worker(
@@ -363,7 +363,7 @@ def test_batches_queued_for_the_old_model_never_land_in_the_new(two_models):
 
 
 def test_workers_of_two_models_at_once_are_refused(two_models):
-    """Nobody can tell where a poster would land: nothing is sent, and both are named."""
+    """It is undefined where a poster would be stored: nothing is sent, and both spaces are named."""
     installation, second = two_models
     names = installation.draw(2)
     installation.worker("one")
@@ -379,7 +379,7 @@ def test_workers_of_two_models_at_once_are_refused(two_models):
 
 
 def test_a_job_that_is_still_being_sent_stops_when_the_model_is_changed(two_models, monkeypatch):
-    """The rest would fail poster by poster; instead the producer gets an error, and the same command does the rest."""
+    """The producer gets an error instead of one failure per poster; the same command again does the rest."""
     monkeypatch.setattr("producer.queue_client.SPACE_CHECK_S", 0.0)
     installation, second = two_models
     names = installation.draw(3)

@@ -1,4 +1,4 @@
-"""`index --watch`, as a user leaves it running: files come, change, grow slowly and go; Redis and disks go away."""
+"""`index --watch` as a user runs it: files are added, changed, written slowly and deleted; Redis and disks fail."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def installation(server, tmp_path_factory):
 
 
 class Watched:
-    """A running `index --watch --json` and what it says, line by line."""
+    """A running `index --watch --json` and its output, line by line."""
 
     def __init__(self, installation, path, *arguments, **environment):
         self.installation, self.path = installation, path
@@ -57,14 +57,14 @@ class Watched:
         self.rounds.put(entry)
 
     def next(self):
-        """The next round that did something."""
+        """The next round with changes."""
         try:
             return self.rounds.get(timeout=SOON_S)
         except queue.Empty:
             raise AssertionError(f"no round came; its messages: {self.messages}") from None
 
     def until(self, **wanted):
-        """Sum rounds up until the counts are as wanted."""
+        """Add up rounds until the counts are as expected."""
         total = dict.fromkeys(wanted, 0)
         while total != wanted:
             entry = self.next()
@@ -72,7 +72,7 @@ class Watched:
             assert all(total[name] <= wanted[name] for name in wanted), (total, self.messages)
 
     def quiet(self, seconds=2.5):
-        """Nothing is done for a while."""
+        """Assert that no round with changes follows for a while."""
         time.sleep(seconds)
         assert self.rounds.empty(), self.rounds.get()
 
@@ -125,8 +125,8 @@ def stored(installation, watch):
     return {name.partition("/")[2] for name in installation.stored() if name.startswith(f"{watch.path.name}/")}
 
 
-def test_files_that_come_change_and_go_are_followed(installation, watched):
-    """New, changed, renamed, in new folders, moved in as a folder; deleted ones stay without --prune."""
+def test_new_changed_and_deleted_files_are_followed(installation, watched):
+    """New, changed and renamed files, new and moved folders; rows of deleted files stay without --prune."""
     watch = watched()
     (watch.path / "new.jpg").write_bytes(image(1))
     watch.until(embedded=1)
@@ -155,7 +155,7 @@ def test_files_that_come_change_and_go_are_followed(installation, watched):
 
 
 def test_deleted_posters_are_pruned_on_request(installation, watched):
-    """A file, a folder, a renamed one whose vector is first reused; more than half of the store is refused."""
+    """A file, a folder, a renamed file whose vector is reused first; more than half of the store is refused."""
     watch = watched("--prune", count=8)
     (watch.path / "p0000.jpg").unlink()
     watch.until(pruned=1)
@@ -170,8 +170,8 @@ def test_deleted_posters_are_pruned_on_request(installation, watched):
     assert stored(installation, watch) == {"renamed.jpg", *(f"p{number:04}.jpg" for number in range(4, 8))}
 
 
-def test_a_file_that_is_written_slowly_is_taken_when_it_is_whole(installation, watched):
-    """No failure, no vector of half a picture, whatever the parts look like; one embedding at the end."""
+def test_a_file_that_is_written_slowly_is_indexed_when_it_is_complete(installation, watched):
+    """No failure, no vector of half a picture; one embedding at the end."""
     watch = watched()
     data = encoded(picture(800, 1200, seed=5), "JPEG", progressive=True)
     with (watch.path / "slow.jpg").open("wb") as file:
@@ -188,8 +188,8 @@ def test_a_file_that_is_written_slowly_is_taken_when_it_is_whole(installation, w
     assert (installation.producer.embed(watch.path / "same.jpg") == whole).all()
 
 
-def test_a_file_that_stalls_in_the_middle_is_taken_again(installation, watched):
-    """Half of it rests long enough to be read, and fails; the rest makes it a poster, not a lasting failure."""
+def test_a_file_whose_writing_stalls_is_indexed_again(installation, watched):
+    """Half of it rests long enough to be read, and fails; once complete, it is embedded."""
     watch = watched()
     data = encoded(picture(800, 1200, seed=6), "JPEG")
     with (watch.path / "stalled.jpg").open("wb") as file:
@@ -203,8 +203,8 @@ def test_a_file_that_stalls_in_the_middle_is_taken_again(installation, watched):
     assert "stalled.jpg" in stored(installation, watch)
 
 
-def test_a_file_that_fails_is_not_sent_again_and_again(watched):
-    """Looked at every second, it is reported once; when it is fixed, it is embedded."""
+def test_a_file_that_fails_is_sent_once(watched):
+    """Scanned every second, it is reported once; when it is fixed, it is embedded."""
     watch = watched("--rescan", "1")
     (watch.path / "bad.jpg").write_bytes(b"no picture")
     assert watch.next()["failed"] == 1
@@ -217,16 +217,16 @@ def test_a_file_that_fails_is_not_sent_again_and_again(watched):
     watch.until(embedded=1)
 
 
-def test_what_the_system_does_not_tell_is_found_now_and_then(watched):
-    """Changes on another machine's side of a network drive make no event: the next look at everything finds them."""
+def test_changes_without_file_events_are_found_by_the_periodic_scan(watched):
+    """Changes made by another machine on a network drive cause no event: the next full scan finds them."""
     watch = watched("--rescan", "2", PYTHONPATH=os.pathsep.join(["tests/support/no_file_events", *sys.path]))
     watch.wait_for_line("no file events at the moment (blind on purpose)")
     (watch.path / "unseen.jpg").write_bytes(image(8))
     watch.until(embedded=1)
 
 
-def test_what_was_changed_while_nobody_watched_is_found_at_the_start(installation, watched):
-    """Ended and started again: the gap is closed by looking at everything first."""
+def test_changes_made_while_no_watch_ran_are_found_at_the_start(installation, watched):
+    """A watch begins with a full scan."""
     watch = watched()
     watch.interrupt()
     (watch.path / "between.jpg").write_bytes(image(9))
@@ -239,8 +239,8 @@ def test_what_was_changed_while_nobody_watched_is_found_at_the_start(installatio
         again.close()
 
 
-def test_a_name_that_is_no_text_does_not_blind_it(watched):
-    """The library gives up at such a name; the watch begins anew, and finds that poster and those after it."""
+def test_a_name_that_is_not_text_does_not_stop_the_watch(watched):
+    """The library stops at such a name; the watch restarts it, and finds that poster and those after it."""
     watch = watched()
     with open(os.fsencode(watch.path) + b"/\xff.jpg", "wb") as file:
         file.write(image(10))
@@ -249,8 +249,8 @@ def test_a_name_that_is_no_text_does_not_blind_it(watched):
     watch.until(embedded=1)
 
 
-def test_a_new_catalogue_is_taken_over(installation, watched, tmp_path):
-    """Its ids hold from then on; a broken one is reported, and the old one stays in use."""
+def test_a_changed_catalogue_is_read_again(installation, watched, tmp_path):
+    """Its ids are used from then on; a broken one is reported, and the old one stays in use."""
     path = tmp_path / "posters.json"
     path.write_text("[]")
     watch = watched(POSTERS_CATALOGUE=str(path))
@@ -263,8 +263,8 @@ def test_a_new_catalogue_is_taken_over(installation, watched, tmp_path):
     watch.until(embedded=1)
 
 
-def test_a_catalogue_that_is_away_for_a_while_changes_no_id(installation, watched, tmp_path):
-    """Taken away, or emptied while it is rewritten: reported once and waited for; nothing is sent anew or pruned."""
+def test_a_catalogue_that_is_missing_for_a_while_changes_no_id(installation, watched, tmp_path):
+    """Removed, or emptied while it is rewritten: reported once and waited for; nothing is sent or pruned."""
     path = tmp_path / "posters.jsonl"
     name = f"w{time.time_ns()}"
     ids = {f"id-{name}-{number}" for number in range(3)}
@@ -296,15 +296,15 @@ def test_a_catalogue_that_is_away_for_a_while_changes_no_id(installation, watche
 
 
 @pytest.mark.parametrize("arguments", [(), ("--prune",)])
-def test_a_catalogue_that_is_not_there_is_refused_at_the_start(installation, tmp_path, arguments):
+def test_a_missing_catalogue_is_refused_at_the_start(installation, tmp_path, arguments):
     """A disk that is mounted late would give every poster a second id."""
     done = installation.run("index", "--watch", *arguments, POSTERS_CATALOGUE=str(tmp_path / "none.json"))
     assert done.returncode == 2
     assert "there is no catalogue" in done.stderr.splitlines()[-1]
 
 
-def test_linked_folders_stay_unsearched(installation, watched):
-    """As a search passes them over, so do changes in them."""
+def test_linked_folders_are_not_followed(installation, watched):
+    """A scan skips them, and so do file events."""
     watch = watched()
     outside = installation.folder / f"linked-{watch.path.name}"
     outside.mkdir()
@@ -313,8 +313,8 @@ def test_linked_folders_stay_unsearched(installation, watched):
     watch.quiet()
 
 
-def test_interrupted_in_the_middle_it_leaves_the_job_to_the_worker(redis_url, redis_server, tmp_path):
-    """Ctrl-C while it sends: the id is printed, what was sent goes on, the job ends."""
+def test_interrupted_while_sending_it_leaves_the_job_to_the_worker(redis_url, redis_server, tmp_path):
+    """Ctrl-C while it sends: the id is printed, sent batches are done, the job ends."""
     installation = Installation(tmp_path, redis_server)
     try:
         installation.draw(40)
@@ -333,8 +333,8 @@ def test_interrupted_in_the_middle_it_leaves_the_job_to_the_worker(redis_url, re
         installation.close()
 
 
-def test_redis_may_go_and_come_back(tmp_path):
-    """Waiting is reported once; what changed meanwhile is indexed, also when Redis has forgotten everything."""
+def test_an_outage_of_redis_is_waited_for(tmp_path):
+    """The outage is reported once; what changed meanwhile is indexed, also when Redis has lost its data."""
     with RedisServer(folder=tmp_path) as server:
         installation = Installation(tmp_path / "world", server)
         try:
@@ -357,8 +357,8 @@ def test_redis_may_go_and_come_back(tmp_path):
             installation.close()
 
 
-def test_a_disk_that_is_taken_out_deletes_nothing_and_may_come_back(installation, watched, tmp_path):
-    """With --prune: an empty root, no root, and then the posters again, with a new one among them."""
+def test_an_unmounted_disk_deletes_nothing_and_may_return(installation, watched, tmp_path):
+    """With --prune: an empty root, no root, then the posters again with a new one among them."""
     posters = tmp_path / "posters"
     shutil.copytree(installation.root, posters)
     watch = Watched(
@@ -381,7 +381,7 @@ def test_a_disk_that_is_taken_out_deletes_nothing_and_may_come_back(installation
         watch.close()
 
 
-def test_a_person_reads_a_line_per_round(installation):
+def test_without_json_each_round_is_a_line(installation):
     """On stderr, with the time; stdout stays empty."""
     (installation.root / "read").mkdir()
     installation.draw(2, "read/p")
@@ -401,7 +401,7 @@ def test_a_person_reads_a_line_per_round(installation):
 
 
 @pytest.mark.parametrize("option", ["--force", "--verify", "--dry-run", "--detach"])
-def test_options_that_make_no_sense_together_are_refused(installation, option):
+def test_options_that_exclude_each_other_are_refused(installation, option):
     """Status 2, and both are named."""
     done = installation.run("index", "--watch", option)
     assert done.returncode == 2
@@ -409,8 +409,8 @@ def test_options_that_make_no_sense_together_are_refused(installation, option):
     assert option in done.stderr
 
 
-def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
-    """By its own name; what is hidden below it stays so, as a search has it, and so does what lies beside it."""
+def test_a_hidden_folder_that_is_named_is_followed(tmp_path):
+    """When it is named on the command line; hidden files below it and beside it stay hidden, as in a scan."""
     for name in (".new", "new", ".new/.deeper"):
         (tmp_path / name).mkdir()
     events = Events(tmp_path, [".new", ".one.jpg"])
@@ -427,8 +427,8 @@ def test_a_hidden_folder_that_was_asked_for_is_followed(tmp_path):
         events.join(5)
 
 
-def test_a_burst_is_a_reason_to_look_at_everything(tmp_path, monkeypatch):
-    """The system's queue may have overflowed, and it does not tell; nor are endless paths remembered."""
+def test_a_burst_of_events_causes_a_full_scan(tmp_path, monkeypatch):
+    """The system's queue may have overflowed without a report, and the number of pending paths is bounded."""
     monkeypatch.setattr("producer.watch.file_events.OVERFLOW", 5)
     monkeypatch.setattr("producer.watch.file_events.MAX_WAITING_PATHS", 3)
     events = Events(tmp_path, [""])

@@ -22,7 +22,7 @@ PROGRESS = replace(NOTHING, job="j", submitted=len(FAILED), failed=len(FAILED))
 
 @pytest.fixture
 def producer(tmp_path, monkeypatch):
-    """A producer with files that the worker, whose root is another, did not find; Redis is not used."""
+    """A producer whose worker reads another root and found none of the files; Redis is not used."""
     (tmp_path / "00.jpg").touch()
     monkeypatch.setattr(Producer, "workers", lambda producer: [Announcement("w", READY, {"root": "/elsewhere"})])
     producer = Producer(load_settings(root=tmp_path, catalogue="none", redis_url="redis://127.0.0.1:1/0"))
@@ -31,7 +31,7 @@ def producer(tmp_path, monkeypatch):
     producer.close()
 
 
-def test_the_first_are_named_and_the_rest_is_counted(producer, capsys):
+def test_the_first_failures_are_listed_and_the_rest_counted(producer, capsys):
     """Failures in order, and a hint where the worker reads another folder."""
     notify_failures(producer, PROGRESS)
     lines = capsys.readouterr().err.splitlines()
@@ -44,8 +44,8 @@ def test_the_first_are_named_and_the_rest_is_counted(producer, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, monkeypatch):
-    """Once it has waited for its job."""
+def test_a_round_of_a_watch_hints_at_another_root_too(producer, capsys, monkeypatch):
+    """After its job has ended."""
     monkeypatch.setattr("producer.watch.sync.follow", lambda *_, **__: PROGRESS)
     monkeypatch.setattr(producer, "begin", lambda: SimpleNamespace(id="j"))
     sync = Sync(
@@ -62,7 +62,7 @@ def test_a_round_of_a_watch_tells_where_the_worker_looks_too(producer, capsys, m
     assert "it reads /elsewhere" in output
 
 
-def test_a_hint_is_no_reason_to_fail(producer, capsys, monkeypatch):
+def test_a_hint_that_cannot_be_made_is_left_out(producer, capsys, monkeypatch):
     """Redis became unreachable meanwhile: the failures are listed all the same."""
 
     def away(producer):
