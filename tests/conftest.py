@@ -8,6 +8,9 @@ from itertools import chain, groupby, islice
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of OpenMP that wait for a core keep it busy; set before torch loads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.support.fast_imports import sitecustomize  # noqa: F401 (before any test imports open_clip)
 from tests.support.redis_server import RedisServer, find_redis_program
 from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)

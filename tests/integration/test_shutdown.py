@@ -51,7 +51,7 @@ def is_released(installation, job):
     ("pool", "signals", "within_s"),
     [
         ("prefork", [TERM], STOP_S + 8),
-        ("prefork", [INT, INT], 8),
+        pytest.param("prefork", [INT, INT], 8, marks=pytest.mark.chaos),
         ("solo", [QUIT], 8),
     ],
     ids=lambda value: "+".join(number.name for number in value) if isinstance(value, list) else str(value),
