@@ -57,7 +57,7 @@ class Claims:
 
     def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
         """Renew the claim and record how many posters are done. Returns False if the holder no longer has the batch."""
-        keys = [*job_keys(batch.job, "open", "doing"), claim_key(batch.batch)]
+        keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
@@ -74,7 +74,7 @@ class Claims:
 
         Otherwise the next worker would respect the dead child's claim until it expires.
         """
-        keys = [*job_keys(batch.job, "open"), claim_key(batch.batch), RETURNED]
+        keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
         return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:

@@ -106,6 +106,47 @@ def test_a_beat_takes_back_a_claim_that_expired_and_that_nobody_took(ledger, cla
     assert claims.claim(batch(), "two#b")[0] is Claim.BUSY
 
 
+@pytest.mark.parametrize("end", ["release", "release_dead"])
+def test_a_late_heartbeat_does_not_revive_a_released_claim(ledger, claims, redis_server, end):
+    """Nobody owns the batch any more: a claim that came back would keep it from the next worker for its lifetime."""
+    begin(ledger, batch())
+    claims.claim(batch(), "one#a")
+    assert claims.release(batch(), "one#a") if end == "release" else claims.release_dead(batch(), "one")
+    assert not claims.renew(batch(), "one#a", 3)
+    assert claims.claimed(["job.1"]) == set()
+    assert not claims.release(batch(), "one#a"), "nor is it released twice"
+    assert not claims.release_dead(batch(), "one")
+    counted = 0 if end == "release" else 1
+    with redis_server.client as client:
+        assert int(client.hget("posters:job:job:tries", "job.1")) == counted
+    assert claims.claim(batch(), "two#b")[:2] == (Claim.WORK, counted + 1)
+
+
+def test_a_late_heartbeat_does_not_take_the_batch_from_the_next_holder(brief):
+    """Also when that one's claim has expired as well: only the last holder may renew."""
+    ledger, claims = brief
+    begin(ledger, batch())
+    claims.claim(batch(), "one#a")
+    time.sleep(0.5)
+    claims.claim(batch(), "two#b")
+    time.sleep(0.5)
+    assert not claims.renew(batch(), "one#a", 3)
+    assert claims.renew(batch(), "two#b", 3)
+
+
+def test_a_claim_that_expired_is_claimed_again_and_released_as_one_attempt(brief, redis_server):
+    """Its holder's answer was lost, or a clock jumped: it is the same attempt, and nobody's crash."""
+    ledger, claims = brief
+    begin(ledger, batch())
+    claims.claim(batch(), "one#a")
+    time.sleep(0.5)
+    assert claims.claim(batch(), "one#a") == (Claim.WORK, 1, False)
+    time.sleep(0.5)
+    assert claims.release(batch(), "one#a")
+    assert claims.take_returned() == [("job", "job.1")]
+    assert claims.claim(batch(), "two#b") == (Claim.WORK, 1, True)
+
+
 def test_a_finished_batch_is_not_worked_on_again(ledger, claims):
     """A message that comes back after its batch was finished is acknowledged without work."""
     begin(ledger, batch())

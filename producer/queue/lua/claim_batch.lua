@@ -1,5 +1,6 @@
 -- Claim a batch for one delivery. The same holder may claim again (its answer was lost); another holder of the same
--- owner (its new child process) takes the batch over.
+-- owner (its new child process) takes the batch over. The holder is noted beside the attempts until it releases the
+-- batch: a claim that expired, and that nobody took since, is still its own.
 --
 -- KEYS: job, open batches, attempts, claim
 -- ARGV: batch id, holder (OWNER#NONCE), owner, lifetime of the claim in ms
@@ -9,11 +10,14 @@ local batch, holder, owner, claim_ms = unpack(ARGV)
 
 if redis.call('HEXISTS', open, batch) == 0 then return {'finished', 0, 0} end
 local current = redis.call('GET', claim)
-if current == holder then
-  return {'work', redis.call('HGET', attempts, batch), redis.call('HGET', attempts, batch .. '#')}
-end
-if current and string.sub(current, 1, #owner + 1) ~= owner .. '#' then return {'busy', 0, 0} end
-if redis.call('HGET', job, 'state') == 'cancelled' then return {'cancelled', 0, 0} end
+local is_new = (current or redis.call('HGET', attempts, batch .. '@')) ~= holder
+if current and is_new and string.sub(current, 1, #owner + 1) ~= owner .. '#' then return {'busy', 0, 0} end
+if is_new and redis.call('HGET', job, 'state') == 'cancelled' then return {'cancelled', 0, 0} end
 redis.call('DEL', claim)
 redis.call('SET', claim, holder, 'PX', claim_ms)
-return {'work', redis.call('HINCRBY', attempts, batch, 1), redis.call('HINCRBY', attempts, batch .. '#', 1)}
+if is_new then
+  redis.call('HSET', attempts, batch .. '@', holder)
+  redis.call('HINCRBY', attempts, batch, 1)
+  redis.call('HINCRBY', attempts, batch .. '#', 1)
+end
+return {'work', redis.call('HGET', attempts, batch), redis.call('HGET', attempts, batch .. '#')}

@@ -14,7 +14,7 @@ local cancelled = counts[5]
 local holder = redis.call('GET', claim)
 if only_if_free == '1' and holder and holder ~= nobody then return 0 end
 if redis.call('HDEL', open, batch) == 0 then return 0 end
-redis.call('HDEL', attempts, batch, batch .. '#')
+redis.call('HDEL', attempts, batch, batch .. '#', batch .. '@')
 redis.call('HDEL', done, batch)
 redis.call('HDEL', returned, batch)
 redis.call('DEL', claim)

@@ -1,13 +1,15 @@
--- Return the batch with which a child process of the owner died. The attempt stays counted.
+-- Return the batch with which a child process of the owner died. The attempt stays counted. A claim that expired, and
+-- that nobody took since, is still its last holder's.
 --
--- KEYS: open batches, claim, returned batches
+-- KEYS: open batches, attempts, claim, returned batches
 -- ARGV: batch id, owner, job id
 -- Returns 1 if the owner had it
-local open, claim, returned = unpack(KEYS)
+local open, attempts, claim, returned = unpack(KEYS)
 local batch, owner, job = unpack(ARGV)
 
-local current = redis.call('GET', claim)
-if not current or string.sub(current, 1, #owner + 1) ~= owner .. '#' then return 0 end
+local holder = redis.call('GET', claim) or redis.call('HGET', attempts, batch .. '@')
+if not holder or string.sub(holder, 1, #owner + 1) ~= owner .. '#' then return 0 end
 redis.call('DEL', claim)
+redis.call('HDEL', attempts, batch .. '@')
 if redis.call('HEXISTS', open, batch) == 1 then redis.call('HSET', returned, batch, job) end
 return 1
