@@ -99,10 +99,10 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
         "producer: send it": _each(batches, lambda one: send(app, one)),
     }
     elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
-    bodies = [one.encode() for one in batches]
+    records = [json.dumps(one.encode()) for one in batches]
     found |= {
         "worker: validate the message": _each(elements, rejection_reason),
-        "worker: decode it": _each(bodies, EmbedBatch.decode),
+        "worker: decode what was recorded": _each(records, lambda text: EmbedBatch.decode(json.loads(text))),
         "worker: claim it": _each(batches, lambda one: claims.claim(one, holders[one.batch])),
         "worker: renew the claim": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),
         "worker: finish it": _each(batches, lambda one: claims.finish(one, Outcome(embedded=POSTERS))),

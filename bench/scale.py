@@ -28,7 +28,7 @@ from producer.cli.demo import own_redis
 from producer.embedding import Space
 from producer.queue.claims import Claims, new_holder
 from producer.queue.jobs import JobStore
-from producer.queue.messages import QUEUES
+from producer.queue.messages import QUEUES, BatchMessage
 from producer.queue.progress import Claim, Outcome
 from producer.queue.workers import READY, RENEWAL_S, WorkerRegistry
 from producer.vectors import open_store
@@ -195,8 +195,9 @@ def simulated_worker(url: str) -> Iterator[None]:
         while not ended.is_set():
             for job in job_store.list_active():
                 for name in claims.open_batches(job):
-                    batch = claims.load(job, name)
-                    if batch is not None and claims.claim(batch, new_holder("bench"))[0] is Claim.WORK:
+                    message = BatchMessage(job, name)
+                    if (claimed := claims.claim(message, new_holder("bench"))).verdict is Claim.WORK:
+                        batch = claimed.batch(message)
                         claims.finish(batch, Outcome(embedded=len(batch.posters)))
             client.delete(*QUEUES.values())  # no worker receives the messages
             ended.wait(SAMPLE_S)

@@ -8,7 +8,7 @@ PosterError
 │   ├── DeviceUnavailable         there is no such device
 │   └── PruneRefused              more would be pruned than is likely meant
 ├── UnreadablePoster              one poster failed: a word, a sentence, a file
-├── BadMessage                    a queue message that is not an EmbedBatch
+├── BadMessage                    a queue message, or a recorded batch, that cannot be read
 │   └── NewerMessage              from a newer version of this program
 ├── RedisUnreachable              Redis does not answer, or refuses
 ├── NoWorker                      Redis answers, but no worker is alive
@@ -87,11 +87,11 @@ class UnreadablePoster(PosterError):
 
 
 class BadMessage(PosterError):
-    """A queue message that is not an EmbedBatch of a version that this program reads."""
+    """A queue message, or a batch in the ledger, that this program cannot read."""
 
 
 class NewerMessage(BadMessage):
-    """A queue message of a newer version: a newer worker can read it."""
+    """One that a newer version of this program wrote: a newer worker can read it."""
 
 
 class RedisUnreachable(PosterError):

@@ -14,7 +14,7 @@ from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BULK, EmbedBatch, Poster, fitting
+from producer.queue.messages import BULK, AnyBatch, EmbedBatch, Poster, fitting
 from producer.queue.progress import Failure
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send, send_query
@@ -129,7 +129,7 @@ class QueueClient:
         """Open the store; the caller closes it."""
         return open_store(self.settings.store)
 
-    def send(self, batch: EmbedBatch) -> None:
+    def send(self, batch: AnyBatch) -> None:
         """Put a batch on its lane; it must be recorded already."""
         send(self._app, batch)
 

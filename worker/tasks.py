@@ -21,7 +21,7 @@ from celery.worker import state as celery_state
 
 from producer.errors import BadMessage, DeviceLost
 from producer.queue.image_requests import decode_query
-from producer.queue.messages import EMBED_TASK, QUERY_TASK, EmbedBatch
+from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
 from producer.settings import load_settings
 from worker.celery import EX_CONFIG
 from worker.runtime.heartbeat import exit_now
@@ -42,7 +42,7 @@ _supervisor: Supervisor | None = None
 @shared_task(name=EMBED_TASK, bind=True, max_retries=MAX_RETRIES, default_retry_delay=0, ignore_result=True)
 def embed(task: Task, message: Any) -> None:
     """Embed one batch."""
-    _run(task, message, EmbedBatch.decode, lambda runners, batch: runners.batches.run(batch))
+    _run(task, message, BatchMessage.decode, lambda runners, batch: runners.batches.run(batch))
 
 
 @shared_task(name=QUERY_TASK, bind=True, max_retries=1, default_retry_delay=0, ignore_result=True)

@@ -8,11 +8,12 @@ import secrets
 import time
 from collections.abc import Collection
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, NamedTuple, cast
 
+from producer.errors import BadMessage
 from producer.queue.jobs import JobStore
 from producer.queue.keys import ACTIVE, NOBODY, REPLY_S, RETURNED, claim_key, job_keys
-from producer.queue.messages import LANES, QUEUES, EmbedBatch
+from producer.queue.messages import BULK, LANES, QUEUES, AnyBatch, BatchMessage, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.scripts import load_script
 from producer.redis_client import RedisClient
@@ -24,6 +25,37 @@ CLAIMS_PAGE: Final = 500
 def new_holder(owner: str) -> str:
     """A holder id, OWNER#NONCE, unique to one delivery."""
     return f"{owner}#{secrets.token_hex(4)}"
+
+
+class Claimed(NamedTuple):
+    """The answer to a claim.
+
+    Attributes:
+        verdict: whether it was granted.
+        attempt: its number from 1; 0 unless it was granted. One that `release` took back is not counted.
+        begun_before: whether an earlier attempt began, counted or not.
+        text: the batch as it was recorded; empty where it is not open, or another worker's.
+    """
+
+    verdict: Claim
+    attempt: int
+    begun_before: bool
+    text: str = ""
+
+    def batch(self, message: AnyBatch) -> EmbedBatch:
+        """The batch that `message` names.
+
+        Raises:
+            NewerMessage: a newer version of this program recorded it.
+            BadMessage: it cannot be read.
+        """
+        try:
+            batch = EmbedBatch.decode(json.loads(self.text))
+        except (ValueError, RecursionError) as error:
+            raise BadMessage(f"it is not JSON: {error}") from error
+        if (batch.job, batch.batch) != (message.job, message.batch):
+            raise BadMessage(f"it is recorded as batch {batch.batch!r} of job {batch.job!r}")
+        return batch
 
 
 class Claims:
@@ -44,23 +76,23 @@ class Claims:
 
     # the worker's side
 
-    def claim(self, batch: EmbedBatch, holder: str) -> tuple[Claim, int, bool]:
-        """Claim a batch. Returns (verdict, attempt number from 1, whether an earlier attempt began).
+    def claim(self, batch: AnyBatch, holder: str) -> Claimed:
+        """Claim a batch.
 
-        An attempt that `release` took back is not counted, but it did begin. `holder` is from `new_holder`;
-        a new holder of the same owner takes the batch over: it is the child that replaces a dead one.
+        `holder` is from `new_holder`; a new holder of the same owner takes the batch over: it is the child that
+        replaces a dead one.
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
         owner = holder.rpartition("#")[0]
-        verdict, attempt, deliveries = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
-        return Claim(verdict), int(attempt or 0), int(deliveries or 0) > 1
+        verdict, attempt, begun, text = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
+        return Claimed(Claim(verdict), int(attempt or 0), int(begun or 0) > 1, text)
 
-    def renew(self, batch: EmbedBatch, holder: str, done: int) -> bool:
+    def renew(self, batch: AnyBatch, holder: str, done: int) -> bool:
         """Renew the claim and record how many posters are done. Returns False if the holder no longer has the batch."""
         keys = [*job_keys(batch.job, "open", "tries", "doing"), claim_key(batch.batch)]
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
-    def release(self, batch: EmbedBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
+    def release(self, batch: AnyBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
         """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted.
 
         Returns False, and changes nothing, if the holder no longer has the batch.
@@ -69,7 +101,7 @@ class Claims:
         after_ms = round(after_s * 1000)
         return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(not count), NOBODY]))
 
-    def release_dead(self, batch: EmbedBatch, owner: str) -> bool:
+    def release_dead(self, batch: AnyBatch, owner: str) -> bool:
         """For a parent process: release the batch that its child died with. Returns False if `owner` had no claim.
 
         Otherwise the next worker would respect the dead child's claim until it expires.
@@ -84,9 +116,21 @@ class Claims:
             raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {parts}")
         return self._count(batch.job, batch.batch, outcome)
 
-    def withdraw(self, batch: EmbedBatch) -> bool:
-        """Remove a batch from its cancelled job. Returns False if a worker holds it, or it was finished."""
-        return self._count(batch.job, batch.batch, Outcome(), cancelled=len(batch.posters))
+    def withdraw(self, batch: AnyBatch, text: str) -> int:
+        """Remove a batch, recorded as `text`, from its cancelled job. Returns how many posters.
+
+        0: a worker holds it, or it was finished.
+        """
+        posters = len(_posters(text))
+        return posters if self._count(batch.job, batch.batch, Outcome(), cancelled=posters) else 0
+
+    def fail_unreadable(self, batch: AnyBatch, text: str, reason: str) -> int:
+        """Fail the posters of an open batch that was recorded as `text`, which nobody can read: its job must end.
+
+        Returns how many.
+        """
+        failures = tuple(Failure(*names, "internal", reason) for names in _posters(text))
+        return len(failures) if self._count(batch.job, batch.batch, Outcome(failures=failures)) else 0
 
     def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
         """Replace an open batch by its halves, which redelivery sends. Returns None if it was finished meanwhile.
@@ -109,32 +153,23 @@ class Claims:
         """
         if not self._job_store.mark_cancelled(job):
             return 0
-        withdrawn = 0
-        for batch_id, text in self._redis.hscan_iter(job_keys(job, "open")[0]):
-            posters = len(json.loads(text).get("posters", ()))  # also of a version newer than this program
-            if self._count(job, batch_id, Outcome(), cancelled=posters):
-                withdrawn += posters
-        return withdrawn
-
-    def fail_unreadable(self, job: str, batch_id: str, reason: str) -> int:
-        """Fail the posters of an open batch that `load` cannot read, so that its job can finish. Returns how many."""
-        posters = (self._message(job, batch_id) or {}).get("posters", ())
-        failures = tuple(Failure(str(entry[0]), str(entry[1]), "internal", reason) for entry in posters)
-        return len(failures) if self._count(job, batch_id, Outcome(failures=failures)) else 0
+        batches = self._redis.hscan_iter(job_keys(job, "open")[0])
+        return sum(self.withdraw(BatchMessage(job, batch_id), text) for batch_id, text in batches)
 
     def open_batches(self, job: str) -> set[str]:
         """Ids of the job's open batches."""
         return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
 
-    def load(self, job: str, batch_id: str) -> EmbedBatch | None:
-        """An open batch; None when it is not open any more.
+    def message(self, job: str, batch_id: str) -> BatchMessage | None:
+        """The message for an open batch, of whatever version; None when it is not open any more.
 
-        Raises:
-            NewerMessage: a newer version of this program recorded it.
-            BadMessage: this version cannot read it.
+        The bulk lane where it cannot be told which: the worker that claims the batch says what is wrong with it.
         """
-        message = self._message(job, batch_id)
-        return EmbedBatch.decode(message) if message is not None else None
+        text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
+        if text is None:
+            return None
+        lane = _record(text).get("lane")
+        return BatchMessage(job, batch_id, lane if isinstance(lane, str) and lane in LANES else BULK)
 
     def claimed(self, batches: Collection[str]) -> set[str]:
         """The subset of the batches that are claimed, or paused after a release."""
@@ -169,11 +204,6 @@ class Claims:
         """Pause an open batch that this version cannot read, unless it is claimed."""
         self._redis.set(claim_key(batch_id), NOBODY, px=round(after_s * 1000), nx=True)
 
-    def _message(self, job: str, batch_id: str) -> dict[str, Any] | None:
-        """An open batch of any version; None when it is not open."""
-        text = cast(str | None, self._redis.hget(job_keys(job, "open")[0], batch_id))
-        return json.loads(text) if text else None
-
     def _count(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
         names = ("", "open", "tries", "doing", "failures", "vectors")
         keys = [*job_keys(job, *names), claim_key(batch_id), ACTIVE, RETURNED]
@@ -183,6 +213,22 @@ class Claims:
         now, keep_s = repr(time.time()), self._job_store.keep_s
         head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), NOBODY, *counts, len(outcome.failures)]
         return bool(self._finish(keys, [*head, *failures, *vectors]))
+
+
+def _record(text: str) -> dict[str, object]:
+    """The fields of a recorded batch of any version; none where it is no JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _posters(text: str) -> list[tuple[str, str]]:
+    """Ids and paths in a recorded batch of any version, as far as they can be read."""
+    posters = _record(text).get("posters")
+    entries = posters if isinstance(posters, list) else []
+    return [(str(entry[0]), str(entry[1])) for entry in entries if isinstance(entry, list) and len(entry) > 1]
 
 
 def _task_id(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Messages of the queue: lanes, task names, and EmbedBatch with its validation."""
+"""Messages of the queue, and batches as the ledger records them: lanes, task names, fields and their validation.
+
+A message says which batch it is for; what the batch holds, the ledger alone says. So the two cannot disagree.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the list
 EMBED_TASK: Final = "posters.embed"
 QUERY_TASK: Final = "posters.query"
 TASKS: Final = frozenset((EMBED_TASK, QUERY_TASK))  # each takes one JSON object
-VERSION: Final = 1
+MESSAGE_VERSION: Final = 2  # version 1 held the whole batch, as the ledger still records it
+RECORD_VERSION: Final = 1  # older workers read it, and send it again as their messages
+MAX_VERSION: Final = 2**31 - 1
 MAX_POSTERS: Final = 4096  # as settings.posters_per_batch allows
 MAX_ID_CHARACTERS: Final = 128  # job and batch ids
 MAX_SPACE_CHARACTERS: Final = 512  # a model's name and 13 more
 MAX_PATH_CHARACTERS: Final = 8192  # Linux stops at 4096 bytes, Windows at 32,767 characters on request
-# As a message lies on its lane. 4096 posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB.
+# Of a batch as a message of version 1: as it may still lie on a lane, and as an older worker sends it again. 4096
+# posters with paths of 80 Japanese characters have 6 MB, most batches 40 kB. A message of version 2 has 1 kB.
 MAX_MESSAGE_BYTES: Final = 8 << 20
 _BYTES_PER_CHARACTER: Final = 8  # at most: six as JSON (\uXXXX), a third more in kombu's base64
 _BYTES_PER_POSTER: Final = 80  # quotes, commas, size and time, in base64
@@ -45,8 +51,40 @@ class Poster(NamedTuple):
 
 
 @dataclass(frozen=True)
+class BatchMessage:
+    """A message: the name of an open batch.
+
+    Attributes:
+        job: id of the job.
+        batch: id of the batch; also the Celery task id.
+        lane: INTERACTIVE or BULK.
+    """
+
+    job: str
+    batch: str
+    lane: str = BULK
+
+    def encode(self) -> dict[str, Any]:
+        """The message as JSON types."""
+        return {"version": MESSAGE_VERSION, "job": self.job, "batch": self.batch, "lane": self.lane}
+
+    @classmethod
+    def decode(cls, message: object) -> BatchMessage:
+        """The inverse of encode, with every field validated; of a message of version 1, what these fields say.
+
+        Raises:
+            BadMessage: names the field, what it must be, and what it was.
+        """
+        fields = _object(message, MESSAGE_VERSION)
+        unknown = set(fields) - set(cls.__dataclass_fields__) - {"version"}
+        if unknown and fields["version"] != 1:
+            raise _unknown_fields(unknown)
+        return cls(check_id(fields.get("job"), "job"), check_id(fields.get("batch"), "batch"), _lane(fields))
+
+
+@dataclass(frozen=True)
 class EmbedBatch:
-    """One message: up to MAX_POSTERS posters of one job.
+    """A batch as the ledger records it: up to MAX_POSTERS posters of one job.
 
     Attributes:
         job: id of the job.
@@ -69,9 +107,9 @@ class EmbedBatch:
     verify: bool = False
 
     def encode(self) -> dict[str, Any]:
-        """The message as JSON types."""
+        """The record as JSON types."""
         return {
-            "version": VERSION,
+            "version": RECORD_VERSION,
             "job": self.job,
             "batch": self.batch,
             "lane": self.lane,
@@ -83,36 +121,27 @@ class EmbedBatch:
         }
 
     @classmethod
-    def decode(cls, message: object) -> EmbedBatch:
+    def decode(cls, record: object) -> EmbedBatch:
         """The inverse of encode, with every field validated.
 
         Raises:
             BadMessage: names the field, what it must be, and what it was.
         """
-        if not isinstance(message, Mapping):
-            raise BadMessage(f"a batch must be an object, not {type(message).__name__}")
-        version = message.get("version")
-        if type(version) is not int or version < 1:
-            raise BadMessage(f"version must be a positive whole number, not {version!r}")
-        if version > VERSION:
-            raise NewerMessage(f"version {version} is newer than this program reads ({VERSION}): update the worker")
-        unknown = set(message) - set(cls.__dataclass_fields__) - {"version"}
-        if unknown:
-            raise BadMessage(f"unknown fields {', '.join(sorted(map(repr, unknown)))}")
-        lane, space = message.get("lane"), message.get("space")
-        if lane not in LANES:
-            raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r}")
+        fields = _object(record, RECORD_VERSION)
+        if unknown := set(fields) - set(cls.__dataclass_fields__) - {"version"}:
+            raise _unknown_fields(unknown)
+        space = fields.get("space")
         if space is not None:
             space = _text(space, "space", MAX_SPACE_CHARACTERS)
         return cls(
-            job=_text(message.get("job"), "job", MAX_ID_CHARACTERS),
-            batch=_text(message.get("batch"), "batch", MAX_ID_CHARACTERS),
-            posters=_posters(message.get("posters")),
-            lane=lane,
+            job=_text(fields.get("job"), "job", MAX_ID_CHARACTERS),
+            batch=_text(fields.get("batch"), "batch", MAX_ID_CHARACTERS),
+            posters=_posters(fields.get("posters")),
+            lane=_lane(fields),
             space=space,
-            force=_flag(message.get("force"), "force"),
-            reply=_flag(message.get("reply"), "reply"),
-            verify=_flag(message.get("verify", False), "verify"),
+            force=_flag(fields.get("force"), "force"),
+            reply=_flag(fields.get("reply"), "reply"),
+            verify=_flag(fields.get("verify", False), "verify"),
         )
 
     def halves(self) -> tuple[EmbedBatch, EmbedBatch]:
@@ -122,6 +151,9 @@ class EmbedBatch:
         middle = len(self.posters) // 2
         first = replace(self, batch=f"{self.batch}.0", posters=self.posters[:middle])
         return first, replace(self, batch=f"{self.batch}.1", posters=self.posters[middle:])
+
+
+AnyBatch = BatchMessage | EmbedBatch  # names a batch
 
 
 def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
@@ -135,6 +167,38 @@ def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
         size += more
     if start < len(posters):
         yield tuple(posters[start:])
+
+
+def check_id(value: object, name: str) -> str:
+    """An id of a job, a batch or a task, which becomes part of a Redis key; BadMessage when it cannot be one."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARACTERS:
+        raise BadMessage(f"{name} must be 1 to {MAX_ID_CHARACTERS} characters, not {value!r:.80}")
+    if not value.isascii() or not value.isprintable():
+        raise BadMessage(f"{name} must be printable ASCII, not {value!a:.80}")
+    return value
+
+
+def _object(value: object, newest: int) -> Mapping[str, Any]:
+    """An object of a version that this program reads."""
+    if not isinstance(value, Mapping):
+        raise BadMessage(f"a batch must be an object, not {type(value).__name__}")
+    version = value.get("version")
+    if type(version) is not int or not 1 <= version <= MAX_VERSION:
+        raise BadMessage(f"version must be a positive whole number, not {version!r:.80}")
+    if version > newest:
+        raise NewerMessage(f"version {version} is newer than this program reads ({newest}): update the worker")
+    return value
+
+
+def _lane(fields: Mapping[str, Any]) -> str:
+    lane = fields.get("lane")
+    if not isinstance(lane, str) or lane not in LANES:
+        raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r:.80}")
+    return lane
+
+
+def _unknown_fields(names: set[str]) -> BadMessage:
+    return BadMessage(f"unknown fields {', '.join(sorted(map(repr, names))):.200}")
 
 
 # Of the names that these put into an error, `{}` is the number of a poster: 4096 times, formatting takes longer than

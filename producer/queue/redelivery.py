@@ -3,12 +3,12 @@
 Returned batches, and the halves of split ones, are known by name: they are sent as soon as their pause is over.
 Lost ones (Redis lost the message, a worker died with parent and child) must be searched: among all open batches,
 those that are on no lane and not claimed. The scan reads every message that is queued, so one process alone does
-it, and then rests fifty times as long as the scan took.
+it, and then rests fifty times as long as the scan took. A batch need not be read for that: one that a newer version
+recorded is sent as well.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from producer.errors import BadMessage, NewerMessage, RedisUnreachable
+from producer.errors import RedisUnreachable
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.keys import REDELIVERY_LEASE
 from producer.queue.locks import Lease
-from producer.queue.messages import EmbedBatch
+from producer.queue.messages import BatchMessage
 
 SCAN_EVERY_S: Final = 5.0
 REST_FACTOR: Final = 50  # so that scanning takes at most a fiftieth of the time, Redis' and ours
@@ -31,14 +31,13 @@ MAX_REST_S: Final = 60.0
 RETURNED_EVERY_S: Final = 1.0
 GRACE_S: Final = 8.0  # recording and sending a batch, and taking and claiming it, are milliseconds apart
 Clock = Callable[[], float]
-logger = logging.getLogger(__name__)
 
 
 class Redelivery:
     """Producers and workers call `run` repeatedly; it does what is due. Duplicates do no harm."""
 
     def __init__(
-        self, claims: Claims, job_store: JobStore, send: Callable[[EmbedBatch], None], clock: Clock = time.monotonic
+        self, claims: Claims, job_store: JobStore, send: Callable[[BatchMessage], None], clock: Clock = time.monotonic
     ) -> None:
         """`send` puts a batch on its lane; `clock` in seconds; claims and job store are the caller's to close."""
         self._claims, self._job_store, self._send, self._clock = claims, job_store, send, clock
@@ -89,15 +88,7 @@ class Redelivery:
         return sum(self._resend(*batch) for batch in lost)
 
     def _resend(self, job: str, name: str) -> bool:
-        try:
-            batch = self._claims.load(job, name)
-        except NewerMessage as error:  # it stays open, for those who can read it
-            logger.info("batch %s is left to a newer worker: %s", name, error)
-            return False
-        except BadMessage as error:
-            count = self._claims.fail_unreadable(job, name, f"no worker can read its batch: {error}")
-            logger.error("no worker can read batch %s, its %d posters fail: %s", name, count, error)
-            return False
-        if batch is not None:
-            self._send(batch)
-        return batch is not None
+        message = self._claims.message(job, name)
+        if message is not None:
+            self._send(message)
+        return message is not None

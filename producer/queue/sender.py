@@ -12,7 +12,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 
 from producer.queue.image_requests import encode_query
-from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, EmbedBatch
+from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, AnyBatch, BatchMessage
 from producer.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, REDIS_ERRORS, broker, unreachable
 from producer.settings import Settings
 
@@ -57,23 +57,23 @@ def create_sender(settings: Settings) -> Celery:
     return app
 
 
-def send(app: Celery, batch: EmbedBatch) -> None:
+def send(app: Celery, batch: AnyBatch) -> None:
     """Put a batch on its lane; its id is the task's id.
 
     Raises:
         RedisUnreachable: within 5 s, when Redis is unreachable, hangs, or is full.
     """
-    shown = f"<{len(batch.posters)} posters>"  # paths do not belong into Celery's log
-    _send(app, EMBED_TASK, batch.encode(), batch.batch, batch.lane, shown)
+    _send(app, EMBED_TASK, BatchMessage(batch.job, batch.batch, batch.lane).encode(), batch.batch, batch.lane)
 
 
 def send_query(app: Celery, token: str) -> None:
     """Put an image request on the interactive lane; raises like `send`."""
-    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE, "<an image>")
+    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE)
 
 
-def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str, shown: str) -> None:
-    options = {"task_id": task_id, "queue": QUEUES[lane], "retry": False, "ignore_result": True, "argsrepr": shown}
+def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str) -> None:
+    about = {"argsrepr": "", "kwargsrepr": ""}  # for Celery's log, twice in each message; the id says enough
+    options = {"task_id": task_id, "queue": QUEUES[lane], "retry": False, "ignore_result": True, **about}
     try:
         app.send_task(task, args=[message], **options)
     except (KombuError, *REDIS_ERRORS) as error:

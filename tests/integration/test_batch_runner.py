@@ -1,9 +1,10 @@
 """BatchRunner on a real ledger: what is released, counted, split, and failed."""
 
+import json
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,11 @@ from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachab
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import EmbedBatch, Poster
+from producer.queue.messages import BatchMessage, EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
 from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
+from tests.support.ledger_jobs import recorded
 from tests.support.memory_store import MemoryStore
 from worker.pipeline.timings import Timings
 from worker.runtime.batch_runner import LANE_PAUSE_S, BatchRunner
@@ -29,13 +31,14 @@ class FakePipeline:
 
     error: BaseException | None = None
     runs: int = 0
+    batch: EmbedBatch | None = None
     begun_before: bool = False
     before: list = field(default_factory=list)  # called with `report` at each run
     timings = Timings()
 
     def run(self, batch, report, *, begun_before):
         self.runs += 1
-        self.begun_before = begun_before
+        self.batch, self.begun_before = batch, begun_before
         report(1)
         for action in self.before:
             action(report)
@@ -196,7 +199,7 @@ def test_a_crashing_poster_is_found_in_log2_crashes(installation, redis_server):
         batch = waiting.pop()
         crashing = any(poster.id == "200" for poster in batch.posters)
         holder = f"worker#{crashes}"
-        verdict, attempt, _ = installation.claims.claim(batch, holder)
+        verdict, attempt, *_ = installation.claims.claim(batch, holder)
         assert verdict is Claim.WORK
         if crashing and attempt <= 2:
             crashes += 1
@@ -224,7 +227,7 @@ def test_halves_keep_the_fields_of_the_batch(installation, redis_server):
         release(redis_server, batch)
     installation.runner.run(batch)
     for name in ("J.1.0", "J.1.1"):
-        half = installation.claims.load("J", name)
+        half = recorded(installation.job_store, "J", name)
         assert (half.lane, half.space, half.force, half.reply) == ("interactive", "mine", True, True)
 
 
@@ -288,7 +291,7 @@ def test_a_worker_that_stops_releases_its_batch_after_the_chunk(installation):
     installation.pipeline.before = [lambda report: installation.runner.stop_after_chunk(), lambda report: report(2)]
     assert not installation.runner.run(batch)
     assert installation.claims.take_returned() == [("J", "J.1")]
-    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
+    assert installation.claims.claim(batch, "another#1")[:3] == (Claim.WORK, 1, True)
 
 
 def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation):
@@ -297,7 +300,7 @@ def test_a_signal_that_ends_the_process_costs_the_batch_no_attempt(installation)
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
         installation.runner.run(batch)
-    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 1, True)
+    assert installation.claims.claim(batch, "another#1")[:3] == (Claim.WORK, 1, True)
 
 
 def test_a_lost_device_keeps_the_claim(installation):
@@ -316,7 +319,7 @@ def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, mon
     installation.pipeline.error = SystemExit(0)
     with pytest.raises(SystemExit):
         installation.runner.run(batch)
-    assert installation.claims.claim(batch, "another#1") == (Claim.WORK, 2, True)
+    assert installation.claims.claim(batch, "another#1")[:3] == (Claim.WORK, 2, True)
 
 
 def test_a_batch_that_was_taken_over_is_interrupted(installation, redis_server):
@@ -393,6 +396,61 @@ def test_a_batch_for_a_space_that_no_worker_produces_goes_to_the_pipeline(instal
     """The pipeline fails its posters with a reason: the model was changed."""
     assert installation.runner.run(installation.batch(2, space="of the old model"))
     assert installation.pipeline.runs == 1
+
+
+def test_what_a_message_says_of_its_batch_is_not_believed(installation):
+    """The ledger recorded it: posters, space and flags come from there."""
+    batch, ran = installation.batch(3, space="mine", force=True), []
+    installation.pipeline.before = [lambda report: ran.append(installation.pipeline.batch)]
+    forged = replace(batch, posters=(Poster("0", "other.png"),), space="theirs", force=False, reply=True)
+    assert installation.runner.run(BatchMessage.decode(forged.encode()))
+    assert ran == [batch]
+    progress = installation.job_store.progress("J")
+    assert (progress.submitted, progress.embedded, progress.open_batches) == (3, 3, 0)
+
+
+def record(redis_server, text):
+    """Replace the record of batch J.1."""
+    with redis_server.client as client:
+        client.hset("posters:job:J:open", "J.1", text)
+
+
+def test_a_batch_that_a_newer_version_recorded_is_left_to_a_newer_worker(installation, redis_server):
+    """It stays open, costs no attempt, is sent again after a minute, and is a dead letter once."""
+    batch = installation.batch(2)
+    newer = json.dumps(batch.encode() | {"version": 99})
+    record(redis_server, newer)
+    for _ in range(2):
+        assert installation.runner.run(batch)
+        assert installation.claims.claim(batch, "another#1").verdict is Claim.BUSY
+        release(redis_server, batch)
+    assert installation.pipeline.runs == 0
+    assert installation.claims.take_returned() == [("J", "J.1")]
+    dead_letters = DeadLetters(installation.job_store)
+    assert dead_letters.count() == 1
+    assert "version 99 is newer" in dead_letters.newest_reason()
+    assert installation.claims.claim(batch, "newer#1") == (Claim.WORK, 1, True, newer)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lane": "sideways"}, "lane must be one of"),
+        ({"color": "red"}, "unknown fields 'color'"),
+        ({"batch": "J.7"}, "recorded as batch 'J.7' of job 'J'"),
+    ],
+)
+def test_a_batch_that_no_worker_can_read_fails_by_name(installation, redis_server, change, reason):
+    """Its job must end: neither this version nor a newer one will ever take it."""
+    batch = installation.batch(2)
+    record(redis_server, json.dumps(batch.encode() | change))
+    assert installation.runner.run(batch)
+    assert installation.pipeline.runs == 0
+    progress = installation.job_store.progress("J")
+    assert (progress.submitted, progress.failed, progress.open_batches) == (2, 2, 0)
+    for failure, poster in zip(sorted(installation.job_store.failures("J")), batch.posters, strict=True):
+        assert (failure.id, failure.path, failure.word) == (poster.id, poster.path, "internal")
+        assert reason in failure.reason
 
 
 def test_a_message_of_a_newer_version_is_dead_lettered_once_and_deferred(installation, redis_url):

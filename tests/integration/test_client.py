@@ -178,7 +178,7 @@ def test_a_full_redis_is_an_error_that_says_so_and_leaves_nothing_half_written(p
 
 
 def _batch(producer, job):
-    return producer.claims.load(job.id, f"{job.id}.1")
+    return producer.claims.message(job.id, f"{job.id}.1")
 
 
 def test_a_refused_login_names_the_server(make, redis_server):

@@ -1,5 +1,6 @@
-"""Stores, jobs and queued batches that version 0.1 left behind are read and finished by the code of today."""
+"""Version 0.1 and the code of today: what one wrote the other reads, and workers of both share a queue and a ledger."""
 
+import base64
 import json
 import shutil
 from contextlib import closing
@@ -7,11 +8,16 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
-from producer.queue.progress import Failure
+from producer.queue.messages import BULK, QUEUES
+from producer.queue.progress import Claim, Failure, Outcome
+from producer.queue.sender import create_sender, send
+from producer.settings import load_settings
 from producer.vectors import open_store
-from tests.support.ledger_jobs import holds
-from tests.support.old_ledger import LEDGER, STORE, restore
+from tests.support.fixtures.validation_v0_1 import rejection_reason
+from tests.support.ledger_jobs import batch, begin, holds, recorded
+from tests.support.old_ledger import LEDGER, STORE, OldWorker, restore
 from tests.support.wait import wait_for
 
 (UNFINISHED,) = json.loads(LEDGER.read_text(encoding="utf-8"))["posters:active"]["value"]
@@ -59,6 +65,60 @@ def test_its_failures_are_listed(job_store):
         Failure("d", "d.jpg", "not_an_image", "it is a text"),
         Failure("e", "caf\udce9.jpg", "missing", "it is not there"),
     ]
+
+
+def test_its_worker_reads_the_batches_of_today(job_store):
+    """Byte by byte as it recorded them itself: it may hold the redelivery lease, and send them again."""
+    job = f"posters:job:{UNFINISHED}:open"
+    text = json.loads(LEDGER.read_text(encoding="utf-8"))[job]["value"][f"{UNFINISHED}.1"]
+    found = recorded(job_store, UNFINISHED, f"{UNFINISHED}.1")
+    job_store.redis.delete(f"posters:job:{UNFINISHED}")
+    job_store.create(UNFINISHED)
+    job_store.record_step(UNFINISHED, 1, batch=found)
+    assert job_store.redis.hget(job, f"{UNFINISHED}.1") == text
+
+
+def test_its_worker_defers_the_messages_of_today(redis_url, redis_server):
+    """It lets them pass to its task, which sees that they are newer, and leaves the batch for a minute."""
+    with redis_server.client as client, create_sender(load_settings(redis_url=redis_url)) as app:
+        send(app, batch())
+        element = client.rpop(QUEUES[BULK])
+    assert rejection_reason(element.encode()) is None
+    ((message,), _, _) = json.loads(base64.b64decode(json.loads(element)["body"]))
+    assert message["version"] == 2
+
+
+def test_workers_of_both_versions_share_a_ledger(redis_url, redis_server):
+    """Each takes over what the other left; every poster is counted once, and nothing stays behind."""
+    with closing(JobStore(redis_url)) as job_store:
+        claims, old = Claims(job_store), OldWorker(job_store, "old")
+        begin(job_store, *(batch(number) for number in range(1, 5)))
+        assert claims.claim(batch(1), "new#1").verdict is Claim.WORK
+        assert old.claim(batch(1)) == ("busy", 0)
+        assert claims.release(batch(1), "new#1")
+        assert old.claim(batch(1)) == ("work", 1)
+        assert claims.claim(batch(1), "new#2").verdict is Claim.BUSY
+        assert old.renew(batch(1), 2)
+        assert old.finish(batch(1))
+        assert old.claim(batch(2)) == ("work", 1)
+        assert old.release(batch(2))
+        assert sorted(claims.take_returned()) == [("job", "job.2")]
+        assert claims.claim(batch(2), "new#3")[:3] == (Claim.WORK, 1, True)
+        assert not old.renew(batch(2), 1)
+        assert claims.finish(batch(2), Outcome(embedded=4))
+        assert claims.claim(batch(3), "new#4").verdict is Claim.WORK
+        assert old.finish(batch(3)), "its claim had expired, and the old worker had begun before"
+        assert old.split(batch(4))
+        for half in batch(4).halves():
+            claimed = claims.claim(half, "new#5")
+            assert claimed.batch(half) == half
+            assert claims.finish(half, Outcome(unchanged=2))
+        progress = job_store.progress("job")
+        assert progress.at_rest
+        assert holds(progress)
+        assert (progress.embedded, progress.unchanged) == (12, 4)
+        with redis_server.client as client:
+            assert [key for key in client.keys("*") if client.ttl(key) < 0] == ["posters:jobs"]
 
 
 def test_its_queued_batch_is_done(installation):

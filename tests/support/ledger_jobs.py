@@ -1,5 +1,7 @@
 """Jobs and batches for tests of the ledger and of claims, without a producer."""
 
+import json
+
 from producer.queue.messages import EmbedBatch, Poster
 
 
@@ -13,6 +15,11 @@ def begin(ledger, *batches, job="job"):
     for number, one in enumerate(batches, 1):
         ledger.record_step(job, number, batch=one)
     ledger.mark_sent(job, len(batches))
+
+
+def recorded(ledger, job, batch_id):
+    """An open batch as it was recorded."""
+    return EmbedBatch.decode(json.loads(ledger.redis.hget(f"posters:job:{job}:open", batch_id)))
 
 
 def holds(progress):

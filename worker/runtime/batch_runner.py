@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from producer.errors import DeviceLost, NewerMessage, PosterError, RedisUnreachable
-from producer.queue.claims import Claims, new_holder
+from producer.errors import BadMessage, DeviceLost, NewerMessage, PosterError, RedisUnreachable
+from producer.queue.claims import Claimed, Claims, new_holder
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import EmbedBatch
+from producer.queue.messages import BatchMessage, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.settings import Settings
@@ -57,8 +57,10 @@ class BatchRunner:
         self._timings = Timings()
         self._left_last_batch = False  # to another worker
 
-    def run(self, batch: EmbedBatch) -> bool:
+    def run(self, message: BatchMessage) -> bool:
         """Claim, embed and count a batch; False when its message must be requeued, because this worker is stopping.
+
+        What the batch holds, the ledger says.
 
         While Redis is unreachable it waits: what it has embedded is counted when Redis is back. Any other transient
         failure releases the batch without counting the attempt, and redelivery sends it again.
@@ -68,15 +70,15 @@ class BatchRunner:
         """
         holder = new_holder(self._owner)
         try:
-            verdict, attempt, begun_before = self._claims.claim(batch, holder)
-            if verdict is Claim.WORK:
-                return self._run_claimed(batch, holder, attempt, begun_before)
-            if verdict is Claim.CANCELLED:
-                self._claims.withdraw(batch)
-            logger.info("batch %s: nothing to do, it is %s", batch.batch, verdict.value)
+            claimed = self._claims.claim(message, holder)
+            if claimed.verdict is Claim.WORK:
+                return self._run_claimed(message, holder, claimed)
+            if claimed.verdict is Claim.CANCELLED:
+                self._claims.withdraw(message, claimed.text)
+            logger.info("batch %s: nothing to do, it is %s", message.batch, claimed.verdict.value)
             return True
         except RedisUnreachable as error:  # and this worker is stopping: the claim expires, the batch stays open
-            logger.error("batch %s: %s", batch.batch, error)
+            logger.error("batch %s: %s", message.batch, error)
             return False
         except DeviceLost:
             raise
@@ -84,7 +86,7 @@ class BatchRunner:
             # A signal ends this process (as SystemExit). That is not the batch's fault, unless it has exceeded its
             # time limit: then the batch is why the process is killed, and the attempt counts.
             with suppress(RedisUnreachable):
-                self._claims_once.release(batch, holder, count=self._heartbeat.is_overdue())
+                self._claims_once.release(message, holder, count=self._heartbeat.is_overdue())
             raise
 
     def stop_after_chunk(self) -> None:
@@ -106,16 +108,21 @@ class BatchRunner:
         self._heartbeat.stop()
         self._job_store.close()
 
-    def _run_claimed(self, batch: EmbedBatch, holder: str, attempt: int, begun_before: bool) -> bool:
-        if attempt > self._settings.attempts:
-            self._split_or_fail(batch, attempt - 1)
+    def _run_claimed(self, message: BatchMessage, holder: str, claimed: Claimed) -> bool:
+        try:
+            batch = claimed.batch(message)
+        except BadMessage as error:
+            self._defer_or_fail(message, holder, claimed.text, error)
+            return True
+        if claimed.attempt > self._settings.attempts:
+            self._split_or_fail(batch, claimed.attempt - 1)
             return True
         if self._leave_to_other_worker(batch, holder):
             return True
         began = time.perf_counter()  # on Windows, time.monotonic() stands still for 16 ms at a time
         try:
             with self._heartbeat.watch(f"batch {batch.batch}", (batch, holder)):
-                outcome = self._pipeline.run(batch, self._heartbeat.report, begun_before=begun_before)
+                outcome = self._pipeline.run(batch, self._heartbeat.report, begun_before=claimed.begun_before)
         except BatchInterrupted as reason:
             logger.warning("batch %s is released: %s", batch.batch, reason)
             return not self._claims.release(batch, holder)
@@ -142,6 +149,15 @@ class BatchRunner:
         times, again = self._pipeline.timings.summary(), "" if counted else "; it had been counted before"
         logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, times, again)
         return True
+
+    def _defer_or_fail(self, message: BatchMessage, holder: str, text: str, reason: BadMessage) -> None:
+        """Leave a batch that a newer version recorded to a newer worker; fail one that nobody can read."""
+        if isinstance(reason, NewerMessage):
+            self._claims.release(message, holder, NEWER_PAUSE_S)
+            self._dead_letters.reject(text, str(reason), once=message.batch)
+        else:
+            count = self._claims.fail_unreadable(message, text, f"no worker can read its batch: {reason}")
+            logger.error("no worker can read batch %s, its %d posters fail: %s", message.batch, count, reason)
 
     def _leave_to_other_worker(self, batch: EmbedBatch, holder: str) -> bool:
         """Release a batch for a space that another worker produces, or may produce once it has loaded its model."""

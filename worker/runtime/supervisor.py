@@ -20,7 +20,7 @@ from celery.worker import state as celery_state
 from producer.errors import PosterError
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
-from producer.queue.messages import EmbedBatch
+from producer.queue.messages import BatchMessage
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send
 from producer.queue.workers import FAILED, LOADING, WorkerRegistry
@@ -66,7 +66,7 @@ class Supervisor(threading.Thread):
         if self._runner is not None:
             return  # a solo worker has no child
         try:
-            self._claims.release_dead(EmbedBatch.decode(message), self._owner)
+            self._claims.release_dead(BatchMessage.decode(message), self._owner)
         except PosterError as error:
             logger.warning("the batch of a dead child cannot be released until its claim expires: %s", error)
 

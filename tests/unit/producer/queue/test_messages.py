@@ -1,11 +1,11 @@
-"""The message checks itself: what was encoded comes back equal, and anything else is refused by field."""
+"""Messages and recorded batches: what was encoded comes back equal, and anything else is refused by field."""
 
 import json
 
 import pytest
 
 from producer.errors import BadMessage
-from producer.queue.messages import MAX_POSTERS, VERSION, EmbedBatch, Poster
+from producer.queue.messages import MAX_POSTERS, MESSAGE_VERSION, RECORD_VERSION, BatchMessage, EmbedBatch, Poster
 
 
 def batch(count: int = 3, **fields: object) -> EmbedBatch:
@@ -23,7 +23,7 @@ def test_a_batch_survives_json():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"version": VERSION + 1}, "newer"),
+        ({"version": RECORD_VERSION + 1}, "newer"),
         ({"version": True}, "version"),
         ({"version": None}, "version"),
         ({"lane": "fast"}, "lane"),
@@ -51,11 +51,46 @@ def test_a_bad_field_is_named(change, named):
         EmbedBatch.decode({**batch().encode(), **change})
 
 
-@pytest.mark.parametrize("message", [None, [], "text", 7, {}])
-def test_what_is_no_batch_at_all_is_refused(message):
+@pytest.mark.parametrize("kind", [EmbedBatch, BatchMessage])
+@pytest.mark.parametrize("message", [None, [], "text", 7, {}, {"version": [1]}, {"version": 1, "lane": ["bulk"]}])
+def test_what_is_no_batch_at_all_is_refused(kind, message):
     """Anything that is not an object with a version is a BadMessage, never another exception."""
     with pytest.raises(BadMessage):
-        EmbedBatch.decode(message)
+        kind.decode(message)
+
+
+def test_a_message_names_its_batch_and_nothing_else():
+    """Whatever the batch holds: the ledger says it, and the two cannot disagree."""
+    message = BatchMessage("j", "j.1", "interactive")
+    assert message.encode() == {"version": 2, "job": "j", "batch": "j.1", "lane": "interactive"}
+    assert BatchMessage.decode(json.loads(json.dumps(message.encode()))) == message
+
+
+def test_a_message_of_version_1_is_read_as_the_name_of_its_batch():
+    """It may wait on a lane during an update. What else it says, the ledger knows better."""
+    message = batch(3, lane="interactive").encode() | {"posters": "forged", "color": "red"}
+    assert BatchMessage.decode(message) == BatchMessage("j", "j.1", "interactive")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": MESSAGE_VERSION + 1}, "newer"),
+        ({"version": 2**31}, "version"),
+        ({"version": 0}, "version"),
+        ({"job": ""}, "job"),
+        ({"job": None}, "job"),
+        ({"job": "\ud800"}, "job"),
+        ({"batch": "j\n1"}, "batch"),
+        ({"batch": "x" * 129}, "batch"),
+        ({"lane": "fast"}, "lane"),
+        ({"posters": []}, "posters"),
+    ],
+)
+def test_a_bad_field_of_a_message_is_named(change, named):
+    """Ids are printable ASCII: they become parts of Redis keys."""
+    with pytest.raises(BadMessage, match=named):
+        BatchMessage.decode(BatchMessage("j", "j.1").encode() | change)
 
 
 def test_halves_hold_each_poster_once():
