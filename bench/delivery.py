@@ -32,7 +32,7 @@ from producer.queue.messages import BULK, QUEUES, EmbedBatch, Poster
 from producer.queue.progress import Outcome
 from producer.queue.sender import create_sender, send
 from producer.settings import Settings, load_settings
-from worker.broker.validation import rejection_reason
+from worker.broker.validation import rebuild
 
 POSTERS: Final = 256  # per batch, the default of settings.posters_per_batch
 WARM_UP: Final = 20  # batches that are not measured
@@ -101,7 +101,7 @@ def _steps(settings: Settings, count: int) -> dict[str, float]:
     elements = [text.encode() for text in job_store.redis.lrange(QUEUES[BULK], 0, -1)]  # type: ignore[union-attr]
     records = [json.dumps(one.encode()) for one in batches]
     found |= {
-        "worker: validate the message": _each(elements, rejection_reason),
+        "worker: validate the message": _each(elements, lambda element: rebuild(element, QUEUES[BULK])),
         "worker: decode what was recorded": _each(records, lambda text: EmbedBatch.decode(json.loads(text))),
         "worker: claim it": _each(batches, lambda one: claims.claim(one, holders[one.batch])),
         "worker: renew the claim": _each(batches, lambda one: claims.renew(one, holders[one.batch], 1)),

@@ -2,22 +2,28 @@
 
 import base64
 import json
+import os
 import pickle
+import random
 import uuid
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from producer.queue.messages import EMBED_TASK, QUEUES, EmbedBatch, Poster
+from producer.queue.messages import EMBED_TASK, QUEUES, BatchMessage
+from tests.support.lane_elements import came_back, elements
 from tests.support.scenario_table import scenario
 from tests.support.wait import wait_for
 
-BULK = QUEUES["bulk"]
+BULK, INTERACTIVE = QUEUES["bulk"], QUEUES["interactive"]
 BIG_BYTES = 10_000_000
+SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
+ELEMENTS = 10_000
 
 
 def raw_message(body, task=EMBED_TASK, content_type="application/json", encoding="utf-8"):
     """A message as kombu pushes it to the list, with the bytes `body`."""
-    name = str(uuid.uuid4())
+    name = "a-job.1"
     return json.dumps(
         {
             "body": base64.b64encode(body).decode(),
@@ -43,8 +49,7 @@ def call(*arguments):
 
 
 def encoded_batch(**changes):
-    batch = EmbedBatch("a-job", "a-job.1", (Poster("a.jpg", "a.jpg"),)).encode()
-    return batch | changes
+    return BatchMessage("a-job", "a-job.1").encode() | changes
 
 
 UNKNOWN_JOB = "a batch whose job the ledger does not know"
@@ -104,6 +109,49 @@ def test_a_malformed_message_is_dead_lettered(shared_installation, measured, wha
     if what != UNKNOWN_JOB:  # that one is well-formed: its job ended long ago
         wait_for(lambda: dead_letter_count(installation) == before + 1, "the dead letter", 5)
         assert installation.producer.registry.find(worker.name).state == "ready"
+    measured()
+
+
+def drawn(count):
+    """Elements of a lane at random."""
+    found = []
+
+    @seed(SEED)
+    @settings(
+        max_examples=count,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(elements())
+    def draw(element):
+        found.append(element)
+
+    draw()
+    return found
+
+
+@pytest.mark.chaos
+@scenario(
+    f"in a queue: {ELEMENTS:,} elements at random: any bytes, any JSON, real messages with parts changed",
+    "each is dead-lettered or done; worker and child keep running, other jobs are done",
+)
+def test_no_element_ends_the_worker(shared_installation, measured):
+    """On both lanes, among them every one that ended each worker of version 0.1 that was started."""
+    installation, worker = shared_installation, shared_installation.workers[-1]
+    print(f"seed {SEED}")
+    child, folder = worker.child(), "elements/"
+    names = installation.draw(4, folder)
+    with installation.redis.client as client:
+        for number, element in enumerate([*came_back().values(), *drawn(ELEMENTS)]):
+            client.lpush(BULK if number % 2 else INTERACTIVE, element)
+        done = lambda: not client.exists(BULK, INTERACTIVE, "unacked")  # noqa: E731
+        wait_for(done, "the end of the elements", 300)
+    counts = installation.index(str(installation.root / folder), "--batch", "2")
+    installation.check(counts["job"], names)
+    assert worker.process.poll() is None
+    assert worker.child() == child
     measured()
 
 

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, extended: malformed messages go to the dead-letter list instead of crashing the worker.
+"""kombu's Redis transport, extended: it sees only messages that validation built; the rest become dead letters.
 
 Read in kombu 5.7.0. Private parts that are used: `_delivered` and `_dirty` of kombu.transport.virtual.QoS, and
 `_get_client` of kombu.transport.redis.Channel, whose class of clients is replaced.
@@ -13,29 +13,30 @@ import redis
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
+from producer.errors import BadMessage
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
 from producer.settings import load_settings
-from worker.broker.validation import rejection_reason
+from worker.broker.validation import rebuild
 
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
 
 
 class Client(redis.Redis):
-    """A client whose BRPOP returns None, as after its time-out, for an element that is rejected."""
+    """A client whose BRPOP returns elements of our lanes rebuilt; None, as after its time-out, for a rejected one."""
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
-        """Validate what kombu's BRPOP returns from one of our lanes."""
+        """Validate and rebuild what kombu's BRPOP returns from one of our lanes."""
         answer = super().parse_response(connection, command_name, **options)
         if command_name != "BRPOP" or not answer or answer[0] not in LANES:
             return answer
-        reason = rejection_reason(answer[1])
-        if reason is None:
-            return answer
-        text = answer[1].decode(errors="backslashreplace")
-        _dead_letters().reject(text, reason, lane=answer[0].decode())
-        return None
+        queue, element = answer
+        try:
+            return [queue, rebuild(element, queue.decode())]
+        except BadMessage as error:
+            _dead_letters().reject(element.decode(errors="backslashreplace"), str(error), lane=queue.decode())
+            return None
 
 
 class QoS(kombu_redis.QoS):  # type: ignore[misc]
