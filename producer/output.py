@@ -30,6 +30,7 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
 
     `failures` are its first ones, as many as SHOWN_FAILURES or more; None: they are read.
     """
+    notify_imbalance(progress)
     if failures is None:
         failures = nsmallest(SHOWN_FAILURES, queue.job_store.failures(progress.job)) if progress.failed else ()
     for failure in failures[:SHOWN_FAILURES]:
@@ -42,6 +43,16 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
             roots = sorted({worker.get("root") for worker in queue.workers()} - {""})
             searched = ", ".join(roots) or "another folder"
             notify(f"the worker misses files that are here: it reads {searched}, this program reads {root}")
+
+
+def notify_imbalance(progress: Progress) -> None:
+    """Say that the counts of a job do not add up."""
+    if not progress.is_balanced:
+        notify(
+            f"the counts of job {progress.job} do not add up: {progress.submitted} posters were recorded, and "
+            f"{progress.settled} are counted. Something else has changed its keys in Redis. Run `python -m producer "
+            "index` again: it compares every poster with the store"
+        )
 
 
 def ledger_entry(progress: Progress) -> dict[str, Any]:

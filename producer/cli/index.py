@@ -100,7 +100,7 @@ def index_command(
         notify(f"no posters were found in {where}; file names must end with {', '.join(sorted(EXTENSIONS))}")
     with suppress(PosterError):  # from here on, nothing may prevent the summary line
         notify_failures(producer, progress)
-    status = EX_SOME_FAILED if progress.failed else EX_OK
+    status = EX_OK if progress.is_balanced and not progress.failed else EX_SOME_FAILED
     if progress.state == "cancelled":
         notify(f"job {job.id} was cancelled; {progress.cancelled} poster(s) were withdrawn")
     elif prune_too:

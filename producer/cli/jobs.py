@@ -16,7 +16,7 @@ from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
 from producer.indexing.dispatch import follow, progress_bar
 from producer.indexing.waiting import WaitStatus
-from producer.output import ledger_entry, ledger_line, notify, notify_failures
+from producer.output import ledger_entry, ledger_line, notify, notify_failures, notify_imbalance
 from producer.queue.messages import Poster
 from producer.queue.progress import NOTHING, Failure, Progress
 from producer.redis_client import retry_until_available
@@ -32,6 +32,9 @@ def status(job: str | None, as_json: bool) -> None:
     jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.job_store.list_jobs()]
     progresses = [entry.progress() for entry in jobs]
     workers = producer.workers()
+    for progress in progresses:
+        notify_imbalance(progress)
+    exit_code = EX_OK if all(progress.is_balanced for progress in progresses) else EX_SOME_FAILED
     if as_json:
         entries = [
             ledger_entry(progress) | {"state": _state(progress), "open_batches": progress.open_batches}
@@ -39,7 +42,7 @@ def status(job: str | None, as_json: bool) -> None:
         ]
         worker_entries = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
         click.echo(json.dumps({"jobs": entries, "workers": worker_entries}))
-        return
+        sys.exit(exit_code)
     for worker in workers:
         about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
         notify(f"worker {worker.name}: {worker.state} {about}")
@@ -51,6 +54,7 @@ def status(job: str | None, as_json: bool) -> None:
         click.echo(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
     if not progresses:
         notify("no jobs yet: `python -m producer index posters/`")
+    sys.exit(exit_code)
 
 
 @example("python -m producer failures last --json")
@@ -122,7 +126,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         notify_failures(producer, progress)
     if as_json or progress is not NOTHING:
         click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
-    sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)
+    sys.exit(EX_OK if progress.is_balanced and not progress.failed else EX_SOME_FAILED)
 
 
 def _retried(failure: Failure, catalogue: Path | None) -> Poster | Failure:

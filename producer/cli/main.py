@@ -59,7 +59,7 @@ def main() -> None:
     Settings come from config.json, then POSTERS_* variables, then options.
 
     \b
-    Exit status: 0 success; 1 finished, and some posters failed;
+    Exit status: 0 success; 1 finished, and some posters failed, or the counts do not add up;
     2 wrong usage or configuration; 3 Redis, a worker or the store is unreachable;
     130 interrupted (batches already sent are still processed; the job id is printed).
     """

@@ -35,12 +35,14 @@ class Claimed(NamedTuple):
         attempt: its number from 1; 0 unless it was granted. One that `release` took back is not counted.
         begun_before: whether an earlier attempt began, counted or not.
         text: the batch as it was recorded; empty where it is not open, or another worker's.
+        posters: how many were recorded with it; None: a producer of version 0.1 did not note it.
     """
 
     verdict: Claim
     attempt: int
     begun_before: bool
     text: str = ""
+    posters: int | None = None
 
     def batch(self, message: AnyBatch) -> EmbedBatch:
         """The batch that `message` names.
@@ -55,6 +57,8 @@ class Claimed(NamedTuple):
             raise BadMessage(f"it is not JSON: {error}") from error
         if (batch.job, batch.batch) != (message.job, message.batch):
             raise BadMessage(f"it is recorded as batch {batch.batch!r} of job {batch.job!r}")
+        if self.posters not in (None, len(batch.posters)):
+            raise BadMessage(f"it holds {len(batch.posters)} posters, and was recorded with {self.posters}")
         return batch
 
 
@@ -84,8 +88,9 @@ class Claims:
         """
         keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
         owner = holder.rpartition("#")[0]
-        verdict, attempt, begun, text = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
-        return Claimed(Claim(verdict), int(attempt or 0), int(begun or 0) > 1, text)
+        verdict, attempt, begun, text, posters = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
+        count = None if posters is None else int(posters)
+        return Claimed(Claim(verdict), int(attempt or 0), int(begun or 0) > 1, text, count)
 
     def renew(self, batch: AnyBatch, holder: str, done: int) -> bool:
         """Renew the claim and record how many posters are done. Returns False if the holder no longer has the batch."""
@@ -110,27 +115,31 @@ class Claims:
         return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
-        """Count a batch as finished, once. Returns False if it was finished before."""
-        parts = outcome.embedded + outcome.reused + outcome.unchanged + len(outcome.failures)
-        if parts != len(batch.posters):
-            raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {parts}")
-        return self._count(batch.job, batch.batch, outcome)
+        """Count a batch as finished, once. Returns False if it was finished before.
+
+        Raises:
+            ValueError: the outcome does not add up to the batch; nothing was counted, and the batch stays open.
+        """
+        counted = self._count(batch, outcome) if outcome.posters == len(batch.posters) else -1
+        if counted < 0:
+            raise ValueError(f"batch {batch.batch} holds {len(batch.posters)} posters, its outcome {outcome.posters}")
+        return counted > 0
 
     def withdraw(self, batch: AnyBatch, text: str) -> int:
         """Remove a batch, recorded as `text`, from its cancelled job. Returns how many posters.
 
         0: a worker holds it, or it was finished.
         """
-        posters = len(_posters(text))
-        return posters if self._count(batch.job, batch.batch, Outcome(), cancelled=posters) else 0
+        return self._count(batch, Outcome(), "withdrawn", cancelled=len(_posters(text)) or 1)
 
     def fail_unreadable(self, batch: AnyBatch, text: str, reason: str) -> int:
         """Fail the posters of an open batch that was recorded as `text`, which nobody can read: its job must end.
 
         Returns how many.
         """
-        failures = tuple(Failure(*names, "internal", reason) for names in _posters(text))
-        return len(failures) if self._count(batch.job, batch.batch, Outcome(failures=failures)) else 0
+        names = _posters(text) or [(batch.batch, batch.batch)]
+        failures = tuple(Failure(*name, "internal", reason) for name in names)
+        return self._count(batch, Outcome(failures=failures), "unreadable")
 
     def split(self, batch: EmbedBatch, counted: int = 0) -> tuple[EmbedBatch, EmbedBatch] | None:
         """Replace an open batch by its halves, which redelivery sends. Returns None if it was finished meanwhile.
@@ -204,15 +213,15 @@ class Claims:
         """Pause an open batch that this version cannot read, unless it is claimed."""
         self._redis.set(claim_key(batch_id), NOBODY, px=round(after_s * 1000), nx=True)
 
-    def _count(self, job: str, batch_id: str, outcome: Outcome, cancelled: int = 0) -> bool:
+    def _count(self, batch: AnyBatch, outcome: Outcome, kind: str = "done", *, cancelled: int = 0) -> int:
         names = ("", "open", "tries", "doing", "failures", "vectors")
-        keys = [*job_keys(job, *names), claim_key(batch_id), ACTIVE, RETURNED]
+        keys = [*job_keys(batch.job, *names), claim_key(batch.batch), ACTIVE, RETURNED]
         failures = [text for failure in outcome.failures for text in (failure.id, json.dumps(failure[1:]))]
         vectors = [text for name, raw in outcome.vectors.items() for text in (name, base64.b64encode(raw))]
         counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
         now, keep_s = repr(time.time()), self._job_store.keep_s
-        head = [job, batch_id, now, keep_s, REPLY_S, int(cancelled > 0), NOBODY, *counts, len(outcome.failures)]
-        return bool(self._finish(keys, [*head, *failures, *vectors]))
+        head = [batch.job, batch.batch, now, keep_s, REPLY_S, kind, NOBODY, *counts, len(outcome.failures)]
+        return int(self._finish(keys, [*head, *failures, *vectors]))
 
 
 def _record(text: str) -> dict[str, object]:

@@ -171,7 +171,7 @@ class JobStore:
 
 
 def _state_keys(job: str) -> list[str]:
-    return [*job_keys(job, "", "open", "failures"), sender_key(job), ACTIVE]
+    return [*job_keys(job, "", "open", "failures", "tries"), sender_key(job), ACTIVE]
 
 
 def _check(job: str, taken: int) -> None:

@@ -6,7 +6,8 @@ posters:job:J           hash    state, counts, step, created, …          setti
 posters:job:J:open      hash    batch id → EmbedBatch as JSON            until the batch is finished
 posters:job:J:tries     hash    batch id → attempts counted,             until the batch is finished
                                 batch id + # → attempts begun,
-                                batch id + @ → its last holder           until that one releases it
+                                batch id + @ → its last holder,          until that one releases it
+                                batch id + + → its number of posters     until the batch is finished
 posters:job:J:doing     hash    batch id → posters done so far           until the batch is finished
 posters:job:J:failures  hash    poster id → [path, word, reason]         settings.keep_jobs_days after the end
 posters:job:J:vectors   hash    poster id → base64 of the vector         REPLY_S; only for a waiting caller

@@ -37,6 +37,11 @@ class Outcome:
     failures: tuple[Failure, ...] = ()
     vectors: Mapping[str, bytes] = field(default_factory=dict)
 
+    @property
+    def posters(self) -> int:
+        """How many posters it is the result of."""
+        return self.embedded + self.reused + self.unchanged + len(self.failures)
+
     def summary(self) -> str:
         """The counts, for a log."""
         counts = f"{self.embedded} embedded, {self.reused} reused, {self.unchanged} unchanged"
@@ -47,7 +52,7 @@ class Outcome:
 class Progress:
     """A job at one moment.
 
-    At rest, ``submitted == embedded + reused + unchanged + failed``. `doing` counts posters of
+    `doing` counts posters of
     unfinished batches that are already stored, for a progress bar; they are in no other count yet.
     `steps` is how many steps of sending the ledger holds.
     """
@@ -75,6 +80,11 @@ class Progress:
     def at_rest(self) -> bool:
         """True when no batch is open and no producer sends more."""
         return self.state != "sending" and self.open_batches == 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """At rest, ``submitted == embedded + reused + unchanged + failed``; or something else changed the ledger."""
+        return not self.at_rest or self.submitted == self.settled
 
     @property
     def seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,49 @@ def test_an_outcome_must_add_up(ledger, claims):
     with pytest.raises(ValueError, match="holds 4 posters"):
         claims.finish(batch(), Outcome(embedded=3))
     assert ledger.progress("job").open_batches == 1
+
+
+def test_what_was_recorded_is_what_must_be_counted(ledger, claims):
+    """A batch of one poster under the name of a batch of four: nothing is counted, and the error names it."""
+    begin(ledger, batch())
+    with pytest.raises(ValueError, match=r"job\.1"):
+        claims.finish(batch(count=1), Outcome(embedded=1))
+    progress = ledger.progress("job")
+    assert (progress.settled, progress.open_batches) == (0, 1)
+    assert claims.finish(batch(), Outcome(embedded=4))
+
+
+def test_halves_are_counted_as_they_were_split(ledger, claims):
+    """Also in the end of a job of one batch of five posters."""
+    begin(ledger, batch(count=5))
+    first, second = claims.split(batch(count=5))
+    assert claims.claim(second, "one#a").posters == 3
+    with pytest.raises(ValueError, match=r"job\.1\.1"):
+        claims.finish(replace(first, batch=second.batch), Outcome(embedded=2))
+    assert claims.finish(first, Outcome(embedded=2))
+    assert claims.finish(second, Outcome(reused=3))
+    assert ledger.progress("job").is_balanced
+
+
+def test_a_batch_of_a_producer_of_version_0_1_is_counted(ledger, claims, redis_server):
+    """It noted no number of posters beside the batch."""
+    begin(ledger, batch(1), batch(2))
+    with redis_server.client as client:
+        client.delete("posters:job:job:tries")
+    assert claims.claim(batch(1), "one#a").posters is None
+    assert claims.finish(batch(1), Outcome(embedded=4))
+    assert claims.cancel("job") == 4
+    progress = ledger.progress("job")
+    assert (progress.submitted, progress.embedded, progress.cancelled, progress.at_rest) == (4, 4, 4, True)
+
+
+def test_a_damaged_record_can_be_cancelled(ledger, claims, redis_server):
+    """How many posters it had is noted beside it."""
+    begin(ledger, batch())
+    with redis_server.client as client:
+        client.hset("posters:job:job:open", "job.1", "{")
+    assert claims.cancel("job") == 4
+    assert ledger.progress("job").is_balanced
 
 
 def test_signatures_differ_by_delivery_and_not_by_owner():

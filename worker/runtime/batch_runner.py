@@ -140,15 +140,22 @@ class BatchRunner:
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return True
         self._backoff.reset()
-        seconds = time.perf_counter() - began
+        self._count(batch, holder, outcome, time.perf_counter() - began)
+        return True
+
+    def _count(self, batch: EmbedBatch, holder: str, outcome: Outcome, seconds: float) -> None:
         try:
             self._publish_speed(batch, outcome, seconds)
         except Exception:  # what was embedded must be counted all the same
             logger.exception("batch %s: its speed could not be published", batch.batch)
-        counted = self._claims.finish(batch, outcome)
+        try:
+            counted = self._claims.finish(batch, outcome)
+        except ValueError:  # a defect of the pipeline: the attempt counts, as in _run_claimed
+            logger.exception("batch %s is not counted; it will be retried", batch.batch)
+            self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
+            return
         times, again = self._pipeline.timings.summary(), "" if counted else "; it had been counted before"
         logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, times, again)
-        return True
 
     def _defer_or_fail(self, message: BatchMessage, holder: str, text: str, reason: BadMessage) -> None:
         """Leave a batch that a newer version recorded to a newer worker; fail one that nobody can read."""

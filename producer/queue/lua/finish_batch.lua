@@ -1,27 +1,36 @@
--- Count the outcome of a batch, once.
+-- Count the outcome of a batch, once. The posters that were recorded with it are what is counted: an outcome that does
+-- not add up to them is refused.
 --
 -- KEYS: job, open batches, attempts, posters done, failures, vectors, claim, active jobs, returned batches
--- ARGV: job id, batch id, now, lifetime of an ended job in s, lifetime of the vectors in s, '1' to do it only if
---       nobody holds the batch, name of nobody, embedded, reused, unchanged, failed, cancelled, number of failures,
+-- ARGV: job id, batch id, now, lifetime of an ended job in s, lifetime of the vectors in s,
+--       kind: 'done'; 'withdrawn': all posters are cancelled, only if nobody holds the batch; 'unreadable': all failed,
+--       name of nobody, embedded, reused, unchanged, failed, cancelled, number of failures,
 --       then (poster id, JSON)* of the failures, then (poster id, vector)*
--- Returns 1 if counted, 0 if it was counted before, or is claimed
+-- Returns the number of posters, 0 if it was counted before, or is claimed, -1 if its outcome does not add up
 local job, open, attempts, done, failures, vectors, claim, active, returned = unpack(KEYS)
-local id, batch, now, keep_s, reply_s, only_if_free, nobody = unpack(ARGV, 1, 7)
+local id, batch, now, keep_s, reply_s, kind, nobody = unpack(ARGV, 1, 7)
 local names = {'embedded', 'reused', 'unchanged', 'failed', 'cancelled'}
-local counts = {unpack(ARGV, 8, 12)}
-local cancelled = counts[5]
 
 local holder = redis.call('GET', claim)
-if only_if_free == '1' and holder and holder ~= nobody then return 0 end
-if redis.call('HDEL', open, batch) == 0 then return 0 end
-redis.call('HDEL', attempts, batch, batch .. '#', batch .. '@')
+if kind == 'withdrawn' and holder and holder ~= nobody then return 0 end
+if redis.call('HEXISTS', open, batch) == 0 then return 0 end
+local posters = tonumber(redis.call('HGET', attempts, batch .. '+'))  -- none: a producer of version 0.1 recorded it
+local counts, sum = {}, 0
+for i in ipairs(names) do
+  counts[i] = tonumber(ARGV[7 + i])
+  if posters and (kind == 'withdrawn' and i == 5 or kind == 'unreadable' and i == 4) then counts[i] = posters end
+  sum = sum + counts[i]
+end
+if posters and sum ~= posters then return -1 end
+redis.call('HDEL', open, batch)
+redis.call('HDEL', attempts, batch, batch .. '#', batch .. '@', batch .. '+')
 redis.call('HDEL', done, batch)
 redis.call('HDEL', returned, batch)
 redis.call('DEL', claim)
 for i, name in ipairs(names) do
-  if counts[i] ~= '0' then redis.call('HINCRBY', job, name, counts[i]) end
+  if counts[i] ~= 0 then redis.call('HINCRBY', job, name, counts[i]) end
 end
-if cancelled ~= '0' then redis.call('HINCRBY', job, 'submitted', -tonumber(cancelled)) end
+if counts[5] ~= 0 then redis.call('HINCRBY', job, 'submitted', -counts[5]) end
 local at = 14
 for _ = 1, tonumber(ARGV[13]) do
   redis.call('HSET', failures, ARGV[at], ARGV[at + 1])
@@ -38,4 +47,4 @@ if redis.call('HLEN', open) == 0 and redis.call('HGET', job, 'state') ~= 'sendin
   local keep = redis.call('HGET', job, 'keep_s') or keep_s
   for i = 1, 5 do redis.call('EXPIRE', KEYS[i], keep) end
 end
-return 1
+return sum

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from producer.__main__ import main
 from producer.client import Producer
 from producer.errors import PruneRefused, RedisUnreachable, SpaceMismatch, StoreError, StoreUnavailable
+from producer.queue.jobs import JobStore
 from producer.queue.progress import NOTHING
 from producer.queue.workers import READY, Announcement
 from tests.support.filled_store import OTHER, SPACE
@@ -28,9 +29,9 @@ def run(tmp_path, monkeypatch):
         "POSTERS_CATALOGUE": "none",
     }
 
-    def invoke(*arguments, progress=DONE):
+    def invoke(*arguments, progress=DONE, command=None):
         monkeypatch.setattr("producer.cli.index.send_all", lambda *_, **__: (SimpleNamespace(id="j"), progress))
-        return CliRunner().invoke(main, ["index", *arguments], env=variables)
+        return CliRunner().invoke(main, command or ["index", *arguments], env=variables)
 
     return invoke
 
@@ -46,6 +47,27 @@ def test_a_redis_that_goes_away_in_the_end_keeps_no_ledger_back(run, failed):
     assert done.exit_code == failed, done.output
     assert (ledger_of(done)["submitted"], ledger_of(done)["failed"]) == (3, failed)
     assert run().stdout.startswith("job j submitted 3 embedded 3 ")
+
+
+def test_counts_that_do_not_add_up_are_no_success(run):
+    """Something else changed the ledger: what was sent and is not counted may not be stored."""
+    done = run("--json", progress=replace(DONE, embedded=2))
+    assert done.exit_code == 1
+    assert "the counts of job j do not add up: 3 posters were recorded, and 2 are counted" in done.stderr
+    assert ledger_of(done)["submitted"] == 3
+    assert run(progress=replace(DONE, embedded=2, open_batches=1)).exit_code == 0, "it is not at rest yet"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "j"], ["status", "--json"]])
+@pytest.mark.parametrize("embedded", [2, 3])
+def test_status_reports_counts_that_do_not_add_up(run, monkeypatch, arguments, embedded):
+    """Of the job that was asked for, or of any that is listed."""
+    monkeypatch.setattr(JobStore, "list_jobs", lambda store: ["j"])
+    monkeypatch.setattr(JobStore, "progress", lambda store, job: replace(DONE, embedded=embedded))
+    monkeypatch.setattr(Producer, "workers", lambda producer: [])
+    done = run(command=arguments)
+    assert done.exit_code == (0 if embedded == 3 else 1), done.output
+    assert ("do not add up" in done.stderr) == (embedded == 2)
 
 
 def test_workers_of_two_models_keep_no_ledger_back(run, monkeypatch):
