@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items):
     shares = [list(chain.from_iterable(slow[number::count])) for number in range(count)]
     rest = chain.from_iterable(quick)
     size = -(-len(items) // count)
-    items[:] = [test for share in shares for test in (*share, *islice(rest, size - len(share)))] + list(rest)
+    items[:] = [test for share in shares for test in (*share, *islice(rest, max(0, size - len(share))))] + list(rest)
 
 
 @pytest.fixture(scope="session")
