@@ -23,12 +23,12 @@ from producer.errors import BadMessage, DeviceLost
 from producer.queue.image_requests import decode_query
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
 from producer.settings import load_settings
+from worker.broker.validation import MAX_RETRIES
 from worker.celery import EX_CONFIG
 from worker.runtime.heartbeat import exit_now
 from worker.runtime.startup import Runners, start_runners
 from worker.runtime.supervisor import Supervisor
 
-MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
 EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 EXIT_S: Final = 1.0  # the supervisor stops a worker without a model in about that time

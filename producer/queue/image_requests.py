@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from producer.errors import BadMessage, UnreadablePoster
+from producer.queue.messages import shown
 from producer.redis_client import connect
 
 VERSION: Final = 1
@@ -107,8 +108,8 @@ def encode_query(token: str) -> dict[str, Any]:
 def decode_query(message: object) -> str:
     """The token of a message, trusting nothing; BadMessage says what is wrong with it."""
     if not isinstance(message, Mapping) or message.get("version") != VERSION or set(message) != {"version", "query"}:
-        raise BadMessage(f"a query must be an object of version {VERSION} with a token, not {message!r:.80}")
+        raise BadMessage(f"a query must be an object of version {VERSION} with a token, not {shown(message)}")
     token = message["query"]
     if not isinstance(token, str) or len(token) != 32 or not set(token) <= set("0123456789abcdef"):
-        raise BadMessage(f"the token of a query must be 32 hex digits, not {token!r:.80}")
+        raise BadMessage(f"the token of a query must be 32 hex digits, not {shown(token)}")
     return token

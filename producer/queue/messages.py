@@ -172,10 +172,15 @@ def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
 def check_id(value: object, name: str) -> str:
     """An id of a job, a batch or a task, which becomes part of a Redis key; BadMessage when it cannot be one."""
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARACTERS:
-        raise BadMessage(f"{name} must be 1 to {MAX_ID_CHARACTERS} characters, not {value!r:.80}")
+        raise BadMessage(f"{name} must be 1 to {MAX_ID_CHARACTERS} characters, not {shown(value)}")
     if not value.isascii() or not value.isprintable():
-        raise BadMessage(f"{name} must be printable ASCII, not {value!a:.80}")
+        raise BadMessage(f"{name} must be printable ASCII, not {shown(value)}")
     return value
+
+
+def shown(value: object) -> str:
+    """A value for an error: of what may be large or deep, the type alone."""
+    return f"{value!r:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def _object(value: object, newest: int) -> Mapping[str, Any]:
@@ -184,7 +189,7 @@ def _object(value: object, newest: int) -> Mapping[str, Any]:
         raise BadMessage(f"a batch must be an object, not {type(value).__name__}")
     version = value.get("version")
     if type(version) is not int or not 1 <= version <= MAX_VERSION:
-        raise BadMessage(f"version must be a positive whole number, not {version!r:.80}")
+        raise BadMessage(f"version must be a positive whole number, not {shown(version)}")
     if version > newest:
         raise NewerMessage(f"version {version} is newer than this program reads ({newest}): update the worker")
     return value
@@ -193,12 +198,12 @@ def _object(value: object, newest: int) -> Mapping[str, Any]:
 def _lane(fields: Mapping[str, Any]) -> str:
     lane = fields.get("lane")
     if not isinstance(lane, str) or lane not in LANES:
-        raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {lane!r:.80}")
+        raise BadMessage(f"lane must be one of {', '.join(LANES)}, not {shown(lane)}")
     return lane
 
 
 def _unknown_fields(names: set[str]) -> BadMessage:
-    return BadMessage(f"unknown fields {', '.join(sorted(map(repr, names))):.200}")
+    return BadMessage(f"unknown fields {', '.join(map(repr, sorted(names)[:3])):.200}")
 
 
 # Of the names that these put into an error, `{}` is the number of a poster: 4096 times, formatting takes longer than

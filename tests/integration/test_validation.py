@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import pickle
+import time
 
 import pytest
 
@@ -206,3 +207,13 @@ def test_a_batch_of_usual_names_is_one_message():
     """Even the largest that the settings allow, with names of a hundred characters."""
     posters = [Poster(f"{number:0100}", f"{number:0100}") for number in range(MAX_POSTERS)]
     assert list(fitting(posters)) == [tuple(posters)]
+
+
+def test_a_reason_is_short_and_soon_written(sent):
+    """It shows no more than the type of what may be large: the process that rejects it has messages to fetch."""
+    sent["headers"] = [[] for _ in range(1_000_000)]
+    began = time.process_time()
+    with pytest.raises(BadMessage, match="not a list") as caught:
+        rebuild(element(sent), QUEUE)
+    assert len(str(caught.value)) < 200
+    assert time.process_time() - began < 3

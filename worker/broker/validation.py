@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from producer.errors import BadMessage, NewerMessage
 from producer.queue.image_requests import decode_query, encode_query
-from producer.queue.messages import EMBED_TASK, MAX_MESSAGE_BYTES, QUERY_TASK, BatchMessage, check_id
+from producer.queue.messages import EMBED_TASK, MAX_MESSAGE_BYTES, QUERY_TASK, BatchMessage, check_id, shown
 
-MAX_RETRIES: Final = 100  # Celery's count of how often the message outlived its child; see worker/tasks.py
+MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 
 
 def rebuild(element: bytes, queue: str) -> bytes:
@@ -48,7 +48,7 @@ def _content(message: Any) -> tuple[str, str, int, dict[str, Any]]:
     headers = _field(message, "headers", dict, "it")
     task, retries = _field(headers, "task", str, "its headers"), headers.get("retries", 0)
     if type(retries) is not int or not 0 <= retries <= MAX_RETRIES:
-        raise BadMessage(f"its header retries must be 0 to {MAX_RETRIES}, not {retries!r:.80}")
+        raise BadMessage(f"its header retries must be 0 to {MAX_RETRIES}, not {shown(retries)}")
     body = _parse(_decoded(_field(message, "body", str, "it")), "its body")
     if not isinstance(body, list) or len(body) != 3 or not isinstance(body[0], list) or len(body[0]) != 1:
         raise BadMessage("its body does not call a task with exactly one positional argument")
@@ -60,7 +60,7 @@ def _content(message: Any) -> tuple[str, str, int, dict[str, Any]]:
         named = decode_query(sent)
         argument = encode_query(named)
     else:
-        raise BadMessage(f"its task {task!r:.80} is not one of this worker's tasks")
+        raise BadMessage(f"its task {shown(task)} is not one of this worker's tasks")
     if named != task_id:
         raise BadMessage(f"its id {task_id} is not that of its content, {named}")
     return task, task_id, retries, argument
@@ -117,6 +117,6 @@ def _field(holder: Any, name: str, kind: type, where: str) -> Any:
     value = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(value, kind):
         raise BadMessage(
-            f"{where} must have {name} of type {kind.__name__}, as a Celery message has, not {value!r:.80}"
+            f"{where} must have {name} of type {kind.__name__}, as a Celery message has, not {shown(value)}"
         )
     return value
