@@ -11,10 +11,13 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /app
-COPY requirements.txt constraints.txt ./
-RUN if [ -n "$TORCH_INDEX" ]; then pip install --index-url "$TORCH_INDEX" torch torchvision; fi \
- && if [ -n "$TORCH_INDEX" ]; then grep -vE '^torch(vision)?==' constraints.txt > limits.txt; else cp constraints.txt limits.txt; fi \
- && pip install --requirement requirements.txt --constraint limits.txt
+COPY requirements.lock ./
+# Each file must have one of the hashes in requirements.lock. Those of another index than PyPI have others: there, torch
+# is installed by its version, and only the rest by hashes.
+RUN if [ -z "$TORCH_INDEX" ]; then pip install --require-hashes --requirement requirements.lock; else \
+      pip install --index-url "$TORCH_INDEX" $(sed -nE 's/^(torch(vision)?==[^ ]+).*/\1/p' requirements.lock) \
+   && awk '/^[^ ]/ {keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} keep' requirements.lock > rest.lock \
+   && pip install --require-hashes --no-deps --requirement rest.lock; fi
 
 # Not root; the ids are set so that volumes and the host's posters can be given to them.
 RUN groupadd --gid 10001 posters && useradd --uid 10001 --gid 10001 --create-home posters \

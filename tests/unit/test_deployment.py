@@ -86,7 +86,7 @@ def test_the_image_holds_what_runs_and_not_as_root():
     for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
         *sources, _ = line.split()
         assert all((PROJECT / source).exists() for source in sources), line
-    for package in ("worker", "producer", "requirements.txt", "config.json"):
+    for package in ("worker", "producer", "requirements.lock", "config.json"):
         assert re.search(rf"^COPY .*\b{re.escape(package)}\b", DOCKERFILE, re.MULTILINE)
     assert re.search(r"^USER posters$", DOCKERFILE, re.MULTILINE)
     assert DOCKERFILE.index("USER posters") < DOCKERFILE.index("CMD [")
@@ -148,3 +148,35 @@ def test_the_healthcheck_is_shell_that_parses():
     assert kind == "CMD-SHELL"
     assert shlex.split(command)[:4] == ["celery", "-A", "worker", "inspect"]
     assert "celery@$$HOSTNAME" in command
+
+
+def test_a_release_is_installed_by_hashes():
+    """requirements.lock: every version is that of constraints.txt, everything has a hash, and no registry is named."""
+    text = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    entries = text.replace("\\\n", " ").splitlines()
+    versions = dict(entry.split()[0].split("==") for entry in entries)
+    assert all(re.search("--hash=sha256:[0-9a-f]{64}( |$)", entry) for entry in entries)
+    constraints = (PROJECT / "constraints.txt").read_text(encoding="utf-8")
+    tested = {
+        re.sub("[-_.]+", "-", name).lower(): version
+        for name, version in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)
+    }
+    assert not {name: version for name, version in versions.items() if tested.get(name, version) != version}
+    required = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    names = set(re.findall(r"^([\w-]+)", required, re.MULTILINE))
+    assert names <= set(versions)
+    assert "--require-hashes --requirement requirements.lock" in DOCKERFILE
+
+
+def test_torch_of_another_index_is_installed_without_what_pypi_has_of_it(tmp_path):
+    """The Dockerfile's filters, run on the real file: its version is kept, everything else keeps its hashes."""
+    (tmp_path / "requirements.lock").write_bytes((PROJECT / "requirements.lock").read_bytes())
+    (torch,) = re.findall(r"\$\((sed .*?requirements\.lock)\)", DOCKERFILE)
+    (rest,) = re.findall(r"(awk '.*?' requirements\.lock)", DOCKERFILE)
+    run = {"shell": True, "cwd": tmp_path, "capture_output": True, "text": True, "check": True}
+    assert re.fullmatch(r"torch==\S+\ntorchvision==\S+\n", subprocess.run(torch, **run).stdout)
+    kept = subprocess.run(rest, **run).stdout
+    assert not re.search(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)==", kept, re.MULTILINE)
+    assert re.search(r"^celery==\S+ \\\n +--hash", kept, re.MULTILINE)
+    assert kept.count("==") > 40
