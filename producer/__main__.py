@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from producer.cli.demo import demo
-from producer.cli.doctor import doctor
+from producer.cli.doctor import doctor, ready
 from producer.cli.export import export
 from producer.cli.index import index_command
 from producer.cli.jobs import cancel, failures, retry, status
@@ -15,7 +15,7 @@ from producer.cli.spaces import spaces
 COMMANDS = (
     *(index_command, status, failures, retry, cancel, prune),
     *(identify, duplicates, export, spaces),
-    *(doctor, demo),
+    *(doctor, ready, demo),
 )
 for command in COMMANDS:
     main.add_command(command)

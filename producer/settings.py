@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     attempts: int = _field("queue", 2, "attempts at a batch before it is split in two", ge=1, le=100)
     claim_s: int = _field("queue", 30, "seconds without a heartbeat after which a worker loses its batch", ge=3)
     stop_s: int = _field("queue", 30, "seconds after which a stopping worker releases its batch", ge=0)
+    remote_control: bool = _field(
+        "queue", False, "whether the worker answers `celery inspect`: ping, active, reserved, scheduled, stats"
+    )
     keep_jobs_days: int = _field("queue", 30, "days that the ledger keeps a finished job", ge=1)
 
     _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", mode="before")(_none_if_empty)

@@ -1,7 +1,7 @@
 """The worker's Celery application, which ``celery -A worker worker`` finds here as ``app``.
 
-Every setting that differs from Celery's default has a reason that was tested: docs/delivery.md. Read in celery
-5.7.0 and kombu 5.7.0; the tables `ALIASES` and `TRANSPORT_ALIASES` get our solo pool and our transport.
+Every setting that differs from Celery's default has a reason that was tested: docs/delivery.md. The
+undocumented parts that are used are listed in worker/broker/__init__.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Final
 
+import click
 from celery import Celery, concurrency
 from celery.concurrency.solo import TaskPool
 from kombu.transport import TRANSPORT_ALIASES
@@ -23,6 +24,7 @@ EX_CONFIG: Final = 78  # sysexits.h: configuration error
 LOAD_LIMIT_S: Final = 3600  # a first start may download a large model over a slow line
 CONSUMER_TIMEOUT_S: Final = 10  # above kombu's blocking read of one second
 SOLO: Final = "worker.celery:SoloPool"
+NODE: Final = "posters@%h"  # Celery's own default is celery@%h, as of every other program that uses it
 TRANSPORT_NAME: Final = "posters-redis"  # worker/broker/transport.py as kombu knows it; senders use kombu's own
 
 
@@ -52,6 +54,10 @@ def create_app(settings: Settings) -> Celery:
         worker_consumer="worker.broker.consumer:Consumer",
         worker_proc_alive_timeout=LOAD_LIMIT_S,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the ledger resolves what runs twice
+        worker_enable_remote_control=settings.remote_control,
+        control_exchange="posters",  # other programs on this Redis have "celery"
+        event_exchange="posters.events",
+        event_queue_prefix="posters.events",
         worker_send_task_events=False,
         broker_use_ssl=ssl,
         broker_transport_options=transport_options(settings, CONSUMER_TIMEOUT_S),
@@ -64,6 +70,13 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
+def _name_node() -> None:
+    """Make NODE the default of `celery worker --hostname`, where Celery's command line is what loads this module."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.find_root().command.name == "celery":
+        context.default_map = {**(context.default_map or {}), "worker": {"hostname": NODE}}
+
+
 def __getattr__(name: str) -> Any:
     """Build `app` on first access, so that importing this module reads no settings."""
     if name != "app":
@@ -73,5 +86,6 @@ def __getattr__(name: str) -> Any:
     except ConfigurationError as error:
         print(f"configuration: {error}", file=sys.stderr)
         raise SystemExit(EX_CONFIG) from None
+    _name_node()
     globals()["app"] = app
     return app

@@ -1,9 +1,10 @@
-"""The `doctor` command: checks everything that can stop the work, in the order in which it would."""
+"""The commands `doctor`, which checks all that can stop the work, in the order in which it would, and `ready`."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import click
 
-from producer.cli.main import EX_UNREACHABLE, EX_USAGE, as_json, example
+from producer.cli.main import EX_OK, EX_SOME_FAILED, EX_UNREACHABLE, EX_USAGE, as_json, example
 from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
-from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement
-from producer.settings import without_password
+from producer.output import notify
+from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, WorkerRegistry
+from producer.settings import load_settings, without_password
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
         held = f"{store.count(current)} vectors in {current}" if current else "no vectors yet"
     store_url = without_password(producer.settings.store)
     seen = f"{store_url} is writable, {held}"
-    if other := [worker for worker in ready if worker.get("store") != store_url]:
+    if other := [worker for worker in ready if _without_user(worker.get("store")) != _without_user(store_url)]:
         advice = "set POSTERS_STORE to the same for both"
         return Finding("store", f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
     made = ready[0].get("space") if ready else ""
@@ -128,6 +130,11 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
         advice = f"`python -m producer spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
         return Finding("store", f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice)
     return Finding("store", seen)
+
+
+def _without_user(url: str) -> str:
+    """The URL without user and password: worker and backend are two users of one Redis."""
+    return re.sub("//[^@/]*@", "//", url)
 
 
 def _dead_letters(producer: Producer) -> Finding:
@@ -163,3 +170,25 @@ def doctor(as_json: bool) -> None:
     if all(finding.ok for finding in findings):
         return
     sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_UNREACHABLE)
+
+
+@example("python -m producer ready --worker posters@gpu1")
+@click.command()
+@click.option("--worker", "name", metavar="NODE", help="Node name of the worker; default: any.")
+def ready(name: str | None) -> None:
+    """Exit with status 0 if a worker is alive and ready, else with 1 and the reason: for health checks."""
+    try:
+        with closing(WorkerRegistry(load_settings().redis_url)) as registry:
+            alive = registry.alive()
+    except RedisUnreachable as error:
+        notify(str(error))
+        sys.exit(EX_SOME_FAILED)
+    asked = [worker for worker in alive if name in (None, worker.name)]
+    if any(worker.state == READY for worker in asked):
+        sys.exit(EX_OK)
+    for worker in asked:
+        notify(f"{worker.name} is {worker.state}: {worker.get('reason') or worker.get('stage') or 'no reason given'}")
+    if not asked:
+        others = ", ".join(worker.name for worker in alive) or "none"
+        notify(f"no worker{f' {name}' if name else ''} is alive (alive: {others}); start it: `celery -A worker worker`")
+    sys.exit(EX_SOME_FAILED)

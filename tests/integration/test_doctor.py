@@ -8,7 +8,7 @@ from producer import Producer
 from producer.__main__ import main
 from producer.cli.doctor import examine
 from producer.embedding import Space
-from producer.queue.workers import READY, WAITING
+from producer.queue.workers import LOADING, READY, WAITING
 from producer.settings import load_settings
 from producer.vectors.base import Row
 
@@ -98,3 +98,25 @@ def test_readers_that_use_another_space_than_the_worker_makes_are_reported(produ
     assert f"spaces use {new.id}" in finding.advice
     producer.registry.publish("w", READY, {"space": old.id, "space_json": old.to_json(), **mine})
     assert found(producer)["store"].ok
+
+
+def test_ready_is_for_health_checks(producer, redis_url):
+    """0 only for a worker that can embed now; else 1 and the reason, never another status."""
+
+    def ready(*arguments, url=redis_url):
+        done = CliRunner().invoke(main, ["ready", *arguments], env={"POSTERS_REDIS_URL": url})
+        return done.exit_code, done.stderr
+
+    status, said = ready()
+    assert (status, "no worker is alive (alive: none)" in said) == (1, True)
+    producer.registry.publish("a@h/1/aa", LOADING, {"stage": "weights"})
+    assert ready() == (1, "a@h is loading: weights\n")
+    producer.registry.publish("b@h/2/bb", READY, {})
+    assert ready() == ready("--worker", "b@h") == (0, "")
+    assert ready("--worker", "a@h")[0] == 1
+    status, said = ready("--worker", "c@h")
+    assert (status, "no worker c@h is alive (alive: a@h, b@h)" in said) == (1, True)
+    producer.registry.publish("b@h/3/cc", LOADING, {})  # the entry of its predecessor is about to expire
+    assert ready("--worker", "b@h")[0] == 0
+    status, said = ready(url="redis://127.0.0.1:1/0")
+    assert (status, "does not answer" in said) == (1, True)

@@ -330,6 +330,7 @@ def test_every_command_has_help_with_an_example():
         "spaces use",
         "spaces drop",
         "doctor",
+        "ready",
         "demo",
     ):
         assert command.split()[0] in listed
@@ -338,22 +339,14 @@ def test_every_command_has_help_with_an_example():
         assert f"Example:\n    python -m producer {command}" in done.output
 
 
-def test_the_parent_answers_a_healthcheck_while_its_child_works(installation):
-    """As the compose file asks: `celery inspect ping` of one worker by name."""
-    command = [sys.executable, "-m", "celery", "-A", "worker", "inspect", "ping", "--timeout", "5"]
-    for name, status in (("shared@tests", 0), ("nobody@tests", 69)):
-        done = subprocess.run(
-            [*command, "--destination", name],
-            cwd=PROJECT,
-            env=installation.environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-    assert (
-        "pong"
-        in subprocess.run(command, cwd=PROJECT, env=installation.environment, capture_output=True, text=True).stdout
-    )
+def test_a_healthcheck_asks_the_registry(installation):
+    """As the compose file does; Celery's remote control is off: no worker even listens to it."""
+    done = installation.run("ready", "--worker", "shared@tests")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert installation.run("ready", "--worker", "nobody@tests").returncode == 1
+    with installation.redis.client as client:
+        assert client.pubsub_numpat() == 0
+        assert not client.pubsub_channels()
 
 
 # ─── without a worker, and with one that goes ───

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,9 +29,12 @@ class Worker:
     """``celery -A worker worker`` in a process group of its own."""
 
     def __init__(self, installation: Installation, name: str, *arguments: str, **environment: str) -> None:
-        self.name, self._installation = f"{name}@tests", installation
+        """`name` empty: the node name is left to the worker."""
+        self.name, self._installation = f"{name}@tests" if name else f"posters@{socket.gethostname()}", installation
         self.log = installation.folder / f"{name}.log"
-        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", self.name, *arguments]
+        named = ("--hostname", self.name) if name else ()
+        celery = [sys.executable, "-m", "celery", "-A", "worker", "worker", *named, *arguments]
+        command = [*installation.worker_prefix, *celery]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -87,6 +91,8 @@ class Worker:
 
 class Installation:
     """Posters, model, store and workers below one folder; `environment` holds the variables a user would export."""
+
+    worker_prefix: tuple[str, ...] = ()  # a program that starts workers, with its arguments
 
     def __init__(self, folder: Path, redis: RedisServer, **settings: str) -> None:
         self.folder, self.redis, self.root = folder, redis, folder / "posters"

@@ -1,12 +1,13 @@
 """kombu's Redis transport, extended: it sees only messages that validation built; the rest become dead letters.
 
-Read in kombu 5.7.0. Private parts that are used: `_delivered` and `_dirty` of kombu.transport.virtual.QoS, and
-`_get_client` of kombu.transport.redis.Channel, whose class of clients is replaced.
+The undocumented parts of kombu that are used are listed in __init__.py.
 """
 
 from __future__ import annotations
 
+import logging
 from functools import cache
+from queue import Empty
 from typing import Any, Final
 
 import redis
@@ -17,10 +18,12 @@ from producer.errors import BadMessage
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import QUEUES
+from producer.redis_client import REDIS_ERRORS
 from producer.settings import load_settings
 from worker.broker.validation import rebuild
 
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
+logger = logging.getLogger(__name__)
 
 
 class Client(redis.Redis):
@@ -74,6 +77,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     def _get_client(self) -> Any:
         super()._get_client()  # raises where redis-py is too old
         return Client
+
+    def _receive_one(self, subclient: Any) -> Any:
+        """Receive a remote control message; whoever may publish decides what is in it.
+
+        kombu takes a KeyError, which a missing field causes, for a lost connection.
+        """
+        try:
+            return super()._receive_one(subclient)
+        except (Empty, *REDIS_ERRORS):
+            raise
+        except Exception as error:
+            logger.warning("a malformed remote control message is ignored: %r", error)
+            raise Empty from error
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]

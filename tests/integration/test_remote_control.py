@@ -1,0 +1,207 @@
+"""Celery's remote control: a worker where it is switched on answers inspections, and nothing else steers or ends it."""
+
+import base64
+import json
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from tests.support.installation import Installation
+from worker.broker.consumer import INSPECTIONS
+from worker.celery import create_app
+
+ANSWER_S = 3.0
+MAILBOX = "/0.posters.pidbox"
+CHANNELS = (MAILBOX, "/0.celery.pidbox", "/0.posters.events/worker.heartbeat", "/0.celeryev/worker.heartbeat")
+
+
+@pytest.fixture(scope="module")
+def started(redis_server, tmp_path_factory):
+    """One worker for all tests of this file, started without a node name, with remote control switched on."""
+    with redis_server.client as client:
+        client.flushall()
+    # The users of docs/redis.acl may neither publish nor subscribe.
+    installation = Installation(
+        tmp_path_factory.mktemp("controlled"),
+        redis_server,
+        redis_url=f"redis://127.0.0.1:{redis_server.port}/0",
+        remote_control="true",
+    )
+    worker = installation.worker("").wait_until_ready()
+    yield installation, worker
+    installation.close()
+
+
+@pytest.fixture
+def control(started):
+    """Celery's own client for this worker."""
+    app = create_app(started[0].settings)
+    yield app.control
+    app.close()
+
+
+@pytest.fixture
+def unharmed(started):
+    """After the test: the same parent and the same single child, which still do a job to its end."""
+    installation, worker = started
+    before = children(worker)
+    assert len(before) == 1
+    yield
+    names = installation.draw(2, f"{uuid.uuid4().hex}-")
+    counts = installation.index()
+    assert counts["embedded"] == 2
+    assert installation.stored() >= set(names)
+    assert worker.process.poll() is None, worker.log_text()
+    assert children(worker) == before
+
+
+def children(worker):
+    """Process ids of the parent's children that run tasks."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == worker.process.pid and "semaphore_tracker" not in (process / "cmdline").read_text():
+                found.append(int(process.name))
+    return found
+
+
+def mail(content, headers=None, **changes):
+    """A message on the mailbox as kombu publishes it."""
+    properties = {
+        "delivery_info": {"exchange": "posters.pidbox", "routing_key": ""},
+        "delivery_tag": str(uuid.uuid4()),
+        "body_encoding": "base64",
+    }
+    message = {
+        "body": base64.b64encode(json.dumps(content).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers or {},
+        "properties": properties,
+    }
+    return json.dumps(message | changes)
+
+
+def test_it_answers_ping_under_the_name_of_this_program(control, started, unharmed):
+    """`celery -A worker worker`, typed without a name, is posters@HOST."""
+    _, worker = started
+    assert worker.name.startswith("posters@")
+    assert control.ping(destination=[worker.name], timeout=ANSWER_S) == [{worker.name: {"ok": "pong"}}]
+    assert worker.name in (control.inspect(timeout=ANSWER_S, limit=1).stats() or {})
+
+
+COMMANDS = {
+    "pool_grow": {"n": 2},
+    "pool_shrink": {"n": 1},
+    "pool_restart": {},
+    "cancel_consumer": {"queue": "posters.bulk"},
+    "add_consumer": {"queue": "else"},
+    "rate_limit": {"task_name": "posters.embed", "rate_limit": "1/h"},
+    "time_limit": {"task_name": "posters.embed", "hard": 1},
+    "autoscale": {"max": 9, "min": 9},
+    "hello": {"from_node": "x@y", "revoked": ["a"]},
+    "conf": {"with_defaults": True},
+    "memdump": {},
+    "shutdown": {},
+}
+
+
+def test_it_obeys_no_command(control, unharmed):
+    """No answer, and no effect."""
+    for command, arguments in COMMANDS.items():
+        control.broadcast(command, arguments=arguments)
+    for command in ("pool_grow", "conf"):
+        assert not control.broadcast(command, reply=True, timeout=0.5)
+
+
+def test_a_revoked_batch_is_embedded_all_the_same(control, started, unharmed):
+    """Otherwise its message would be dropped, and its job would never end."""
+    installation, _ = started
+    installation.draw(1, "revoked-")
+    revoked = [f"{uuid.uuid4().hex}" for _ in range(3)]
+    control.revoke(revoked, terminate=True)
+    job = json.loads(installation.run("index", "--detach", "--json").stdout)["job"]
+    control.revoke(sorted(installation.claims().open_batches(job)), terminate=True)
+    progress = installation.producer.job(job).wait(30)
+    assert progress.at_rest
+
+
+def test_another_programs_shutdown_is_not_ours(started, unharmed):
+    """Celery's default names are shared by every program on this Redis."""
+    installation, _ = started
+    with Celery("shop", broker=installation.settings.redis_url, set_as_current=False) as shop:
+        shop.control.shutdown()
+        time.sleep(0.5)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+ENCODED_PING = {"method": "ping", "ticket": "t", "reply_to": {"exchange": "reply.posters.pidbox", "routing_key": "r"}}
+MALFORMED = {
+    "bytes": b"\xff\xfe\x00",
+    "not JSON": "not json {",
+    "a list": "[1, 2]",
+    "a number": "42",
+    "an empty object": "{}",
+    "parts of other types": json.dumps({"body": 7, "headers": [], "properties": "x", "content-type": {}}),
+    "deeply nested": DEEP,
+    "a body deeply nested": mail({}, body=base64.b64encode(DEEP.encode()).decode()),
+    "no body": mail({}, body=None),
+    "a body that is no object": mail(["ping"]),
+    "a pickled body": mail({}, **{"content-type": "application/x-python-serialize"}),
+    "an unknown command": mail({**ENCODED_PING, "method": "nothing"}),
+    "a command that is a list": mail({**ENCODED_PING, "method": ["ping"]}),
+    "arguments of another type": mail({**ENCODED_PING, "arguments": 7}),
+    "unknown fields": mail({**ENCODED_PING, "more": 1}),
+    "a pattern that takes hours": mail({**ENCODED_PING, "pattern": "(.*)*x", "matcher": "pcre"}),
+    "a destination of another type": mail({**ENCODED_PING, "destination": 7}),
+    "a reply to nowhere": mail({**ENCODED_PING, "reply_to": {"exchange": 1}}),
+    "a clock that is no number": mail(ENCODED_PING, headers={"clock": "soon"}),
+    "a huge clock": mail(ENCODED_PING, headers={"clock": 10**300}),
+}
+
+
+def test_no_published_message_ends_it(started, control, unharmed):
+    """Whoever may publish decides what arrives; on Celery's own names nothing of it is even received."""
+    installation, worker = started
+    with installation.redis.client as client:
+        for channel in CHANNELS:
+            for data in MALFORMED.values():
+                client.publish(channel, data)
+        assert client.pubsub_numpat() == 1, "nothing but the mailbox is subscribed to"
+    assert control.ping(destination=[worker.name], timeout=ANSWER_S) == [{worker.name: {"ok": "pong"}}], (
+        worker.log_text()
+    )
+
+
+def test_what_is_answered_changes_nothing():
+    """Of Celery's commands, only some that read."""
+    from celery.worker.control import Panel
+
+    assert set(Panel.data) >= INSPECTIONS
+    assert {Panel.meta[name].type for name in INSPECTIONS} == {"inspect"}
+
+
+def test_a_person_names_the_node():
+    """`-n` is obeyed; without it, the default is this program's, also where Celery's module was loaded before."""
+    import click
+    from celery.bin.base import CLIContext
+    from celery.bin.celery import celery as command_line
+    from celery.bin.worker import worker as worker_command
+
+    import worker.celery
+    from producer.settings import Settings
+
+    with click.Context(command_line, info_name="python -m celery") as context:
+        worker.celery._name_node()
+        context.obj = CLIContext(worker.celery.create_app(Settings()), no_color=True, workdir=None)
+        chosen = [
+            worker_command.make_context("worker", list(arguments), parent=context).params["hostname"]
+            for arguments in ([], ["-n", "celery@here"])
+        ]
+    assert chosen[0].startswith("posters@")
+    assert chosen[1] == "celery@here"
