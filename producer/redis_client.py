@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,27 @@ from producer.settings import without_password
 # a command: it would double that, and the second try also replaces a connection that a firewall dropped.
 CONNECT_TIMEOUT_S: Final = 1.5
 ANSWER_TIMEOUT_S: Final = 2.0  # our commands take milliseconds; a Redis that writes its AOF may pause
+# A connection that died without a word (a firewall forgot it, a cable is cut) must end within half of the 45 s in
+# which a lost batch is sent again. kombu polls for the answer to its BRPOP, so no time-out of the socket covers that.
+# Keep-alive probes are sent on a silent connection only: what was sent and not acknowledged is TCP_USER_TIMEOUT's,
+# which on Linux also bounds the probes. Elsewhere, PING_AFTER_S bounds it.
+DEAD_AFTER_S: Final = 15
+PING_AFTER_S: Final = 10  # kombu drops a BRPOP that is overdue so long, and pings a connection that was idle so long
+_TCP_OPTIONS: Final = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPALIVE": 5,  # what macOS calls TCP_KEEPIDLE
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": DEAD_AFTER_S // 5 - 1,
+    "TCP_USER_TIMEOUT": DEAD_AFTER_S * 1000,  # milliseconds
+}
+KEEPALIVE: Final = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, name): value for name, value in _TCP_OPTIONS.items() if hasattr(socket, name)
+    },
+}
 RETRY_S: Final = 1.25  # at most, between two tries to reach Redis; half of it at least, so that clients spread
+FORBIDDEN_IN_SCRIPT: Final = ("user executing the script can't", "ACL failure in script")  # errors without a code
 REDIS_ERRORS: Final = (redis.RedisError, OSError)  # what redis-py and kombu raise
 Result = TypeVar("Result")
 
@@ -33,7 +54,7 @@ def unreachable(url: str, error: BaseException) -> RedisUnreachable:
     shown = without_password(url)
     if isinstance(error, redis.AuthenticationError):
         return RedisUnreachable(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
-    if isinstance(error, NoPermissionError):
+    if isinstance(error, NoPermissionError) or any(text in str(error) for text in FORBIDDEN_IN_SCRIPT):
         return RedisUnreachable(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
     if isinstance(error, OutOfMemoryError):
         return RedisUnreachable(f"Redis at {shown} is full (maxmemory): {error}")
@@ -145,7 +166,7 @@ def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> 
             "encoding_errors": "surrogateescape",
             "socket_timeout": ANSWER_TIMEOUT_S,
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            **({} if url.startswith("unix:") else {"socket_keepalive": True}),
+            **({} if url.startswith("unix:") else KEEPALIVE),
             "retry": Retry(ConstantBackoff(0.1), 1),
             **options,
         }

@@ -13,7 +13,15 @@ from kombu.exceptions import KombuError
 
 from producer.queue.image_requests import encode_query
 from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, AnyBatch, BatchMessage
-from producer.redis_client import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, REDIS_ERRORS, broker, unreachable
+from producer.redis_client import (
+    ANSWER_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    KEEPALIVE,
+    PING_AFTER_S,
+    REDIS_ERRORS,
+    broker,
+    unreachable,
+)
 from producer.settings import Settings
 
 
@@ -40,7 +48,8 @@ def transport_options(settings: Settings, socket_timeout_s: float) -> dict[str, 
         "priority_steps": [0],
         "socket_timeout": socket_timeout_s,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_keepalive": True,
+        "health_check_interval": PING_AFTER_S,
+        **KEEPALIVE,
     }
 
 

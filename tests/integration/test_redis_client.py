@@ -1,5 +1,7 @@
 """How Redis is reached: with user, password and TLS, with bounded waiting, and with errors that hide secrets."""
 
+import contextlib
+import socket
 import threading
 import time
 
@@ -7,8 +9,10 @@ import pytest
 from redis.exceptions import WatchError
 
 from producer.errors import ConfigurationError, RedisUnreachable
+from producer.queue.sender import create_sender
 from producer.redis_client import broker, connect, retry_until_available
-from producer.settings import without_password
+from producer.settings import load_settings, without_password
+from worker.celery import create_app
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,31 @@ def test_a_call_is_repeated_until_redis_answers(monkeypatch):
     answers.append(RedisUnreachable("three"))
     with pytest.raises(RedisUnreachable, match="three"):
         retry_until_available(call, None)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="options of Linux")
+@pytest.mark.parametrize("who", ["ledger", "worker", "sender"])
+def test_the_kernel_ends_a_connection_that_died_without_a_word(redis_url, who):
+    """Idle ones by keep-alive probes, those with unacknowledged data by TCP_USER_TIMEOUT; kombu sets neither itself."""
+    settings = load_settings(redis_url=redis_url)
+    with contextlib.ExitStack() as stack:
+        if who == "ledger":
+            client = stack.enter_context(connect(redis_url))
+        else:
+            app = create_app(settings) if who == "worker" else create_sender(settings)
+            channel = stack.enter_context(app.connection_for_read()).default_channel
+            client, interval = channel.client, channel.connection.client.transport_options["health_check_interval"]
+            assert interval == 10, "kombu drops a BRPOP whose answer is overdue by this, and looks as often"
+        connection = client.connection_pool.get_connection()
+        stack.callback(client.connection_pool.release, connection)
+        options = [
+            connection._sock.getsockopt(level, option)
+            for level, option in (
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            )
+        ]
+    assert options == [1, 5, 5, 2, 15_000]
