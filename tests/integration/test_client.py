@@ -190,7 +190,7 @@ def test_a_refused_login_names_the_server(make, redis_server):
         assert "wrong-secret" not in str(caught.value)
     with redis_server.client as client:
         client.acl_setuser("poor", enabled=True, nopass=True, keys=["*"], commands=["+hgetall", "+ping"])
-    poor = make(redis_server.url.replace("posters:only-for-tests@", "poor:x@"))
+    poor = make(redis_server.url.replace("posters-worker:only-for-tests@", "poor:x@"))
     with pytest.raises(RedisUnreachable, match=r"forbids a command.*docs/redis\.acl"):
         poor.enqueue(["a.jpg"])
 

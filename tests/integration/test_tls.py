@@ -14,7 +14,7 @@ from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
 from tests.support.installation import Installation
-from tests.support.redis_server import PASSWORD, USER, RedisServer
+from tests.support.redis_server import PASSWORD, WORKER, RedisServer
 from worker.celery import create_app
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -54,7 +54,7 @@ def locked(certificates):
             pytest.skip("this Redis server is built without TLS")
         raise
     with server:
-        server.tls_url = f"rediss://{USER}:{PASSWORD}@localhost:{port}"
+        server.tls_url = f"rediss://{WORKER}:{PASSWORD}@localhost:{port}"
         yield server
 
 
@@ -115,7 +115,7 @@ def test_a_unix_socket_does_as_well(tmp_path):
     """Queue and ledger on a machine whose Redis has no port at all."""
     path = tmp_path / "redis.sock"
     with RedisServer(["--unixsocket", str(path)]):
-        url = f"unix://{USER}:{PASSWORD}@{path}?db=0"
+        url = f"unix://{WORKER}:{PASSWORD}@{path}?db=0"
         ledger = JobStore(url)
         batch = EmbedBatch("job", "job.1", (Poster("a", "a"),))
         ledger.create("job")

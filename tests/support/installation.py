@@ -127,7 +127,7 @@ class Installation:
         return subprocess.Popen(
             [sys.executable, "-m", "producer", *arguments],
             cwd=PROJECT,
-            env=self.environment | environment,
+            env={name: RedisServer.as_backend(value) for name, value in self.environment.items()} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,12 +1,13 @@
 """A redis-server for tests: a free port, loopback only, nothing persisted unless `options` say so.
 
-Workers and producers connect as the user of docs/redis.acl, with no more rights than it grants; tests
+Workers and the command line connect as the two users of docs/redis.acl, with no more rights than it grants; tests
 themselves connect as the default user, who may do everything.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from tests.support.project import PROJECT
 
 START_S = 10.0
 ACL = PROJECT / "docs" / "redis.acl"
-USER, PASSWORD = "posters", "only-for-tests"
+WORKER, BACKEND, PASSWORD = "posters-worker", "posters-backend", "only-for-tests"
 
 
 def find_redis_program() -> str | None:
@@ -43,8 +44,8 @@ class RedisServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{self.port}/0"
-        rules = ACL.read_text(encoding="utf-8").replace("CHANGE-THIS-PASSWORD", PASSWORD)
+        self.url = f"redis://{WORKER}:{PASSWORD}@127.0.0.1:{self.port}/0"
+        rules = re.sub(r"CHANGE-\w+-PASSWORD", PASSWORD, ACL.read_text(encoding="utf-8"))
         rules = rules.replace("user default off", "user default on nopass ~* &* +@all")
         (self.folder / "users.acl").write_text(rules, encoding="utf-8")
         base = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
@@ -62,6 +63,11 @@ class RedisServer:
     def client(self) -> redis.Redis:
         """A client that may do everything."""
         return redis.Redis(port=self.port, decode_responses=True)
+
+    @staticmethod
+    def as_backend(url: str) -> str:
+        """A URL of a server like this, with the user of a backend in place of a worker's."""
+        return url.replace(f"{WORKER}:{PASSWORD}@", f"{BACKEND}:{PASSWORD}@")
 
     def start(self) -> None:
         with (self.folder / "redis.log").open("ab") as log:

@@ -20,11 +20,12 @@ DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
 def test_redis_keeps_the_queue():
     """AOF on, nothing evicted, a healthcheck, a volume, and no published port."""
     redis = SERVICES["redis"]
-    command = redis["command"]
+    (script,) = redis["command"]
+    command = shlex.split(script)
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
-    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
-    assert redis["volumes"] == ["redis:/data"]
+    assert "redis-cli --user posters-backend ping" in redis["healthcheck"]["test"][1]
+    assert redis["volumes"] == ["redis:/data", "./docs/redis.acl:/etc/redis.acl:ro"]
     assert "ports" not in redis
     assert redis["networks"] == ["inner"]
     assert COMPOSE["networks"]["inner"]["internal"] is True
@@ -52,6 +53,26 @@ def test_workers_restart_and_touch_nothing_they_need_not(name):
     assert int(service["stop_grace_period"].removesuffix("s")) > Settings().stop_s + FORCE_S + 5
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_no_more_rights_than_it_needs(name):
+    """No capability, no way to gain one, and nothing of the image can be changed."""
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    assert "privileged" not in service
+
+
+def filled_in(text, **variables):
+    """A value of the compose file with its variables replaced, `${NAME:-default}` and `${NAME:?message}` alike."""
+    while match := re.search(r"\$\{(\w+):([-?])([^${}]*)\}", text):
+        name, kind, default = match.groups()
+        assert kind == "-" or name in variables, f"{name} is required"
+        text = text.replace(match[0], variables.get(name) or default)
+    return text.replace("$$", "$")
+
+
 @pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
 def test_every_variable_is_a_setting(name):
     """A variable that the program does not know would end it at its start."""
@@ -64,10 +85,12 @@ def test_every_variable_is_a_setting(name):
 @pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
 def test_the_variables_make_settings(name, monkeypatch):
     """As compose fills them in where nobody has set anything; what is empty is as good as absent."""
+    passwords = {"REDIS_WORKER_PASSWORD": "w0rk", "REDIS_BACKEND_PASSWORD": "b4ck"}
     for variable, text in SERVICES[name]["environment"].items():
-        monkeypatch.setenv(variable, re.sub(r"\$\{\w+:-(.*?)\}", r"\1", text))
+        monkeypatch.setenv(variable, filled_in(text, **passwords))
     settings = load_settings()
-    assert settings.store == "redis://redis:6379/1"
+    user = "posters-backend:b4ck" if name == "producer" else "posters-worker:w0rk"
+    assert (settings.redis_url, settings.store) == (f"redis://{user}@redis:6379/0", f"redis://{user}@redis:6379/1")
     assert settings.precision == "auto"
     assert settings.device == ("cpu" if name == "worker-cpu" else "auto")
 
