@@ -25,12 +25,11 @@ from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
 from producer.settings import load_settings
 from worker.broker.validation import MAX_RETRIES
 from worker.celery import EX_CONFIG
-from worker.runtime.heartbeat import exit_now
+from worker.runtime.heartbeat import EX_SOFTWARE, exit_now
 from worker.runtime.startup import Runners, start_runners
 from worker.runtime.supervisor import Supervisor
 
 OWNER_VARIABLE: Final = "_POSTERS_OWNER"  # passes the owner id from the parent process to its children
-EX_DEVICE_LOST: Final = 70  # sysexits.h: internal software error
 EXIT_S: Final = 1.0  # the supervisor stops a worker without a model in about that time
 logger = logging.getLogger(__name__)
 Content = TypeVar("Content")
@@ -67,7 +66,7 @@ def _run(
         done = run(_runners, content)
     except DeviceLost as error:
         logger.critical("message %s: %s; exiting so that a fresh process takes over", task.request.id, error)
-        exit_now(EX_DEVICE_LOST)
+        exit_now(EX_SOFTWARE)
     if done is False:
         raise Reject("this worker is stopping before the batch is done", requeue=True)
 
@@ -128,11 +127,13 @@ def _start_supervisor(sender: Any, **_: Any) -> None:
 
 @signals.task_retry.connect
 @signals.task_failure.connect
-def _release_batch_of_dead_child(sender: Any = None, request: Any = None, args: Any = None, **_: Any) -> None:
+def _release_batch_of_dead_child(
+    sender: Any = None, request: Any = None, args: Any = None, reason: Any = None, exception: Any = None, **_: Any
+) -> None:
     """In the parent process: its child died with a batch (Celery retries it), or was killed by the time limit."""
-    arguments = args if request is None else request.args
+    arguments, cause = (args, exception) if request is None else (request.args, reason.exc)
     if _supervisor is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
-        _supervisor.release_dead(arguments[0])
+        _supervisor.release_dead(arguments[0], cause)
 
 
 @signals.worker_shutting_down.connect

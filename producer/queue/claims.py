@@ -98,7 +98,7 @@ class Claims:
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: AnyBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
-        """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted.
+        """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted, as a crash.
 
         Returns False, and changes nothing, if the holder no longer has the batch.
         """
@@ -106,13 +106,18 @@ class Claims:
         after_ms = round(after_s * 1000)
         return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(not count), NOBODY]))
 
-    def release_dead(self, batch: AnyBatch, owner: str) -> bool:
+    def release_dead(self, batch: AnyBatch, owner: str, *, crashed: bool) -> bool:
         """For a parent process: release the batch that its child died with. Returns False if `owner` had no claim.
 
-        Otherwise the next worker would respect the dead child's claim until it expires.
+        Otherwise the next worker would respect the dead child's claim until it expires. The attempt stays counted;
+        `crashed`: the child died by itself, and was not killed from outside.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
-        return bool(self._release_dead(keys, [batch.batch, owner, batch.job]))
+        return bool(self._release_dead(keys, [batch.batch, owner, batch.job, int(crashed)]))
+
+    def crashes(self, batch: AnyBatch) -> int:
+        """How many of a batch's attempts are known to have crashed; of the others, nobody knows why they ended."""
+        return int(cast(str | None, self._redis.hget(job_keys(batch.job, "tries")[0], f"{batch.batch}!")) or 0)
 
     def finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
         """Count a batch as finished, once. Returns False if it was finished before.

@@ -6,6 +6,7 @@ posters:job:J           hash    state, counts, step, created, …          setti
 posters:job:J:open      hash    batch id → EmbedBatch as JSON            until the batch is finished
 posters:job:J:tries     hash    batch id → attempts counted,             until the batch is finished
                                 batch id + # → attempts begun,
+                                batch id + ! → those that crashed,
                                 batch id + @ → its last holder,          until that one releases it
                                 batch id + + → its number of posters     until the batch is finished
 posters:job:J:doing     hash    batch id → posters done so far           until the batch is finished

@@ -183,13 +183,36 @@ def test_a_single_poster_that_crashes_its_worker_fails(installation, redis_serve
     """As crashed-worker, with the number of crashes."""
     batch = installation.batch(1)
     for number in range(2):
-        installation.claims.claim(batch, f"crashed#{number}")
-        release(redis_server, batch)
+        installation.claims.claim(batch, f"worker#{number}")
+        assert installation.claims.release_dead(batch, "worker", crashed=True)
     installation.runner.run(batch)
     assert installation.pipeline.runs == 0
     (failure,) = installation.job_store.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
     assert "died 2 times" in failure.reason
+
+
+def test_a_kill_from_outside_condemns_no_poster(installation, redis_server):
+    """Power cuts and `kill -9` hit whatever is in progress; one poster that is hit twice is embedded all the same."""
+    batch = installation.batch(1)
+    for number in range(4):
+        installation.claims.claim(batch, f"worker{number}#x")
+        release(redis_server, batch)  # the claim of a worker that died whole
+    assert installation.runner.run(batch)
+    assert installation.job_store.progress("J").embedded == 1
+
+
+def test_a_poster_that_always_dies_unexplained_fails_in_the_end(installation, redis_server):
+    """The kernel kills what takes all memory as a person would: nobody can tell, but it must not go on forever."""
+    batch = installation.batch(1)
+    for number in range(5):
+        installation.claims.claim(batch, f"worker{number}#x")
+        installation.claims.release_dead(batch, f"worker{number}", crashed=False)
+    installation.runner.run(batch)
+    assert installation.pipeline.runs == 0
+    (failure,) = installation.job_store.failures("J")
+    assert failure.word == "crashed-worker"
+    assert "died 5 times" in failure.reason
 
 
 def test_a_crashing_poster_is_found_in_log2_crashes(installation, redis_server):
@@ -203,6 +226,7 @@ def test_a_crashing_poster_is_found_in_log2_crashes(installation, redis_server):
         assert verdict is Claim.WORK
         if crashing and attempt <= 2:
             crashes += 1
+            installation.claims.release_dead(batch, "worker", crashed=True)
             waiting.append(batch)
             continue
         installation.claims.release(batch, holder)

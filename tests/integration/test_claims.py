@@ -245,12 +245,19 @@ def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, claims):
     """Its parent says so: the attempt stays counted, and whoever is alive sends the batch again."""
     begin(ledger, batch())
     claims.claim(batch(), "one#a")
-    assert not claims.release_dead(batch(), "two"), "another's batch is not ours to free"
-    assert claims.release_dead(batch(), "one")
+    assert not claims.release_dead(batch(), "two", crashed=True), "another's batch is not ours to free"
+    assert claims.release_dead(batch(), "one", crashed=False)
     assert claims.take_returned() == [("job", "job.1")]
     assert claims.claim(batch(), "two#b")[:3] == (Claim.WORK, 2, True)
+    assert claims.crashes(batch()) == 0, "it may have been killed from outside"
+    assert claims.release_dead(batch(), "two", crashed=True)
+    assert claims.crashes(batch()) == 1
+    assert claims.claim(batch(), "two#c")[:3] == (Claim.WORK, 3, True)
+    assert claims.release(batch(), "two#c", count=True)
+    assert claims.crashes(batch()) == 2
     claims.finish(batch(), Outcome(embedded=4))
-    assert not claims.release_dead(batch(), "two")
+    assert not claims.release_dead(batch(), "two", crashed=True)
+    assert claims.crashes(batch()) == 0, "nothing of a finished batch is kept"
 
 
 def test_cutting_a_batch_keeps_every_poster(ledger, claims):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from worker.pipeline.pipeline import Pipeline
 
 
+# A kill from outside, a power cut, a stop while Redis is unreachable: not the poster's fault. But a poster that takes
+# all memory dies in the same way, by the kernel's SIGKILL, so that so many of them, beyond `attempts`, count.
+UNEXPLAINED_DEATHS: Final = 3
 LANE_PAUSE_S: Final = 1.0  # for which an idle worker leaves the lane to another
 OTHER_SPACE_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
 NEWER_PAUSE_S: Final = 60.0  # before a batch that a newer worker can read is sent again
@@ -114,7 +117,7 @@ class BatchRunner:
         except BadMessage as error:
             self._defer_or_fail(message, holder, claimed.text, error)
             return True
-        if claimed.attempt > self._settings.attempts:
+        if claimed.attempt > self._settings.attempts and self._is_condemned(batch, claimed.attempt - 1):
             self._split_or_fail(batch, claimed.attempt - 1)
             return True
         if self._leave_to_other_worker(batch, holder):
@@ -192,6 +195,12 @@ class BatchRunner:
         others = [worker for worker in self._registry.alive() if worker.owner != self._heartbeat.owner]
         ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
         return ready | {other.state for other in others if other.state == LOADING}
+
+    def _is_condemned(self, batch: EmbedBatch, deaths: int) -> bool:
+        """Whether a batch is not tried again as it is; a single poster only for what was its own fault."""
+        if len(batch.posters) > 1 or deaths >= self._settings.attempts + UNEXPLAINED_DEATHS:
+            return True
+        return self._claims.crashes(batch) >= self._settings.attempts
 
     def _split_or_fail(self, batch: EmbedBatch, crashes: int) -> None:
         """Find the poster that crashes the worker by bisection: split a batch, fail a single poster."""

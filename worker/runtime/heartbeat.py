@@ -21,6 +21,7 @@ from producer.settings import Settings
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
 FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a chunk takes less
 JOIN_S: Final = 5.0  # how long a heartbeat blocked on an unresponsive Redis can take
+EX_SOFTWARE: Final = 70  # sysexits.h: internal software error
 EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,14 @@ class Heartbeat(threading.Thread):
         return work is not None and time.monotonic() - work.since >= self._settings.batch_time_limit_s
 
     def run(self) -> None:
-        """Renew every HEARTBEAT_S what is due."""
+        """Renew what is due until `stop`; end the process on any error, as without renewals its batch is taken away."""
+        try:
+            self._renew_until_ended()
+        except Exception:
+            logger.critical("the heartbeat failed; this process exits so that another takes over", exc_info=True)
+            exit_now(EX_SOFTWARE)
+
+    def _renew_until_ended(self) -> None:
         entry_renewed = claim_renewed = -1e9
         reported = -1
         while not self._ended.wait(HEARTBEAT_S):
@@ -149,7 +157,7 @@ class Heartbeat(threading.Thread):
             logger.critical(
                 "%s exceeded its time limit; exiting so that the service manager can restart this worker", work.name
             )
-            exit_now(EX_TEMPFAIL)
+            self._release_and_exit(work.claim, count=True)
         if not self.stopping.is_set():
             self._stopping_since = None
         elif self._stopping_since is None:
@@ -158,10 +166,10 @@ class Heartbeat(threading.Thread):
             logger.critical("%s did not stop in time; releasing it and exiting", work.name)
             self._release_and_exit(work.claim)
 
-    def _release_and_exit(self, claim: tuple[EmbedBatch, str] | None) -> None:
+    def _release_and_exit(self, claim: tuple[EmbedBatch, str] | None, *, count: bool = False) -> None:
         if claim:
             with suppress(RedisUnreachable):  # it expires by itself
-                self._claims.release(*claim)
+                self._claims.release(*claim, count=count)
         exit_now(EX_TEMPFAIL)
 
 

@@ -1,13 +1,13 @@
 """Supervisor thread of the worker's main process: redelivers lost batches, and enforces the shutdown.
 
-Private parts that are used, read in celery 5.7.0 and billiard 4.3.2: the pool's `_pool`, and of that (a
-billiard.pool.Pool) `_state`, 0 while it runs, and `_pool`, the list of its child processes.
+The undocumented parts of Celery and billiard that are used are listed in worker/broker/__init__.py.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from celery.exceptions import TimeLimitExceeded
 from celery.worker import state as celery_state
 
 from producer.errors import PosterError
@@ -26,9 +27,14 @@ from producer.queue.sender import create_sender, send
 from producer.queue.workers import FAILED, LOADING, WorkerRegistry
 from producer.settings import Settings
 from worker.runtime.batch_runner import BatchRunner
-from worker.runtime.heartbeat import FORCE_S
+from worker.runtime.heartbeat import EX_SOFTWARE, FORCE_S, exit_now
 
 POLL_S: Final = 1.0  # a failed start stops the worker, and a released batch is sent again, within this time
+CRASHES: Final = {("exitcode", 1)} | {
+    ("signal", number)
+    for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP")
+    if (number := getattr(signal, name, None)) is not None
+}
 IDLE_S: Final = 3.0  # an idle child exits by itself in less; one that is still loading its model does not
 logger = logging.getLogger(__name__)
 
@@ -54,6 +60,16 @@ class Supervisor(threading.Thread):
         self._registry = WorkerRegistry(settings.redis_url)
 
     def run(self) -> None:
+        """Supervise until the process exits; end it on any error, as it could neither stop nor redeliver then."""
+        try:
+            self._supervise()
+        except Exception:
+            logger.critical("the supervisor failed; this worker exits so that it can be restarted", exc_info=True)
+            with suppress(OSError):
+                self._signal_children(signal.SIGTERM)  # so that they release their batch
+            exit_now(EX_SOFTWARE)
+
+    def _supervise(self) -> None:
         """Redeliver lost batches until the worker closes; then make sure that it exits within settings.stop_s."""
         app = create_sender(self._settings)  # as a producer's: bounded waiting, connections of its own
         redelivery = Redelivery(self._claims, self._job_store, lambda batch: send(app, batch))
@@ -61,12 +77,15 @@ class Supervisor(threading.Thread):
         redelivery.close()
         self._enforce_shutdown()
 
-    def release_dead(self, message: object) -> None:
-        """Release the batch that a child died with, or was killed for; called in Celery's thread."""
+    def release_dead(self, message: object, reason: BaseException | None) -> None:
+        """Release the batch that a child died with, or was killed for; called in Celery's thread.
+
+        `reason`: Celery's TimeLimitExceeded or WorkerLostError.
+        """
         if self._runner is not None:
             return  # a solo worker has no child
         try:
-            self._claims.release_dead(BatchMessage.decode(message), self._owner)
+            self._claims.release_dead(BatchMessage.decode(message), self._owner, crashed=is_crash(reason))
         except PosterError as error:
             logger.warning("the batch of a dead child cannot be released until its claim expires: %s", error)
 
@@ -129,3 +148,15 @@ class Supervisor(threading.Thread):
         for child in list(getattr(pool, "_pool", ())):
             with suppress(ProcessLookupError, TypeError):
                 os.kill(child.pid, number)
+
+
+def is_crash(reason: BaseException | None) -> bool:
+    """Whether a child died by itself, of its work, and was not killed from outside.
+
+    billiard tells only in the text of its error how a process ended: "… signal 11 (SIGSEGV) Job: 3." Status 1 is that
+    of an unhandled error, and of faulthandler's time-out.
+    """
+    if isinstance(reason, TimeLimitExceeded):
+        return True
+    found = re.search(r"(signal|exitcode) (\d+)", str(reason))
+    return found is not None and (found[1], int(found[2])) in CRASHES

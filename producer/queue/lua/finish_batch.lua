@@ -23,7 +23,7 @@ for i in ipairs(names) do
 end
 if posters and sum ~= posters then return -1 end
 redis.call('HDEL', open, batch)
-redis.call('HDEL', attempts, batch, batch .. '#', batch .. '@', batch .. '+')
+redis.call('HDEL', attempts, batch, batch .. '#', batch .. '!', batch .. '@', batch .. '+')
 redis.call('HDEL', done, batch)
 redis.call('HDEL', returned, batch)
 redis.call('DEL', claim)

@@ -1,5 +1,6 @@
 -- Return a batch, to be sent again after a pause, for which its claim remains under the name of nobody. A claim that
--- expired, and that nobody took since, is still its last holder's.
+-- expired, and that nobody took since, is still its last holder's. An attempt that is not taken back counts as a crash:
+-- the batch itself was what failed.
 --
 -- KEYS: open batches, attempts, claim, returned batches
 -- ARGV: batch id, holder, job id, pause in ms ('0': it is free at once), '1' to take the attempt back, name of nobody
@@ -11,7 +12,9 @@ if (redis.call('GET', claim) or redis.call('HGET', attempts, batch .. '@')) ~= h
 redis.call('DEL', claim)
 redis.call('HDEL', attempts, batch .. '@')
 if redis.call('HEXISTS', open, batch) == 0 then return 0 end
-if is_uncounted == '1' and tonumber(redis.call('HGET', attempts, batch) or '0') > 0 then
+if is_uncounted ~= '1' then
+  redis.call('HINCRBY', attempts, batch .. '!', 1)
+elseif tonumber(redis.call('HGET', attempts, batch) or '0') > 0 then
   redis.call('HINCRBY', attempts, batch, -1)
 end
 if pause_ms ~= '0' then redis.call('SET', claim, nobody, 'PX', pause_ms) end
