@@ -309,6 +309,23 @@ def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
     assert installation.job_store.progress("J").open_batches == 1
 
 
+def test_stops_while_redis_is_unreachable_condemn_no_poster(installation, redis_server, monkeypatch):
+    """Such an attempt cannot be taken back; more of them than `attempts` must not fail a poster that did no harm."""
+    batch = installation.batch(1)
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            make_unreachable(installation, patch, times=1000)
+            stop = threading.Timer(0.3, installation.runner.stop_after_chunk)
+            stop.start()
+            assert not installation.runner.run(batch)
+            stop.join()
+        installation.heartbeat.stopping.clear()
+        installation.pipeline.runs = 0
+        release(redis_server, batch)
+    assert installation.runner.run(batch)
+    assert installation.job_store.progress("J").embedded == 1
+
+
 def test_a_worker_that_stops_releases_its_batch_after_the_chunk(installation):
     """The attempt is not counted, the batch is unclaimed at once, and its message returns to its lane."""
     batch = installation.batch(2)
