@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from producer.queue.messages import EmbedBatch, Poster
 from tests.support.installation import Installation
 from worker.broker.consumer import INSPECTIONS
 from worker.celery import create_app
@@ -51,10 +52,8 @@ def unharmed(started):
     before = children(worker)
     assert len(before) == 1
     yield
-    names = installation.draw(2, f"{uuid.uuid4().hex}-")
-    counts = installation.index()
-    assert counts["embedded"] == 2
-    assert installation.stored() >= set(names)
+    progress = installation.producer.enqueue(installation.draw(2, f"{uuid.uuid4().hex}-")).wait(30)
+    assert (progress.at_rest, progress.embedded) == (True, 2)
     assert worker.process.poll() is None, worker.log_text()
     assert children(worker) == before
 
@@ -122,13 +121,14 @@ def test_it_obeys_no_command(control, unharmed):
 def test_a_revoked_batch_is_embedded_all_the_same(control, started, unharmed):
     """Otherwise its message would be dropped, and its job would never end."""
     installation, _ = started
-    installation.draw(1, "revoked-")
-    revoked = [f"{uuid.uuid4().hex}" for _ in range(3)]
-    control.revoke(revoked, terminate=True)
-    job = json.loads(installation.run("index", "--detach", "--json").stdout)["job"]
-    control.revoke(sorted(installation.claims().open_batches(job)), terminate=True)
-    progress = installation.producer.job(job).wait(30)
-    assert progress.at_rest
+    job = installation.producer.begin()
+    batch = EmbedBatch(job.id, f"{job.id}.1", tuple(Poster(name, name) for name in installation.draw(1, "revoked-")))
+    control.revoke([batch.batch], terminate=True)
+    time.sleep(0.5)
+    installation.producer.job_store.record_step(job.id, 1, batch=batch)
+    installation.producer.send(batch)
+    installation.producer.job_store.mark_sent(job.id, 1)
+    assert job.wait(30).embedded == 1
 
 
 def test_another_programs_shutdown_is_not_ours(started, unharmed):
