@@ -127,7 +127,7 @@ class QueueClient:
 
     def store(self) -> VectorStore:
         """Open the store; the caller closes it."""
-        return open_store(self.settings.store)
+        return open_store(self.settings.store, self.settings.store_mode)
 
     def send(self, batch: AnyBatch) -> None:
         """Put a batch on its lane; it must be recorded already."""

@@ -19,6 +19,7 @@ from producer.errors import ConfigurationError
 
 PREFIX = "POSTERS_"
 CONFIG_VARIABLE = "POSTERS_CONFIG"  # path of config.json, if not in the current folder
+PRIVATE = "0600"  # a file that nobody but its owner may read
 
 
 def _field(section: Literal["clip", "images", "queue", "posters"], default: Any, description: str, **more: Any) -> Any:
@@ -49,6 +50,12 @@ class Settings(BaseSettings):
         "file with ids and titles of posters; may be missing; `none`: there is none",
     )
     store: str = _field("posters", "sqlite:data/embeddings.db", "vector store: sqlite:PATH or redis://…", repr=False)
+    store_mode: str = _field(
+        "posters",
+        PRIVATE,
+        "permissions of a new SQLite store, octal; `0660`: its group may use it; ignored on Windows",
+        pattern=r"^0?[0-7]{3}$",
+    )
 
     model_name: str = _field("clip", "ViT-B/32", "any model of open_clip; also local-dir:PATH")
     pretrained: str = _field("clip", "openai", "open_clip tag, checkpoint file, or `untrained`")

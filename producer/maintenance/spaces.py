@@ -44,7 +44,7 @@ def store_for_reading(settings: Settings) -> VectorStore:
         raise ConfigurationError(
             f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"
         )
-    return open_store(settings.store)
+    return open_store(settings.store, settings.store_mode)
 
 
 def find_space(store: VectorStore, name: str | None = None) -> SpaceInfo:

@@ -125,7 +125,7 @@ class Index:
         with self._loading:
             if self._ended.is_set() or (self._store is None and not store_exists(self._settings.store)):
                 return False
-            self._store = self._store or open_store(self._settings.store)
+            self._store = self._store or open_store(self._settings.store, self._settings.store_mode)
             before = self._snapshot
             self._snapshot = load_if_changed(before, self._store, self._settings, self._space_name)
             return self._snapshot is not before

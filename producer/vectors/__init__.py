@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from producer.errors import ConfigurationError
+from producer.settings import PRIVATE
 from producer.vectors.base import VectorStore
 
 
@@ -14,8 +15,12 @@ def store_exists(url: str) -> bool:
     return scheme != "sqlite" or Path(path).exists()
 
 
-def open_store(url: str) -> VectorStore:
+def open_store(url: str, mode: str = PRIVATE) -> VectorStore:
     """Open ``sqlite:PATH`` or ``redis://…``; creates what is not there.
+
+    Args:
+        url: settings.store.
+        mode: settings.store_mode, the permissions of a new SQLite file.
 
     Raises:
         ConfigurationError: the URL is none of these.
@@ -25,7 +30,7 @@ def open_store(url: str) -> VectorStore:
     if scheme == "sqlite" and rest:
         from producer.vectors.sqlite import SQLiteStore
 
-        return SQLiteStore(rest)
+        return SQLiteStore(rest, mode)
     if scheme in ("redis", "rediss", "unix"):
         from producer.vectors.redis import RedisStore
 

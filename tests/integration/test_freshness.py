@@ -81,6 +81,21 @@ def test_a_store_that_does_not_exist_is_empty_and_is_not_created(producer, recor
     assert messages == []
 
 
+def test_nothing_is_current_in_a_file_that_was_deleted(producer, recorded, tmp_path):
+    """As `rm data/embeddings.db*` leaves it, while `index` has it open; nor is it made again by reading."""
+    current, messages = recorded
+    fill(producer, MINE, ["a"])
+    announce(producer, READY)
+    assert current(POSTERS) == {"a"}
+    for file in tmp_path.glob("v.db*"):
+        file.unlink()
+    assert (current(POSTERS), current.is_known()) == (set(), True)
+    assert not (tmp_path / "v.db").exists()
+    fill(producer, MINE, ["d"])
+    assert current([POSTERS[3]._replace(size=5)]) == {"d"}
+    assert messages == []
+
+
 def test_an_unreachable_store_is_reported_once_and_is_not_an_obstacle(producer, recorded, monkeypatch):
     """The worker compares instead."""
     current, messages = recorded

@@ -93,9 +93,9 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, heartbea
         def close(self):
             closed.append(self)
 
-    monkeypatch.setattr("producer.vectors.open_store", lambda url: Store())
+    monkeypatch.setattr("producer.vectors.open_store", lambda url, mode: Store())
     monkeypatch.setattr(time, "sleep", lambda _: published.append(registry.get(NAME)))
-    store = startup._wait_for_store("sqlite:x", heartbeat)
+    store = startup._wait_for_store(startup.load_settings(), heartbeat)
     assert [(entry.state, entry.get("stage"), entry.get("reason")) for entry in published] == [
         (LOADING, STORE, "it is locked")
     ] * 3
@@ -108,12 +108,12 @@ def test_a_store_that_needs_repair_is_not_waited_for(registry, heartbeats, monke
     """A damaged file or a wrong mode is no transient failure."""
     heartbeats.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url), solo=True))
 
-    def damaged(url):
+    def damaged(url, mode):
         raise StoreError("it is no SQLite file")
 
     monkeypatch.setattr("producer.vectors.open_store", damaged)
     with pytest.raises(StoreError, match="no SQLite file"):
-        startup._wait_for_store("sqlite:x", heartbeats[0])
+        startup._wait_for_store(startup.load_settings(), heartbeats[0])
 
 
 def test_a_worker_with_truncated_weights_exits(installation):

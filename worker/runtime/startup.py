@@ -97,7 +97,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    store = _wait_for_store(settings.store, heartbeat)
+    store = _wait_for_store(settings, heartbeat)
     gpu = _gpu_uuid(settings)
     if gpu is not None:
         heartbeat.gpu_lease = wait_for_card(
@@ -122,14 +122,14 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     )
 
 
-def _wait_for_store(url: str, heartbeat: Heartbeat) -> VectorStore:
+def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
     """The store, once it can be written; one that is locked, full or unreachable is waited for."""
     from producer.vectors import open_store
 
     logged = ""
     while True:
         try:
-            store = open_store(url)
+            store = open_store(settings.store, settings.store_mode)
             try:
                 store.check()
             except BaseException:

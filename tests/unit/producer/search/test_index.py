@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import threading
 import time
 from contextlib import closing
@@ -180,6 +181,28 @@ def test_the_index_follows_by_itself(store, opened, monkeypatch):
     wait_until(lambda: len(index) == 2)
     store.drop(SPACE.id)
     wait_until(lambda: len(index) == 0)
+
+
+def test_an_index_follows_the_file_that_the_path_means(tmp_path):
+    """Deleted: empty. Replaced by a backup, with as many changes since: the rows of that one, not of the old."""
+    path = tmp_path / "own.db"
+    settings = load_settings(store=f"sqlite:{path}", catalogue=None)
+    with closing(open_store(settings.store)) as store:
+        fill(store, ["a"])
+    shutil.copy(path, tmp_path / "backup")
+    with closing(open_store(settings.store)) as store:
+        fill(store, ["b"])
+    with closing(Index.open(settings, refresh_s=None)) as index:
+        assert index.vectors()[0] == ("a", "b")
+        (tmp_path / "backup").rename(path)
+        with closing(open_store(settings.store)) as store:
+            fill(store, ["c"], unit(1, seed=3))
+        assert index.refresh() is True
+        assert index.vectors()[0] == ("a", "c")
+        path.unlink()
+        assert index.refresh() is True
+        assert (index.space, len(index)) == (None, 0)
+        assert not path.exists()
 
 
 def test_a_busy_store_takes_a_tenth_of_the_time_at_most(store, opened, monkeypatch):

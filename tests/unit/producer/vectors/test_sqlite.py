@@ -301,5 +301,157 @@ def test_a_thread_that_ended_leaves_no_connection(tmp_path):
         thread = threading.Thread(target=store.spaces)
         thread.start()
         thread.join()
-    assert len(store._connections) <= 3
+    assert len(store._opened) <= 3
     store.close()
+
+
+def files_of(path):
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+def take_away(path):
+    """Delete the file with its -wal and -shm, as `rm data/embeddings.db*` does."""
+    for file in files_of(path):
+        file.unlink(missing_ok=True)
+
+
+in_use = pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no file that is open")
+
+
+@in_use
+def test_a_deleted_file_reads_as_empty_and_is_made_again_by_the_next_write(store, path):
+    """A store that reads alone makes no file; nothing is written to one that has no name any more."""
+    store.put(SPACE, rows(3), unit(3))
+    reader = SQLiteStore(str(path))
+    assert reader.count(SPACE.id) == 3
+    take_away(path)
+    for one in (store, reader):
+        assert one.rows(SPACE.id, ["p00000"]) == {}
+        assert (one.count(SPACE.id), one.version(SPACE.id), one.current(), one.spaces()) == (0, "", None, [])
+        assert list(one.read(SPACE.id)) == list(one.ids(SPACE.id)) == []
+    assert not path.exists()
+    store.put(SPACE, rows(2, "q"), unit(2))
+    assert reader.rows(SPACE.id, ["p00000", "q00001"]).keys() == {"q00001"}
+    reader.close()
+    with closing(SQLiteStore(str(path))) as other:
+        assert [name for names in other.ids(SPACE.id) for name in names] == ["q00000", "q00001"]
+
+
+@in_use
+@pytest.mark.parametrize("kept", ["the old one", "none"])
+def test_a_restored_backup_is_what_is_read_and_written_from_then_on(store, path, kept):
+    """By threads that had the old file open, too; its version differs from the one that it replaces."""
+    store.put(SPACE, rows(1), unit(1))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM INTO ?", (str(path.with_name("backup")),))
+    store.put(SPACE, rows(1, "lost"), unit(1))
+    before = store.version(SPACE.id)
+    seen, step, done = [], threading.Event(), threading.Event()
+
+    def follow():
+        seen.append(store.count(SPACE.id))
+        done.set()
+        step.wait()
+        seen.append(store.count(SPACE.id))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    done.wait()
+    if kept == "none":
+        take_away(path)
+    for file in files_of(path)[1:]:
+        file.unlink(missing_ok=True)
+    path.with_name("backup").rename(path)
+    step.set()
+    thread.join()
+    assert seen == [2, 1]
+    assert store.count(SPACE.id) == 1
+    store.put(SPACE, rows(1, "new"), unit(1))
+    assert store.version(SPACE.id) != before, "as many changes as before, and other rows"
+    with closing(SQLiteStore(str(path))) as other:
+        assert [name for names in other.ids(SPACE.id) for name in names] == ["new00000", "p00000"]
+
+
+@in_use
+def test_a_deleted_wal_loses_nothing_that_was_written(store, path):
+    """SQLite would go on in a file without a name; whoever opens the store next would not find it."""
+    store.put(SPACE, rows(3), unit(3))
+    thread = threading.Thread(target=store.count, args=(SPACE.id,))
+    thread.start()
+    thread.join()
+    for file in files_of(path)[1:]:
+        file.unlink()
+    store.put(SPACE, rows(2, "q"), unit(2))
+    with closing(SQLiteStore(str(path))) as other:
+        assert other.count(SPACE.id) == 5
+        other.put(SPACE, rows(1, "r"), unit(1))
+    assert store.count(SPACE.id) == 6
+
+
+@in_use
+def test_two_stores_of_one_process_recover_from_a_deleted_wal(store, path):
+    """SQLite shares its -shm between them: the first to notice waits until the other has closed it, too."""
+    other = SQLiteStore(str(path))
+    store.put(SPACE, rows(3), unit(3))
+    other.put(SPACE, rows(2, "q"), unit(2))
+    for file in files_of(path)[1:]:
+        file.unlink()
+    with pytest.raises(StoreUnavailable):
+        store.count(SPACE.id)
+    assert (other.count(SPACE.id), store.count(SPACE.id)) == (5, 5)
+    other.close()
+
+
+@in_use
+def test_a_wal_that_goes_while_somebody_reads_is_an_outage_until_they_end(store, path):
+    """Two kinds of -wal on one file would damage it."""
+    store.put(SPACE, rows(3), unit(3))
+    reading = store.read(SPACE.id, 1)
+    next(reading)
+    files_of(path)[1].unlink()
+    with pytest.raises(StoreUnavailable, match="deleted while it was in use"):
+        store.count(SPACE.id)
+    assert len(list(reading)) == 2
+    assert store.count(SPACE.id) == 3
+
+
+@in_use
+def test_a_folder_that_is_gone_is_an_outage_and_no_new_store(store, path):
+    """Moved away, as by an unmount: neither reads as empty nor is made again, and works when it is back."""
+    store.put(SPACE, rows(3), unit(3))
+    path.parent.rename(path.parent.with_name("away"))
+    for call in (lambda: store.count(SPACE.id), store.check, lambda: store.put(SPACE, rows(1), unit(1))):
+        with pytest.raises(StoreUnavailable, match="is its disk mounted"):
+            call()
+    assert not path.parent.exists()
+    path.parent.with_name("away").rename(path.parent)
+    assert store.count(SPACE.id) == 3
+
+
+@in_use
+def test_an_unmounted_disk_is_an_outage_though_its_folder_is_there(store, path, monkeypatch):
+    """The mount point is an empty folder of another device."""
+    store.put(SPACE, rows(3), unit(3))
+    take_away(path)
+    monkeypatch.setattr(store, "_device", store._device + 1)
+    for call in (lambda: store.count(SPACE.id), store.check):
+        with pytest.raises(StoreUnavailable, match="on another disk"):
+            call()
+    assert not path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+@pytest.mark.parametrize("mode", ["0600", "0660"])
+def test_a_new_file_has_the_permissions_of_the_setting(tmp_path, mode):
+    """Its -wal and -shm as well, whatever the umask; a file that is there keeps its own."""
+    path, before = tmp_path / "v.db", os.umask(0o077 if mode == "0660" else 0)
+    try:
+        with closing(SQLiteStore(str(path), mode)) as store:
+            store.put(SPACE, rows(1), unit(1))
+            assert {oct(file.stat().st_mode & 0o777) for file in files_of(path)} == {oct(int(mode, 8))}
+        path.chmod(0o644)
+        with closing(SQLiteStore(str(path), mode)) as store:
+            store.put(SPACE, rows(1), unit(1))
+            assert {oct(file.stat().st_mode & 0o777) for file in files_of(path)} == {"0o644"}
+    finally:
+        os.umask(before)
