@@ -56,7 +56,13 @@ class VectorStore(Protocol):
     """
 
     def put(
-        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        rows: Sequence[Row],
+        vectors: Vectors,
+        provenance: Mapping[str, str] | None = None,
+        *,
+        seen: Mapping[str, Row] | None = None,
     ) -> None:
         """Insert or replace a whole chunk, all or nothing.
 
@@ -65,6 +71,9 @@ class VectorStore(Protocol):
             rows: N rows. When an id occurs twice, the last row wins.
             vectors: (N, space.dimension) float32, unit length, finite.
             provenance: library versions, precision and device; kept with the space.
+            seen: rows by id, as the caller read them before it computed the vectors. A row that is another one by
+                now, or has come or gone since, is left alone, in the same step: somebody else was faster, and its
+                content may be newer. None: whatever is there is replaced.
 
         Raises:
             SpaceMismatch: the vectors' width is not the space's dimension.

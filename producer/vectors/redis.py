@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final, cast
 
 from producer.embedding import Space, Vectors
-from producer.errors import RedisUnreachable, StoreError, StoreUnavailable
-from producer.redis_client import RedisClient, connect
+from producer.errors import PosterError, RedisUnreachable, StoreError, StoreUnavailable
+from producer.redis_client import RedisClient, ScriptMissing, connect
 from producer.settings import without_password
 from producer.vectors.base import Row, SpaceInfo
 from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
@@ -32,7 +33,9 @@ ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that 
 
 
 class _StoreClient(RedisClient):
-    def translate(self, error: RedisUnreachable) -> StoreUnavailable:
+    def translate(self, error: RedisUnreachable) -> PosterError:
+        if isinstance(error, ScriptMissing):  # redis-py loads the script then
+            return error
         return StoreUnavailable(f"the store cannot be used for now: {error}")
 
 
@@ -43,34 +46,27 @@ class RedisStore:
         """Connects on first use."""
         self._url = url
         self._redis = connect(url, _StoreClient, decode_responses=False, socket_timeout=ANSWER_TIMEOUT_S)
+        script = (files("producer.vectors") / "lua" / "put_rows.lua").read_text("utf-8")
+        self._put_rows = self._redis.register_script(script)
 
     def put(
-        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        rows: Sequence[Row],
+        vectors: Vectors,
+        provenance: Mapping[str, str] | None = None,
+        *,
+        seen: Mapping[str, Row] | None = None,
     ) -> None:
         rows, vectors = checked(space, rows, vectors)
-        now = repr(time.time())
-        before = self._digests(space.id, [row.id for row in rows])
-        pipe = self._redis.pipeline(transaction=True)
-        entry: dict[Any, Any] = {"space": space.to_json()}
-        if provenance is not None:
-            entry["provenance"] = json.dumps(dict(provenance), sort_keys=True)
-        pipe.hset(_space_key(space.id), mapping=entry)
-        pipe.hsetnx(_space_key(space.id), "created", now)
-        pipe.hsetnx(_space_key(space.id), "version", str(first_version()))
-        pipe.zadd(SPACES, {space.id: now}, nx=True)
-        pipe.setnx(CURRENT, space.id)
+        described = "" if provenance is None else json.dumps(dict(provenance), sort_keys=True)
+        values: list[Any] = [space.id, space.to_json(), described, repr(time.time()), first_version()]
+        values.append("0" if seen is None else "1")
         for row, raw in zip(rows, pack(vectors), strict=True):
-            fields: dict[Any, Any] = row._asdict() | {"vector": raw, "stored": now}
-            del fields["id"]
-            pipe.hset(_key(space.id, row.id), mapping=fields)
-            old = before.get(row.id)
-            if old is not None and old != row.digest:
-                pipe.zrem(_contents_key(space.id), _content(old, row.id))
-        if rows:
-            pipe.zadd(_contents_key(space.id), {_content(row.digest, row.id): 0 for row in rows})
-            pipe.zadd(_ids_key(space.id), {row.id: 0 for row in rows})
-            self._touch(pipe, space.id, now)
-        pipe.execute()
+            before = seen.get(row.id) if seen else None
+            values += [*row, raw, *(before[1:] if before else ("", "", ""))]
+        keys = [_space_key(space.id), SPACES, CURRENT, _ids_key(space.id), _contents_key(space.id)]
+        self._put_rows([*keys, *(_key(space.id, row.id) for row in rows)], values)
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         dimension = self._dimension(space_id)
@@ -140,8 +136,9 @@ class RedisStore:
         return int(self._redis.zcard(_ids_key(space_id)))
 
     def version(self, space_id: str) -> str:
-        stamp = cast(bytes | None, self._redis.hget(_space_key(space_id), "version"))
-        return stamp.decode() if stamp else ""
+        version, changed = cast(list[bytes | None], self._redis.hmget(_space_key(space_id), ["version", "changed"]))
+        # a Redis that was restored from an old copy may count up to the same number again
+        return f"{version.decode()}@{(changed or b'').decode()}" if version else ""
 
     def delete(self, space_id: str, ids: Sequence[str]) -> int:
         gone = 0

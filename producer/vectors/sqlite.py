@@ -29,10 +29,17 @@ LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # sqlite3 cannot encode i
 MAX_OPENINGS: Final = 3  # tries to open a file that is replaced at that very moment
 PASSING: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE))
 _Identity = tuple[int, int] | None  # device and inode of a file; None: there is none
-_UPSERT: Final = """
+_INSERT: Final = """
 INSERT INTO vectors (space, id, digest, size, mtime_ns, stored, vector) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (space, id) DO UPDATE SET digest = excluded.digest, size = excluded.size,
+ON CONFLICT (space, id)
+"""
+_UPSERT: Final = f"""{_INSERT} DO UPDATE SET digest = excluded.digest, size = excluded.size,
     mtime_ns = excluded.mtime_ns, stored = excluded.stored, vector = excluded.vector
+"""
+_INSERT_IF_ABSENT: Final = f"{_INSERT} DO NOTHING"
+_UPDATE_IF_SEEN: Final = """
+UPDATE vectors SET digest = ?, size = ?, mtime_ns = ?, stored = ?, vector = ?
+WHERE space = ? AND id = ? AND digest = ? AND size = ? AND mtime_ns = ?
 """
 
 
@@ -77,13 +84,24 @@ class SQLiteStore:
             pass
 
     def put(
-        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        rows: Sequence[Row],
+        vectors: Vectors,
+        provenance: Mapping[str, str] | None = None,
+        *,
+        seen: Mapping[str, Row] | None = None,
     ) -> None:
         rows, vectors = checked(space, rows, vectors)
         now = time.time()
         with self._writing() as db:
             key = self._make_known(db, space, provenance, now)
-            db.executemany(_UPSERT, [(key, *row, now, raw) for row, raw in zip(rows, pack(vectors), strict=True)])
+            values = [(key, *row, now, raw) for row, raw in zip(rows, pack(vectors), strict=True)]
+            if seen is None:
+                db.executemany(_UPSERT, values)
+            else:
+                db.executemany(_INSERT_IF_ABSENT, [value for value in values if value[1] not in seen])
+                db.executemany(_UPDATE_IF_SEEN, [(*v[2:], key, *seen[v[1]]) for v in values if v[1] in seen])
 
     def get(self, space_id: str, ids: Sequence[str]) -> dict[str, Vectors]:
         return self._vectors("v.id", space_id, ids)

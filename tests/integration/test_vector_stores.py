@@ -192,6 +192,41 @@ def test_putting_again_replaces(store):
     assert store.rows(SPACE.id, ["a"])["a"].digest == "new-a"
 
 
+def test_a_row_that_changed_since_it_was_seen_is_left_alone(store):
+    """Replaced, come or gone: whoever saw it before is late, for each row by itself. What is as it was is replaced."""
+    store.put(SPACE, rows("same", "replaced", "gone"), vectors(3, 1))
+    names = ["same", "replaced", "gone", "come", "absent"]
+    seen = store.rows(SPACE.id, names)
+    newer = vectors(2, 2)
+    store.put(SPACE, rows("replaced", "come", digest="newer"), newer)
+    store.delete(SPACE.id, ["gone"])
+    late = vectors(5, 3)
+    version = store.version(SPACE.id)
+    store.put(SPACE, rows(*names, digest="late"), late, seen=seen)
+    found, digests = store.get(SPACE.id, names), store.rows(SPACE.id, names)
+    assert {name: row.digest.partition("-")[0] for name, row in digests.items()} == {
+        "same": "late",
+        "replaced": "newer",
+        "come": "newer",
+        "absent": "late",
+    }
+    assert np.array_equal(np.stack([found[name] for name in ("same", "absent")]), late[[0, 4]])
+    assert np.array_equal(np.stack([found[name] for name in ("replaced", "come")]), newer)
+    assert store.count(SPACE.id) == 4
+    assert store.version(SPACE.id) != version
+    assert store.by_content(SPACE.id, ["d-same", "d-replaced", "late-replaced", "late-come", "late-gone"]) == {}
+    assert store.by_content(SPACE.id, ["late-same", "newer-come"]).keys() == {"late-same", "newer-come"}
+
+
+@pytest.mark.parametrize("field", ["digest", "size", "mtime_ns"])
+def test_each_field_of_a_row_tells_that_it_changed(store, field):
+    """Also a new time alone: the writer has read the file later."""
+    (row,) = rows("a")
+    store.put(SPACE, [row._replace(**{field: "other" if field == "digest" else 77})], vectors(1, 1))
+    store.put(SPACE, [row._replace(digest="late")], vectors(1, 2), seen={"a": row})
+    assert store.rows(SPACE.id, ["a"])["a"].digest != "late"
+
+
 def test_content_finds_a_vector_and_never_a_stale_one(store):
     """A digest leads to a vector of that content; after replacement or deletion it leads nowhere."""
     given = vectors(2)

@@ -43,7 +43,13 @@ class MemoryStore:
         self._lock = threading.Lock()
 
     def put(
-        self, space: Space, rows: Sequence[Row], vectors: Vectors, provenance: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        rows: Sequence[Row],
+        vectors: Vectors,
+        provenance: Mapping[str, str] | None = None,
+        *,
+        seen: Mapping[str, Row] | None = None,
     ) -> None:
         rows, vectors = checked(space, rows, vectors)
         with self._lock:
@@ -54,6 +60,8 @@ class MemoryStore:
             if rows:
                 entry.touch(now)
             for row, vector in zip(rows, vectors, strict=True):
+                if seen is not None and entry.rows.get(row.id) != seen.get(row.id):
+                    continue
                 entry.rows[row.id], entry.vectors[row.id] = row, vector.copy()
                 entry.stored[row.id] = time.time()
 

@@ -10,16 +10,17 @@ idles in between. Embedder, store and clock are arguments, so that tests need ne
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 
 import numpy as np
 
 from producer.embedding import Vectors
-from producer.errors import UnreadablePoster
+from producer.errors import StoreUnavailable, UnreadablePoster
 from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Failure, Outcome
 from producer.settings import Settings
@@ -33,6 +34,7 @@ from worker.pipeline.timings import Timings
 
 CHUNKS_ON_DEVICE = 2  # one being computed, one ready
 MAX_PENDING_PUTS = 2  # chunks that may wait for the store before the device has to wait
+MAX_ROUNDS = 3  # a poster is embedded again if its row is not in the store at the end of the batch
 PosterChunk = Chunk[Poster, ReadPoster]
 
 
@@ -48,14 +50,36 @@ class _Submitted:
     vectors: list[Vectors]
 
 
+class _How(Enum):
+    """How a poster got its vector."""
+
+    EMBEDDED = "computed in this batch"
+    REUSED = "stored for the same content"
+    SAME_CONTENT = "stored before: the file was read, and its content is the same"
+    SAME_FILE = "stored before: size and time of the file are the same"
+
+
 @dataclass
 class _Tally:
-    embedded: int = 0
-    reused: int = 0
-    unchanged: int = 0  # by content; files unchanged by size and time are not read at all
-    duplicates: list[Poster] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    """The result of each poster by its id; `digests` are of those that have a vector."""
+
+    how: dict[str, _How] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
     vectors: dict[str, bytes] = field(default_factory=dict)
+    duplicates: list[Poster] = field(default_factory=list)
+
+    def stored(self, row: Row, how: _How) -> None:
+        self.how[row.id], self.digests[row.id] = how, row.digest
+
+    def failed(self, poster: Poster, word: str, reason: str) -> None:
+        self.failures[poster.id] = Failure(poster.id, poster.path, word, reason)
+
+    def forget(self, posters: Iterable[Poster]) -> None:
+        for poster in posters:
+            for results in (self.how, self.digests, self.failures, self.vectors):
+                results.pop(poster.id, None)
+        self.duplicates = []
 
 
 class Pipeline:
@@ -103,27 +127,27 @@ class Pipeline:
         if batch.space not in (None, space.id):
             reason = f"queued for the space {batch.space}, but this worker uses {space.id}: run `index` again"
             return Outcome(failures=tuple(Failure(p.id, p.path, "internal", reason) for p in batch.posters))
-        todo = list(batch.posters)
-        rows = {} if batch.force else self.store.rows(space.id, [poster.id for poster in todo])
-        if not batch.force and not batch.verify:
-            todo = [p for p in todo if not ((row := rows.get(p.id)) and row.matches(p.size, p.mtime_ns))]
-        unchanged = len(batch.posters) - len(todo)
-        tally = _Tally()
-        if batch.reply and unchanged:
-            ids = {poster.id for poster in batch.posters} - {poster.id for poster in todo}
-            stored = self.store.get(space.id, sorted(ids))
-            tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
-        state = BatchState(batch, rows, None if batch.force else {})
-        self._run_chunks(todo, state, tally, lambda done: progress(unchanged + done))
-        if tally.duplicates:  # the store has their content now, or each fails as the first of them did
-            settled = unchanged + len(todo) - len(tally.duplicates)
-            state = BatchState(batch, rows, None)
-            self._run_chunks(tally.duplicates, state, tally, lambda done: progress(settled + done))
-        self.timings.total, self.timings.images = self._clock() - began, tally.embedded
-        if begun_before:
-            tally.embedded, unchanged = tally.embedded + unchanged, 0
-        unchanged += tally.unchanged
-        return Outcome(tally.embedded, tally.reused, unchanged, tuple(tally.failures), tally.vectors)
+        tally, todo = _Tally(), list(batch.posters)
+        for _ in range(MAX_ROUNDS):
+            tally.forget(todo)
+            self._embed(batch, todo, tally, progress)
+            todo = self._not_stored(batch, tally)
+            if not todo:
+                break
+        else:
+            names = ", ".join(poster.id for poster in todo[:3])
+            raise StoreUnavailable(f"{len(todo)} rows keep disappearing from the store, or changing: {names}")
+        counts = Counter(tally.how.values())
+        self.timings.total, self.timings.images = self._clock() - began, counts[_How.EMBEDDED]
+        unchanged = counts[_How.SAME_FILE] + counts[_How.SAME_CONTENT]
+        before = (counts[_How.SAME_FILE] if batch.verify else unchanged) if begun_before else 0
+        return Outcome(
+            counts[_How.EMBEDDED] + before,
+            counts[_How.REUSED],
+            unchanged - before,
+            tuple(tally.failures.values()),
+            tally.vectors,
+        )
 
     def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
         """Embed an image that is not in the collection: float32 (dimension,), unit length; stores nothing.
@@ -143,6 +167,38 @@ class Pipeline:
         self._loader.close()
         self._writer.shutdown()
 
+    def _embed(self, batch: EmbedBatch, todo: Sequence[Poster], tally: _Tally, progress: Callable[[int], None]) -> None:
+        """Embed and store these posters of the batch; all others count as done."""
+        space, done = self.embedder.space, len(batch.posters) - len(todo)
+        rows = self.store.rows(space.id, [poster.id for poster in todo])
+        if not batch.force and not batch.verify:
+            current = {p.id: rows[p.id] for p in todo if p.id in rows and rows[p.id].matches(p.size, p.mtime_ns)}
+            for row in current.values():
+                tally.stored(row, _How.SAME_FILE)
+            if batch.reply and current:
+                stored = self.store.get(space.id, sorted(current))
+                tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
+            todo, done = [poster for poster in todo if poster.id not in current], done + len(current)
+        state = BatchState(batch, rows, None if batch.force else {})
+        self._run_chunks(todo, state, tally, lambda more: progress(done + more))
+        if tally.duplicates:  # the store has their content now, or each fails as the first of them did
+            done += len(todo) - len(tally.duplicates)
+            self._run_chunks(tally.duplicates, BatchState(batch, rows, None), tally, lambda more: progress(done + more))
+
+    def _not_stored(self, batch: EmbedBatch, tally: _Tally) -> list[Poster]:
+        """The posters that a reader of the store would not find as they are about to be counted.
+
+        Their rows were left alone, because another writer was faster; or the store is another one than when they were
+        written, because its file was deleted or replaced.
+        """
+        found = self.store.rows(self.embedder.space.id, list(tally.digests))
+        return [
+            poster
+            for poster in batch.posters
+            if poster.id in tally.digests
+            and (poster.id not in found or found[poster.id].digest != tally.digests[poster.id])
+        ]
+
     def _run_chunks(
         self, todo: Sequence[Poster], state: BatchState, tally: _Tally, progress: Callable[[int], None]
     ) -> None:
@@ -157,7 +213,7 @@ class Pipeline:
             if state.batch.reply:
                 raw = vectors.astype("<f4")
                 tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
-            puts.append(self._writer.submit(self._put, rows, vectors, submitted.settled))
+            puts.append(self._writer.submit(self._put, rows, vectors, state, submitted.settled))
 
         try:
             for chunk in chunks:
@@ -188,17 +244,17 @@ class Pipeline:
             try:
                 row, known, unchanged, duplicate = load.result()
             except UnreadablePoster as error:
-                tally.failures.append(Failure(poster.id, poster.path, error.word, error.reason))
+                tally.failed(poster, error.word, error.reason)
                 continue
-            tally.unchanged += unchanged
             if duplicate:
                 tally.duplicates.append(poster)
-            elif known is not None:  # stored even if only the file's time is new, to update the row
+            elif known is None and not unchanged:
+                fresh.append((index, row))
+            else:
+                tally.stored(row, _How.SAME_CONTENT if unchanged else _How.REUSED)
+            if known is not None:  # stored even if only the file's time is new, to update the row
                 rows.append(row)
                 vectors.append(known)
-                tally.reused += not unchanged
-            elif not unchanged:
-                fresh.append((index, row))
         settled = len(chunk.items) - (len(tally.duplicates) - duplicates)
         pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
         return _Submitted(chunk, settled, fresh, pending, rows, vectors)
@@ -214,16 +270,16 @@ class Pipeline:
                 if reason is None:
                     rows.append(row)
                     vectors.append(result.vectors[position])
-                    tally.embedded += 1
+                    tally.stored(row, _How.EMBEDDED)
                 else:
-                    tally.failures.append(Failure(row.id, submitted.chunk.items[index].path, "internal", reason))
+                    tally.failed(submitted.chunk.items[index], "internal", reason)
         if not rows:
             return [], np.zeros((0, self.embedder.space.dimension), np.float32)
         return rows, np.stack(vectors)
 
-    def _put(self, rows: Sequence[Row], vectors: Vectors, posters: int) -> int:
+    def _put(self, rows: Sequence[Row], vectors: Vectors, state: BatchState, posters: int) -> int:
         if rows:
-            self.store.put(self.embedder.space, rows, vectors, self.embedder.provenance)
+            self.store.put(self.embedder.space, rows, vectors, self.embedder.provenance, seen=state.stored)
         return posters
 
     def _wait_for_store(self, put: Future[int]) -> int:

@@ -60,9 +60,9 @@ class PosterReader:
         content = self._read_file(poster)
         row = Row(poster.id, content.digest, content.size, content.mtime_ns)
         stored = state.stored.get(poster.id)
-        if state.batch.verify and row == stored and not state.batch.reply:
-            return ReadPoster(row, unchanged=True)
         if not state.batch.force:
+            if state.batch.verify and row == stored and not state.batch.reply:
+                return ReadPoster(row, unchanged=True)
             known = self._store.by_content(self._embedder.space.id, [content.digest])
             if known:
                 same = state.batch.verify and stored is not None and stored.digest == content.digest

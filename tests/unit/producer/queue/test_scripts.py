@@ -8,6 +8,7 @@ import pytest
 from tests.support.project import PROJECT
 
 SCRIPTS = sorted(path.name for path in (files("producer.queue") / "lua").iterdir())
+HOMES = ("producer.queue", "producer.vectors")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -26,10 +27,11 @@ def test_every_script_is_loaded_somewhere(name):
     assert sum(f'"{name.removesuffix(".lua")}"' in text for text in sources) == 1
 
 
-def test_a_wheel_holds_the_scripts():
+@pytest.mark.parametrize("home", HOMES)
+def test_a_wheel_holds_the_scripts(home):
     """What setuptools is configured to pack beside the modules."""
     with (PROJECT / "pyproject.toml").open("rb") as file:
-        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["producer.queue"]
-    folder = PROJECT / "producer" / "queue"
+        patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"][home]
+    folder = PROJECT.joinpath(*home.split("."))
     packed = {path for pattern in patterns for path in folder.glob(pattern)}
     assert packed == {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}

@@ -156,11 +156,11 @@ class BrokenStore(MemoryStore):
         super().__init__()
         self.left = good
 
-    def put(self, *arguments):
+    def put(self, *arguments, **options):
         self.left -= 1
         if self.left < 0:
             raise StoreUnavailable("the disk is full")
-        super().put(*arguments)
+        super().put(*arguments, **options)
 
 
 def test_a_failing_store_ends_the_batch_and_keeps_what_was_stored(root, make):

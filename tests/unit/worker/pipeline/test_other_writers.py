@@ -1,0 +1,158 @@
+"""What others do to the store during a batch: its file is deleted or replaced, or another worker is faster."""
+
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from producer.errors import StoreUnavailable
+from producer.vectors.sqlite import SQLiteStore
+from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, write
+from tests.support.memory_store import MemoryStore
+from tests.support.wait import wait_for
+
+
+class Meddler(ColorEmbedder):
+    """Calls `meddle` once, before the chunk with that number."""
+
+    def __init__(self, chunk, meddle):
+        super().__init__(4)
+        self.at, self.meddle = chunk, meddle
+
+    def submit(self, pixels):
+        if len(self.sizes) == self.at:
+            self.meddle()
+        return super().submit(pixels)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "store" / "v.db"
+
+
+@pytest.fixture
+def store(path):
+    with closing(SQLiteStore(str(path))) as store:
+        yield store
+
+
+def delete(path):
+    for file in path.parent.glob("v.db*"):
+        file.unlink()
+
+
+def check(path, numbers):
+    """The file that the path means holds exactly these posters, each with its own vector."""
+    with closing(SQLiteStore(str(path))) as store:
+        found = store.get(SPACE.id, [f"{number:03}.png" for number in numbers])
+        assert store.count(SPACE.id) == len(found) == len(numbers)
+    for number in numbers:
+        assert found[f"{number:03}.png"] @ expected(number) > 0.99999
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_a_file_that_is_deleted_during_a_batch_costs_no_vector(root, make, path, store, force, at):
+    """Each counted poster is in the file that a reader opens: what was in the other one is embedded again."""
+    posters = [write(root, number) for number in range(20)]
+    embedder = Meddler(at, lambda: delete(path))
+    outcome = make(embedder, store).run(batch(posters, force=force))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged, outcome.failures) == (20, 0, 0, ())
+    check(path, range(20))
+
+
+def test_what_was_unchanged_in_a_deleted_file_is_embedded_again(root, make, path, store):
+    """Deleted while the rest of the batch is embedded: `unchanged` is not counted for rows that are gone."""
+    posters = [write(root, number) for number in range(20)]
+    make(None, store).run(batch(posters[:12]))
+    outcome = make(Meddler(1, lambda: delete(path)), store).run(batch(posters, reply=True))
+    assert (outcome.embedded, outcome.unchanged) == (20, 0)
+    assert outcome.vectors.keys() == {poster.id for poster in posters}
+    check(path, range(20))
+
+
+def test_a_batch_goes_on_in_the_file_that_replaces_another(root, make, path, store):
+    """A restored backup: what it holds is kept, what it lacks is embedded."""
+    posters = [write(root, number) for number in range(20)]
+    with closing(SQLiteStore(str(path.with_name("backup.db")))) as backup:
+        make(None, backup).run(batch(posters[:5]))
+
+    def restore():
+        delete(path)
+        path.with_name("backup.db").rename(path)
+
+    assert make(Meddler(3, restore), store).run(batch(posters)).embedded == 20
+    check(path, range(20))
+
+
+def test_a_poster_that_goes_with_the_store_fails_as_missing(root, make, path, store):
+    """Nothing of the first round is left in the outcome."""
+    posters = [write(root, number) for number in range(8)]
+
+    def meddle():
+        wait_for(lambda: store.count(SPACE.id), "the first chunk in the store")
+        delete(path)
+        (root / "000.png").unlink()
+
+    outcome = make(Meddler(2, meddle), store).run(batch(posters, reply=True))
+    assert [(failure.id, failure.word) for failure in outcome.failures] == [("000.png", "missing")]
+    assert outcome.embedded == 7
+    assert "000.png" not in outcome.vectors
+    check(path, range(1, 8))
+
+
+def test_a_store_that_keeps_nothing_is_an_outage(root, make):
+    """The batch is not counted, and does not go round for ever."""
+
+    class Forgetful(MemoryStore):
+        def put(self, *arguments, **options):
+            super().put(*arguments, **options)
+            self.delete(SPACE.id, ["001.png"])
+
+    with pytest.raises(StoreUnavailable, match=r"1 rows keep disappearing .* 001\.png"):
+        make(None, Forgetful()).run(batch([write(root, 0), write(root, 1)]))
+
+
+class Late(MemoryStore):
+    """Its first put waits until another writer has finished."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached, self.proceed, self.is_first = threading.Event(), threading.Event(), True
+
+    def put(self, *arguments, **options):
+        if self.is_first:
+            self.is_first = False
+            self.reached.set()
+            assert self.proceed.wait(30)
+        super().put(*arguments, **options)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_worker_that_was_frozen_overwrites_no_newer_row(root, make, before):
+    """Stopped between reading and storing, while another took its batch over and the files changed."""
+    posters = [write(root, number) for number in range(8)]
+    store, outcomes = Late(), []
+    store.is_first = False
+    if before:
+        make(None, store).run(batch(posters))
+        posters = [write(root, number + 20, f"{number:03}.png") for number in range(8)]
+    store.is_first = True
+    frozen = threading.Thread(target=lambda: outcomes.append(make(None, store).run(batch(posters))))
+    frozen.start()
+    assert store.reached.wait(30)
+    newer = [write(root, number + 50, f"{number:03}.png") for number in range(8)]
+    assert make(None, store).run(batch(newer)).embedded == 8
+    rows, version = store.rows(SPACE.id, [poster.id for poster in newer]), store.version(SPACE.id)
+    store.proceed.set()
+    frozen.join()
+    assert {name: row.digest for name, row in store.rows(SPACE.id, list(rows)).items()} == {
+        name: row.digest for name, row in rows.items()
+    }
+    assert store.version(SPACE.id) != version, "the frozen worker has written, or tried to"
+    found = store.get(SPACE.id, list(rows))
+    for number in range(8):
+        assert found[f"{number:03}.png"] @ expected(number + 50) > 0.99999
+    assert (outcomes[0].embedded, outcomes[0].reused) == (0, 8)
+    assert np.array_equal(outcomes[0].failures, ())
