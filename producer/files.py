@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -16,6 +17,9 @@ from producer.errors import UnreadablePoster
 
 EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 READ_BYTES: Final = 1 << 20
+# The coarsest resolution of modification times, that of FAT; ext3 and some network shares have 1 s. A file that is
+# written again within it keeps its time.
+COARSEST_TIME_NS: Final = 2_000_000_000
 MAX_READS: Final = 3  # tries to read a file that is being written: half an old and half a new image is none
 WINDOWS_DEVICE: Final = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?$")
 # Errors of a file itself. Every other OSError (EIO, ESTALE, EMFILE, a lost network path …) says nothing about the
@@ -46,12 +50,15 @@ class FileContent:
         digest: SHA-256 of the bytes in hex; faster than BLAKE2b on processors with SHA instructions.
         size: bytes.
         mtime_ns: modification time, nanoseconds since 1970.
+        is_racy: it was read so soon after that time that it may have been written again within the same time, or the
+            time lies in the future: size and time do not prove that it is unchanged since. Git's rule.
     """
 
     data: bytes
     digest: str
     size: int
     mtime_ns: int
+    is_racy: bool
 
 
 def modified_ns(status: os.stat_result) -> int:
@@ -59,13 +66,18 @@ def modified_ns(status: os.stat_result) -> int:
     return max(EARLIEST_NS, min(status.st_mtime_ns, -EARLIEST_NS - 1))
 
 
-def file_stamp(path: Path | None) -> tuple[int, int] | None:
-    """Size and modification time of a regular file, to see whether it was changed; None where there is none."""
+def file_stamp(path: Path | None) -> tuple[int, int, int, int] | None:
+    """Device, inode, size and modification time of a regular file, to see whether it was changed or replaced.
+
+    None where there is none.
+    """
     try:
         status = path.stat() if path else None
     except OSError:
         return None
-    return (status.st_size, status.st_mtime_ns) if status and stat.S_ISREG(status.st_mode) else None
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
@@ -148,7 +160,7 @@ def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
 
 def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
     for _ in range(MAX_READS):
-        status = os.fstat(descriptor)
+        began_ns, status = time.time_ns(), os.fstat(descriptor)
         if status.st_size > max_bytes:
             raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -156,7 +168,8 @@ def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
-            return FileContent(data, digest, len(data), modified_ns(status))
+            is_racy = began_ns - status.st_mtime_ns <= COARSEST_TIME_NS
+            return FileContent(data, digest, len(data), modified_ns(status), is_racy)
     reason = f"it changed while it was read, {MAX_READS} times: somebody is writing it; index it again after that"
     raise UnreadablePoster(name, "unreadable", reason)
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from producer.collection.entry import Entry, Problem, is_encodable
 from producer.collection.paths import is_below, poster_id
 from producer.collection.readers import format_of, read_entries
 from producer.errors import ConfigurationError
-from producer.files import file_stamp
+from producer.files import COARSEST_TIME_NS, file_stamp
 from producer.queue.progress import Failure
 from producer.settings import Settings
 
@@ -42,7 +43,7 @@ class Catalogue:
 
     def __init__(self, path: Path | None) -> None:
         """An empty catalogue; `path` is the file that it stands for."""
-        self.path, self.stamp = path, file_stamp(path)
+        self.path, self._read_ns, self.stamp = path, time.time_ns(), file_stamp(path)
         self.last_number = self._length = 0
         self._database = _temporary_database()
         weakref.finalize(self, self._database.close)  # with the catalogue, however long it is kept
@@ -51,6 +52,11 @@ class Catalogue:
 
     def __len__(self) -> int:
         return self._length
+
+    def is_current(self) -> bool:
+        """False when its file was changed or replaced since it was read, or may have been without a trace."""
+        is_racy = self.stamp is not None and abs(self._read_ns - self.stamp[3]) <= COARSEST_TIME_NS
+        return self.stamp == file_stamp(self.path) and not is_racy
 
     def entries(self) -> Iterator[Entry]:
         """All usable entries, in the order of the file."""

@@ -10,7 +10,6 @@ from producer.collection.catalogue import Catalogue, read_catalogue, require_cat
 from producer.collection.paths import inside_root, poster_id
 from producer.collection.scan import id_conflict, other_file, poster_of
 from producer.errors import ConfigurationError
-from producer.files import file_stamp
 from producer.queue.messages import Poster
 from producer.settings import Settings
 
@@ -49,7 +48,7 @@ class PosterResolver:
         """
         with self._lock:
             before = self._catalogue
-            if before is not None and before.stamp == file_stamp(before.path):
+            if before is not None and before.is_current():
                 return before
             found = read_catalogue(self._settings.catalogue)
             if before is not None:

@@ -73,7 +73,8 @@ def arrays(rows: Sequence[Row], columns: Sequence[Column], catalogue: Catalogue,
     """One Arrow array for each field of the schema, over the rows."""
     entries = catalogue.by_id(row.id for row in rows) if catalogue else {}
     files = [_text(entries[row.id].file) if row.id in entries else row.id for row in rows]
-    values: list[list[Any]] = [files, *([row[i] for row in rows] for i in range(len(Row._fields)))]  # as COLUMNS
+    values: list[list[Any]] = [files, [row.id for row in rows], [row.digest for row in rows]]
+    values += [[row.bytes for row in rows], [row.mtime_ns for row in rows]]
     abouts = [entries[row.id].about if row.id in entries else {} for row in rows]
     for column in columns:
         found = (about.get(column.key) for about in abouts)

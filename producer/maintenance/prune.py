@@ -15,10 +15,10 @@ from producer.collection.catalogue import Catalogue
 from producer.collection.file_status import FileStatus, FileStatusReader
 from producer.collection.paths import is_below, poster_id, resolved_root, walk
 from producer.errors import PruneRefused
+from producer.files import COARSEST_TIME_NS
 from producer.vectors.base import VectorStore
 
 PAGE_IDS: Final = 500  # checked, and deleted in one transaction
-COARSEST_TIME_S: Final = 2.0  # resolution of modification times on FAT
 
 
 @dataclass
@@ -178,7 +178,7 @@ class Prune:
         for space in self._spaces if emptied else ():
             for name, when in self._store.stored(space, list(emptied)).items():
                 stored[name] = max(when, stored.get(name, 0.0))
-        return [name for name, when in stored.items() if emptied[name][1] + COARSEST_TIME_S >= when]
+        return [name for name, when in stored.items() if emptied[name][1] + COARSEST_TIME_NS / 1e9 >= when]
 
     def _replaced(self, renamed: dict[str, str]) -> list[str]:
         """Of ids whose file has another id now, those without a space in which only the old id has a vector."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from producer.collection.catalogue import Catalogue, read_catalogue
 from producer.embedding import Space, Vectors
-from producer.files import file_stamp
 from producer.maintenance.spaces import find_space
 from producer.settings import Settings
 from producer.vectors.base import VectorStore
@@ -24,7 +23,7 @@ class Snapshot:
         stamp: the store's version of the space before it was read, so that a later change shows.
         ids: row i of the matrix belongs to id i.
         matrix: float32 (n, dimension), read-only.
-        catalogue: of that time; `catalogue_stamp` is the file_stamp before it was read.
+        catalogue: of that time.
         seconds: how long loading took.
     """
 
@@ -33,7 +32,6 @@ class Snapshot:
     ids: tuple[str, ...] = ()
     matrix: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(None))
-    catalogue_stamp: tuple[int, int] | None = None
     seconds: float = 0.0
 
 
@@ -46,9 +44,8 @@ def load_if_changed(snapshot: Snapshot, store: VectorStore, settings: Settings, 
     if name is None and store.current() is None:
         return Snapshot() if snapshot.space else snapshot
     space = find_space(store, name).space
-    stamp, catalogue_stamp = store.version(space.id), file_stamp(settings.catalogue)
-    catalogue, began = snapshot.catalogue, time.monotonic()
-    if snapshot.space is None or catalogue_stamp != snapshot.catalogue_stamp:
+    stamp, catalogue, began = store.version(space.id), snapshot.catalogue, time.monotonic()
+    if snapshot.space is None or not catalogue.is_current():
         catalogue = read_catalogue(settings.catalogue)
     if (snapshot.space, snapshot.stamp) != (space, stamp):
         ids, matrix = load(store, space)
@@ -56,7 +53,7 @@ def load_if_changed(snapshot: Snapshot, store: VectorStore, settings: Settings, 
         ids, matrix = snapshot.ids, snapshot.matrix
     else:
         return snapshot
-    return Snapshot(space, stamp, ids, matrix, catalogue, catalogue_stamp, time.monotonic() - began)
+    return Snapshot(space, stamp, ids, matrix, catalogue, time.monotonic() - began)
 
 
 def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:

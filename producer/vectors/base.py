@@ -1,10 +1,13 @@
 """The contract of a vector store: rows, spaces, and what each method promises."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from producer.embedding import Space, Vectors
+from producer.files import FileContent
 
 
 class Row(NamedTuple):
@@ -13,7 +16,8 @@ class Row(NamedTuple):
     Attributes:
         id: the poster's id.
         digest: hex digest of the file's bytes.
-        size: bytes of the file that was embedded.
+        size: bytes of the file that was embedded; their complement (-1 - bytes) while size and time do not prove that
+            the file is unchanged (FileContent.is_racy), so that no version takes it for that.
         mtime_ns: its modification time when it was read, nanoseconds since 1970.
     """
 
@@ -22,8 +26,19 @@ class Row(NamedTuple):
     size: int
     mtime_ns: int
 
+    @classmethod
+    def of(cls, id: str, content: FileContent) -> Row:
+        """The row of a poster whose file was read."""
+        size = ~content.size if content.is_racy else content.size
+        return cls(id, content.digest, size, content.mtime_ns)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file that was embedded."""
+        return self.size if self.size >= 0 else ~self.size
+
     def matches(self, size: int, mtime_ns: int) -> bool:
-        """True when the row describes a file of this size and time; a size below 0 is unknown, and matches no row."""
+        """True when a file of this size and time is proven to be the one of the row; a size below 0 is unknown."""
         return size >= 0 and (self.size, self.mtime_ns) == (size, mtime_ns)
 
 

@@ -132,7 +132,7 @@ class Watcher:
         stamp = file_stamp(self._catalogue.path)
         if stamp != self._stamp:
             self._stamp, self._stamp_since = stamp, now
-        is_needed = stamp != self._catalogue.stamp or self._needs_full_scan or now >= self._scan_due_s
+        is_needed = not self._catalogue.is_current() or self._needs_full_scan or now >= self._scan_due_s
         # a catalogue that is half written would give the posters of the other half other ids
         is_settled = now >= self._earliest_scan_s and now - self._stamp_since >= self._options.settle_s
         # without a worker it is unknown what is up to date, and everything would be sent

@@ -64,11 +64,11 @@ class ReferenceVectors:
         stat, same = path.stat(), row.digest == _digest(path)
         if replaced:
             assert row.digest in self._contents[row.id], f"{row.id}: a vector of a content that its file never had"
-            seen = (row.size, row.mtime_ns) != (stat.st_size, stat.st_mtime_ns)
+            seen = not row.matches(stat.st_size, stat.st_mtime_ns)
             assert same or seen, f"{row.id}: an old vector that `index` considers current"
         else:
             assert same, f"{row.id}: its row has another digest than its file"
-            assert row.size == stat.st_size, row
+            assert row.bytes == stat.st_size, row
 
     def _check_vector(self, space: str, row: Row, vector: Vectors) -> None:
         distance = float(np.abs(self._vectors[space, row.digest] - vector).max())

@@ -58,15 +58,16 @@ class PosterReader:
             OSError: the disk or the root failed; trying again may help.
         """
         content = self._read_file(poster)
-        row = Row(poster.id, content.digest, content.size, content.mtime_ns)
+        row = Row.of(poster.id, content)
         stored = state.stored.get(poster.id)
         if not state.batch.force:
-            if state.batch.verify and row == stored and not state.batch.reply:
+            if row == stored and not state.batch.reply:
                 return ReadPoster(row, unchanged=True)
             known = self._store.by_content(self._embedder.space.id, [content.digest])
             if known:
-                same = state.batch.verify and stored is not None and stored.digest == content.digest
-                return ReadPoster(row, known[content.digest], unchanged=same)
+                same = stored is not None and stored.digest == content.digest
+                touched = stored is not None and stored.mtime_ns != content.mtime_ns and not state.batch.verify
+                return ReadPoster(row, known[content.digest], unchanged=same and not touched)
             if state.first_ids is not None and state.first_ids.setdefault(row.digest, row.id) != row.id:
                 return ReadPoster(row, duplicate=True)
         target.copy_(self.decode(content.data, poster.path))

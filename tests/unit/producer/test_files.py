@@ -223,3 +223,12 @@ def test_a_file_that_never_rests_fails_by_name(root, monkeypatch):
     monkeypatch.setattr(files, "_read_all", disturbed)
     with pytest.raises(UnreadablePoster, match=r"growing\.jpg: unreadable: it changed while it was read, 3 times"):
         read_file("growing.jpg", root=root)
+
+
+@pytest.mark.parametrize(("age_s", "is_racy"), [(-60, True), (0, True), (1.9, True), (2.5, False), (1e6, False)])
+def test_a_file_is_racy_when_it_may_be_written_again_within_the_same_time(root, age_s, is_racy):
+    """Git's rule: younger than the coarsest resolution when it was read, or from the future."""
+    path = root / "a.jpg"
+    path.write_bytes(b"x")
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+    assert read_file("a.jpg", root=root).is_racy is is_racy

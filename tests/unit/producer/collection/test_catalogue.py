@@ -218,3 +218,22 @@ def test_entries_are_looked_up_by_file_and_by_id(tmp_path):
     assert [entry.number for entry in entries.entries()] == list(range(1, 1201))
     assert [entry.file for entry in entries.entries_below("7.jpg")] == ["7.jpg"]
     assert len(list(entries.entries_below(""))) == 1200
+
+
+def test_a_catalogue_that_was_replaced_or_is_too_new_is_not_current(tmp_path):
+    """Another file of the same size and time; and one that may be written again within the tick of its time."""
+    path = tmp_path / "posters.json"
+    path.write_text("[]")
+    assert not read_catalogue(path).is_current()
+    os.utime(path, (1000, 1000))
+    catalogue = read_catalogue(path)
+    assert catalogue.is_current()
+    other = tmp_path / "other"
+    other.write_text("[]")
+    os.utime(other, (1000, 1000))
+    other.replace(path)
+    assert not catalogue.is_current()
+    path.unlink()
+    assert not catalogue.is_current()
+    assert read_catalogue(path).is_current()
+    assert read_catalogue(None).is_current()

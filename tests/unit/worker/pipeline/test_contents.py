@@ -1,11 +1,14 @@
 """Contents: each is embedded once, however many posters have it, and `verify` compares nothing else."""
 
 import os
+import time
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from producer.queue.messages import Poster
-from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, write
+from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, color_of, expected, write
 from tests.support.memory_store import MemoryStore
 from worker.images.decode import decode
 
@@ -120,3 +123,72 @@ def test_verify_still_replies_with_every_vector(root, make):
     pipeline = make()
     pipeline.run(batch(posters[:1]))
     assert set(pipeline.run(batch(posters, verify=True, reply=True)).vectors) == {"001.png", "002.png"}
+
+
+def coarse(root, posters):
+    """As a file system with times of a second shows them."""
+    second = 10**9 * (time.time_ns() // 10**9)
+    for poster in posters:
+        os.utime(root / poster.path, ns=(second, second))
+    return [poster._replace(mtime_ns=second) for poster in posters]
+
+
+def bitmap(root, number, name):
+    """Pictures of one size have files of one size."""
+    Image.new("RGB", (20, 30), color_of(number)).save(root / name)
+    return Poster(name, name, (root / name).stat().st_size)
+
+
+def test_a_rewrite_within_one_tick_of_the_file_system_is_noticed(root, make, monkeypatch):
+    """Same size, same time, other pixels: 40 of 40. Two seconds later the file is proven, and not read again."""
+    embedder, store = ColorEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    posters = coarse(root, [bitmap(root, number, f"{number:03}.bmp") for number in range(40)])
+    assert pipeline.run(batch(posters)).embedded == 40
+    ids = [poster.id for poster in posters]
+    assert not any(row.matches(*posters[0][2:]) for row in store.rows(SPACE.id, ids).values()), "`index` would skip it"
+
+    rewritten = [bitmap(root, number + 50, f"{number:03}.bmp") for number in range(40)]
+    for poster in rewritten:
+        os.utime(root / poster.path, ns=(posters[0].mtime_ns, posters[0].mtime_ns))
+    assert {poster.size for poster in rewritten} == {posters[0].size}
+    outcome = pipeline.run(batch(posters))
+    assert (outcome.embedded, outcome.unchanged) == (40, 0)
+    assert all(v @ expected(number + 50) > 0.99999 for number, v in enumerate(vectors_of(store, ids)))
+
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 3 * 10**9)
+    monkeypatch.setattr("producer.files.time", later)
+    embedder.sizes.clear()
+    outcome = pipeline.run(batch(posters))
+    assert (outcome.embedded, outcome.reused, outcome.unchanged, embedder.sizes) == (0, 0, 40, [])
+    rows = store.rows(SPACE.id, ids)
+    assert all(rows[poster.id].matches(poster.size, poster.mtime_ns) for poster in posters)
+    monkeypatch.setattr("worker.pipeline.poster_reader.read_file", None)
+    assert pipeline.run(batch(posters)).unchanged == 40
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_file_of_the_future_is_compared_every_time_and_not_embedded(root, make, verify):
+    """As on a server whose clock is ahead. Where nothing is new, nothing is written."""
+    poster = write(root, 1)
+    os.utime(root / poster.path, (time.time() + 3600, time.time() + 3600))
+    poster = poster._replace(mtime_ns=(root / poster.path).stat().st_mtime_ns)
+    embedder, store = ColorEmbedder(), MemoryStore()
+    pipeline = make(embedder, store)
+    pipeline.run(batch([poster]))
+    version = store.version(SPACE.id)
+    assert pipeline.run(batch([poster], verify=verify)).unchanged == 1
+    assert (sum(embedder.sizes), store.version(SPACE.id)) == (1, version)
+    bytes_on_disk = (root / poster.path).stat().st_size
+    assert store.rows(SPACE.id, [poster.id])[poster.id].bytes == bytes_on_disk
+
+
+def test_what_an_interrupted_attempt_stored_of_new_files_counts_as_embedded(root, make):
+    """Files so new that their rows are not proven are read again, and are what this batch has embedded."""
+    posters = [write(root, number) for number in range(8)]
+    for poster in posters:
+        os.utime(root / poster.path)
+    store = MemoryStore()
+    make(store=store).run(batch(posters[:5]))
+    outcome = make(store=store).run(batch(posters), begun_before=True)
+    assert (outcome.embedded, outcome.reused, outcome.unchanged) == (8, 0, 0)

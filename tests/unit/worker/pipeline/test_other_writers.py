@@ -154,5 +154,5 @@ def test_a_worker_that_was_frozen_overwrites_no_newer_row(root, make, before):
     found = store.get(SPACE.id, list(rows))
     for number in range(8):
         assert found[f"{number:03}.png"] @ expected(number + 50) > 0.99999
-    assert (outcomes[0].embedded, outcomes[0].reused) == (0, 8)
+    assert (outcomes[0].embedded, outcomes[0].unchanged) == (0, 8)
     assert np.array_equal(outcomes[0].failures, ())
