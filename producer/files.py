@@ -80,6 +80,47 @@ def file_stamp(path: Path | None) -> tuple[int, int, int, int] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def folder_identity(folder: Path) -> tuple[int, int] | None:
+    """Device and inode of a folder; None when it is unreachable, or empty, as a mount point without its disk is."""
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            return (status.st_dev, status.st_ino) if any(entries) else None
+    except OSError:
+        return None
+
+
+class PostersRoot:
+    """The posters root, and whether it is still the folder that it was: what lies on a lost disk is not missing.
+
+    Attributes:
+        path: symbolic links resolved.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Remember the folder as it is now."""
+        self.path = root.resolve()
+        self._identity = folder_identity(self.path)
+
+    def check(self, *, was_seen: bool) -> None:
+        """Check the root after a file in it was not found; looks at nothing else, so that it costs no other file.
+
+        Args:
+            was_seen: somebody else saw the file: the root is not empty there.
+
+        Raises:
+            OSError: the root has become empty, or another folder; that other one is taken for the root from now on.
+        """
+        now, before = folder_identity(self.path), self._identity
+        if now is None:
+            if was_seen or before is not None:
+                raise OSError(errno.ENODEV, f"the posters root {self.path} is empty: is its disk mounted?")
+            return
+        self._identity = now
+        if before not in (None, now):
+            raise OSError(errno.ENODEV, f"the posters root {self.path} is another folder than before")
+
+
 def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
     """Read a whole file.
 

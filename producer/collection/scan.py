@@ -13,7 +13,8 @@ from producer.collection.catalogue import Catalogue
 from producer.collection.entry import Entry
 from producer.collection.paths import poster_id, resolved_root, starts_of, walk
 from producer.collection.readers import format_of
-from producer.files import modified_ns
+from producer.errors import ConfigurationError
+from producer.files import folder_identity, modified_ns
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
@@ -57,12 +58,17 @@ class PosterScan(Iterator[Poster | Failure]):
             with_problems: yield the problems of the catalogue, too.
 
         Raises:
-            ConfigurationError: a path lies outside the root, or the root is not a folder.
+            ConfigurationError: a path lies outside the root; the root is not a folder, or is empty although the
+                catalogue has entries. Iterating raises it when the root has become empty, or another folder.
         """
         self._base = resolved_root(root)
         self._top = os.path.join(self._base, "")
         self.starts = starts_of(self._base, paths)
         self.catalogue, self._on_note = catalogue, on_note
+        self._identity = folder_identity(self._base)
+        if self._identity is None and catalogue:
+            names = f"{catalogue.path} names {len(catalogue)} posters in it"
+            raise ConfigurationError(f"the posters root {self._base} is empty, and {names}: is its disk mounted?")
         self._with_problems = with_problems
         self.restart()
 
@@ -95,6 +101,7 @@ class PosterScan(Iterator[Poster | Failure]):
             for entry in self.catalogue.entries_below(start) if sum(self._found) < len(self.catalogue) else ():
                 if not self._found[entry.number]:
                     yield self._unfound(entry)
+            self._check_root()
         if self._with_problems:
             yield from self.catalogue.problems()
 
@@ -132,6 +139,7 @@ class PosterScan(Iterator[Poster | Failure]):
         try:
             os.stat(self._top + entry.file)
         except (FileNotFoundError, NotADirectoryError):
+            self._check_root()
             self._note(ScanNote.NOT_THERE, entry.file)
             path = self.catalogue.path
             unit = format_of(path).unit if path else "entry"
@@ -140,6 +148,14 @@ class PosterScan(Iterator[Poster | Failure]):
         except OSError:
             pass  # the worker tries again, and reports what is wrong
         return poster_of(self._top, entry.file, entry.id)
+
+    def _check_root(self) -> None:
+        """What is not found in a root that is not the same any more was not deleted."""
+        if self._identity is not None and self._identity != folder_identity(self._base):
+            raise ConfigurationError(
+                f"the posters root {self._base} has become empty, or another folder, while it was scanned: is its disk "
+                "mounted? Run the same command again"
+            )
 
     def _note(self, note: ScanNote, path: str) -> None:
         self.counts[note] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from producer.collection.catalogue import Catalogue
 from producer.collection.file_status import FileStatus, FileStatusReader
 from producer.collection.paths import is_below, poster_id, resolved_root, walk
 from producer.errors import PruneRefused
-from producer.files import COARSEST_TIME_NS
+from producer.files import COARSEST_TIME_NS, folder_identity
 from producer.vectors.base import VectorStore
 
 PAGE_IDS: Final = 500  # checked, and deleted in one transaction
@@ -68,7 +67,7 @@ class Prune:
         self._base = resolved_root(root)
         if not self._holds_posters():
             raise PruneRefused(f"{self._base} holds no poster at all: is its disk mounted? Nothing was changed")
-        self._identity = self._root_identity()
+        self._identity = folder_identity(self._base)
         self._files = FileStatusReader(self._base)
         self._spaces = [info.space.id for info in store.spaces()]
 
@@ -110,7 +109,7 @@ class Prune:
         pruned = 0
         for page in self._gone(Survey()):
             pruned += len(page)
-            if self._root_identity() != self._identity or pruned > limit:
+            if folder_identity(self._base) != self._identity or pruned > limit:
                 raise PruneRefused(
                     f"the files below {self._base} disappeared while the store was pruned: was a disk removed? "
                     f"{pruned - len(page)} posters were pruned, nothing else"
@@ -191,12 +190,3 @@ class Prune:
     def _holds_posters(self) -> bool:
         found = next(walk(self._base, "", lambda folder, error: None), None)
         return found is not None or (len(self._catalogue) > 0 and self._catalogue.belongs_to(self._base))
-
-    def _root_identity(self) -> tuple[int, int] | None:
-        """Device and inode of the root; None when it is unreachable, or empty."""
-        try:
-            stat = os.stat(self._base)
-            with os.scandir(self._base) as entries:
-                return (stat.st_dev, stat.st_ino) if any(entries) else None
-        except OSError:
-            return None

@@ -10,7 +10,7 @@ import torch
 
 from producer.embedding import Vectors
 from producer.errors import UnreadablePoster
-from producer.files import DAMAGE, FileContent, read_file
+from producer.files import DAMAGE, FileContent, PostersRoot, read_file
 from producer.queue.messages import EmbedBatch, Poster
 from producer.settings import Settings
 from producer.vectors.base import Row, VectorStore
@@ -46,7 +46,7 @@ class PosterReader:
 
     def __init__(self, embedder: Embedder, store: VectorStore, settings: Settings, clock: Callable[[], float]) -> None:
         self._embedder, self._store, self._clock = embedder, store, clock
-        self._root, self._max_file_bytes = settings.root.resolve(), settings.max_file_bytes
+        self._root, self._max_file_bytes = PostersRoot(settings.root), settings.max_file_bytes
         self._limits, self._budget = Limits(settings.max_pixels), MemoryBudget(settings.decode_memory_bytes)
         self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
 
@@ -80,7 +80,11 @@ class PosterReader:
     def _read_file(self, poster: Poster) -> FileContent:
         """Read the file; if its disk keeps failing on it while the root is available, it counts as unreadable."""
         try:
-            content = read_file(poster.path, root=self._root, max_bytes=self._max_file_bytes)
+            content = read_file(poster.path, root=self._root.path, max_bytes=self._max_file_bytes)
+        except UnreadablePoster as error:
+            if error.word == "missing":
+                self._root.check(was_seen=poster.size >= 0)
+            raise
         except OSError as error:
             if error.errno not in DAMAGE or error.filename is None:
                 raise  # not only this file is affected

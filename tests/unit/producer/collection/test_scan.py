@@ -10,6 +10,7 @@ import pytest
 from producer.collection.catalogue import read_catalogue
 from producer.collection.paths import walk
 from producer.collection.scan import PosterScan, ScanNote, was_sent
+from producer.errors import ConfigurationError
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
@@ -40,6 +41,37 @@ def test_files_in_no_entry_are_counted_and_reported(root):
     assert notes == [(ScanNote.NO_ENTRY, name) for name in ("a.png", "deep/d.JPEG", "deep/er/c.webp")]
     assert found.counts[ScanNote.NO_ENTRY] == 3
     assert search(root)[1] == []
+
+
+def unmount(root):
+    """What is left is the mount point."""
+    root.rename(root.with_name("disk"))
+    root.mkdir()
+
+
+@pytest.mark.parametrize("entries", [[], [{"file": "deep/d.JPEG"}, {"file": "gone.jpg"}]])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_root_that_is_lost_during_a_scan_is_an_error_and_no_missing_poster(root, entries, replaced):
+    """Emptied, or another folder by now: what was not found was not deleted, and the scan is not complete."""
+    path = root.parent / "posters.json"
+    path.write_text(json.dumps(entries))
+    found = PosterScan(root, [], read_catalogue(path))
+    first = next(found)
+    unmount(root)
+    if replaced:
+        (root / "other.jpg").write_bytes(b"x")
+    rest = []
+    with pytest.raises(ConfigurationError, match="is its disk mounted"):
+        rest.extend(found)
+    assert not [item for item in (first, *rest) if isinstance(item, Failure)]
+
+
+def test_an_empty_root_is_refused_where_the_catalogue_names_posters(root):
+    """Each of its entries would fail as missing. Without entries an empty folder is an empty collection."""
+    unmount(root)
+    with pytest.raises(ConfigurationError, match=r"is empty, and .*posters\.json names 1 posters in it"):
+        search(root, entries=[{"file": "a.png"}])
+    assert search(root)[0] == []
 
 
 def test_entries_without_a_file_fail_with_their_number(root):

@@ -1,0 +1,100 @@
+"""The posters root during a batch: what lies on a disk that was lost is waited for, and is not missing."""
+
+import os
+
+import pytest
+
+from tests.support.fake_embedder import SPACE, ColorEmbedder, batch, expected, write
+from tests.support.memory_store import MemoryStore
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "posters").mkdir()
+    return tmp_path / "posters"
+
+
+def unmount(root):
+    """What is left is the mount point."""
+    root.rename(root.with_name("disk"))
+    root.mkdir()
+
+
+def mount(root):
+    root.rmdir()
+    root.with_name("disk").rename(root)
+
+
+class Unmounting(ColorEmbedder):
+    """Unmounts the posters root before its third chunk."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.root = root
+
+    def submit(self, pixels):
+        if len(self.sizes) == 2:
+            unmount(self.root)
+        return super().submit(pixels)
+
+
+def test_a_root_that_becomes_empty_is_an_outage(root, make):
+    """As long as it lasts nothing is counted; afterwards the batch is done as if nothing had been."""
+    posters, store = [write(root, number) for number in range(60)], MemoryStore()
+    pipeline = make(Unmounting(root), store, decode_threads=2)
+    for _ in range(3):
+        with pytest.raises(OSError, match="is empty: is its disk mounted"):
+            pipeline.run(batch(posters))
+    mount(root)
+    outcome = pipeline.run(batch(posters), begun_before=True)
+    assert (outcome.embedded, outcome.failures) == (60, ())
+    found = store.get(SPACE.id, [poster.id for poster in posters])
+    assert all(found[poster.id] @ expected(number) > 0.99999 for number, poster in enumerate(posters))
+
+
+def test_a_file_that_is_missing_in_a_root_that_is_there_is_missing(root, make):
+    """Also the last but one of them."""
+    posters = [write(root, 0), write(root, 1)]
+    pipeline = make()
+    (root / "000.png").unlink()
+    outcome = pipeline.run(batch(posters))
+    assert [(failure.id, failure.word) for failure in outcome.failures] == [("000.png", "missing")]
+    assert outcome.embedded == 1
+
+
+def test_a_worker_that_starts_on_the_mount_point_waits_for_what_was_seen(root, make):
+    """The producer gave a size: the file exists somewhere. A name that nobody saw is missing."""
+    poster = write(root, 0)
+    unmount(root)
+    pipeline = make()
+    with pytest.raises(OSError, match="is empty"):
+        pipeline.run(batch([poster]))
+    assert pipeline.run(batch([poster._replace(size=-1)])).failures[0].word == "missing"
+    mount(root)
+    assert pipeline.run(batch([poster])).embedded == 1
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_root_that_is_another_folder_is_tried_again_and_taken(root, make, at_start):
+    """A disk that comes back as another device: what is missing there, the second time, is missing."""
+    posters = [write(root, 0), write(root, 1)]
+    if not at_start:
+        unmount(root)
+    pipeline = make()
+    if at_start:
+        unmount(root)
+    write(root, 1)
+    if at_start:
+        with pytest.raises(OSError, match="another folder than before"):
+            pipeline.run(batch(posters))
+    outcome = pipeline.run(batch(posters), begun_before=True)
+    assert (outcome.embedded, [failure.word for failure in outcome.failures]) == (1, ["missing"])
+
+
+def test_the_root_is_looked_at_only_when_a_file_is_missing(root, make, monkeypatch):
+    """A scan of the root for every poster would cost more than the posters."""
+    posters = [write(root, number) for number in range(9)]
+    pipeline, scanned, scandir = make(), [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda *path: scanned.append(path) or scandir(*path))
+    assert pipeline.run(batch(posters)).embedded == 9
+    assert scanned == []
