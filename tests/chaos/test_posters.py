@@ -128,3 +128,28 @@ def test_posters_that_are_written_while_they_are_read(shared_installation, measu
     again = installation.index(str(installation.root / "busy"))
     installation.check(again["job"], names)
     measured(None, None, f"{len(words)} of 24 were caught half-written, and failed by name")
+
+
+@pytest.mark.chaos
+@scenario(
+    "the posters root is an empty folder for 6 s, as a mount that drops leaves it",
+    "the worker waits for it: no poster fails as `missing`",
+)
+def test_a_root_that_drops(new_installation, measured):
+    """Batches are released and retried; one of them is in progress."""
+    installation = new_installation()
+    names = installation.draw(60)
+    worker = installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 10)
+    disk = installation.root.rename(installation.root.with_name("disk"))
+    installation.root.mkdir()
+    wait_for(lambda: "is empty: is its disk mounted?" in worker.log_text(), "the worker's log line")
+    time.sleep(6)
+    assert not running.job.progress().at_rest
+    installation.root.rmdir()
+    disk.rename(installation.root)
+    back = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, back)
+    installation.check(running.finish()["job"], names)
+    measured(recovered, installation.embedded() - 60)

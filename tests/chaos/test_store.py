@@ -55,6 +55,38 @@ def test_a_full_disk(new_installation, small_disk, measured):
 
 @pytest.mark.chaos
 @scenario(
+    "the SQLite store's file is deleted under a running worker, before an `index` and during one",
+    "nothing in it counts as unchanged, and all that is counted afterwards is in the new file",
+)
+def test_a_deleted_store(new_installation, measured):
+    """As `rm data/embeddings.db*` does; what was counted before the deletion is found by the next `index`."""
+    installation = new_installation()
+    names = installation.draw(80)
+    installation.worker("w").wait_until_ready()
+    installation.check(installation.index("--batch", "20")["job"], names)
+    _delete_store(installation)
+    counts = installation.index("--batch", "20")
+    assert (counts["embedded"], counts["unchanged"]) == (80, 0)
+    installation.check(counts["job"], names)
+
+    for name in names:
+        installation.paint(name)
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 30)
+    counted = running.job.progress().settled
+    _delete_store(installation)
+    deleted = time.monotonic()
+    recovered = installation.wait_for_a_finish(running.job, deleted)
+    assert running.finish()["embedded"] == 80
+    counts = installation.index()
+    assert counts["unchanged"] >= 80 - counted - 20, "at most one batch was counted while the file was deleted"
+    installation.check(counts["job"], names)
+    _assert_intact(installation.folder / "vectors.db")
+    measured(recovered)
+
+
+@pytest.mark.chaos
+@scenario(
     "another program locks the SQLite file for 25 s",
     "the same; 25 s is longer than SQLite's busy timeout",
 )
@@ -99,6 +131,11 @@ def test_a_kill_during_a_write(shared_installation, measured):
     twice = installation.embedded() - before - 60
     assert 1 <= twice <= 24, "the chunk in the transaction was lost with it, and embedded again"
     measured(recovered, twice)
+
+
+def _delete_store(installation):
+    for file in installation.folder.glob("vectors.db*"):
+        file.unlink()
 
 
 def _fill(folder):
