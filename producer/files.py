@@ -91,16 +91,16 @@ def folder_identity(folder: Path) -> tuple[int, int] | None:
 
 
 class PostersRoot:
-    """The posters root, and whether it is still the folder that it was: what lies on a lost disk is not missing.
-
-    Attributes:
-        path: symbolic links resolved.
-    """
+    """The posters root, and whether it is still the folder that it was: what lies on a lost disk is not missing."""
 
     def __init__(self, root: Path) -> None:
         """Remember the folder as it is now."""
-        self.path = root.resolve()
-        self._identity = folder_identity(self.path)
+        self._root = root.absolute()
+        self._identity = folder_identity(self._root)
+
+    def resolve(self) -> Path:
+        """The root with symbolic links resolved, which may lead elsewhere than before."""
+        return self._root.resolve()
 
     def check(self, *, was_seen: bool) -> None:
         """Check the root after a file in it was not found; looks at nothing else, so that it costs no other file.
@@ -111,14 +111,14 @@ class PostersRoot:
         Raises:
             OSError: the root has become empty, or another folder; that other one is taken for the root from now on.
         """
-        now, before = folder_identity(self.path), self._identity
+        now, before = folder_identity(self._root), self._identity
         if now is None:
             if was_seen or before is not None:
-                raise OSError(errno.ENODEV, f"the posters root {self.path} is empty: is its disk mounted?")
+                raise OSError(errno.ENODEV, f"the posters root {self._root} is empty: is its disk mounted?")
             return
         self._identity = now
         if before not in (None, now):
-            raise OSError(errno.ENODEV, f"the posters root {self.path} is another folder than before")
+            raise OSError(errno.ENODEV, f"the posters root {self._root} is another folder than before")
 
 
 def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:

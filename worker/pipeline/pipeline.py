@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 
@@ -179,11 +179,12 @@ class Pipeline:
                 stored = self.store.get(space.id, sorted(current))
                 tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
             todo, done = [poster for poster in todo if poster.id not in current], done + len(current)
-        state = BatchState(batch, rows, None if batch.force else {})
+        state = BatchState(batch, rows, None if batch.force else {}, self._reader.root.resolve())
         self._run_chunks(todo, state, tally, lambda more: progress(done + more))
         if tally.duplicates:  # the store has their content now, or each fails as the first of them did
             done += len(todo) - len(tally.duplicates)
-            self._run_chunks(tally.duplicates, BatchState(batch, rows, None), tally, lambda more: progress(done + more))
+            state = replace(state, first_ids=None)
+            self._run_chunks(tally.duplicates, state, tally, lambda more: progress(done + more))
 
     def _not_stored(self, batch: EmbedBatch, tally: _Tally) -> list[Poster]:
         """The posters that a reader of the store would not find as they are about to be counted.

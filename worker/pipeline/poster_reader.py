@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
@@ -39,14 +40,19 @@ class BatchState:
     batch: EmbedBatch
     stored: Mapping[str, Row]  # by id, as of the beginning of the batch
     first_ids: dict[str, str] | None  # digest → the poster that is decoded for all with it; None: no deduplication
+    root: Path  # the posters root at the beginning of the batch, symbolic links resolved
 
 
 class PosterReader:
-    """Reads and decodes posters; safe to share between threads."""
+    """Reads and decodes posters; safe to share between threads.
+
+    Attributes:
+        root: the posters root.
+    """
 
     def __init__(self, embedder: Embedder, store: VectorStore, settings: Settings, clock: Callable[[], float]) -> None:
         self._embedder, self._store, self._clock = embedder, store, clock
-        self._root, self._max_file_bytes = PostersRoot(settings.root), settings.max_file_bytes
+        self.root, self._max_file_bytes = PostersRoot(settings.root), settings.max_file_bytes
         self._limits, self._budget = Limits(settings.max_pixels), MemoryBudget(settings.decode_memory_bytes)
         self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
 
@@ -57,7 +63,7 @@ class PosterReader:
             UnreadablePoster: it has no pixels; says why.
             OSError: the disk or the root failed; trying again may help.
         """
-        content = self._read_file(poster)
+        content = self._read_file(poster, state.root)
         row = Row.of(poster.id, content)
         stored = state.stored.get(poster.id)
         if not state.batch.force:
@@ -77,13 +83,13 @@ class PosterReader:
         """uint8 (3, height, width) at the model's size; UnreadablePoster says why there is none."""
         return decode(data, self._embedder.geometry, name=name, limits=self._limits, budget=self._budget)
 
-    def _read_file(self, poster: Poster) -> FileContent:
+    def _read_file(self, poster: Poster, root: Path) -> FileContent:
         """Read the file; if its disk keeps failing on it while the root is available, it counts as unreadable."""
         try:
-            content = read_file(poster.path, root=self._root.path, max_bytes=self._max_file_bytes)
+            content = read_file(poster.path, root=root, max_bytes=self._max_file_bytes)
         except UnreadablePoster as error:
             if error.word == "missing":
-                self._root.check(was_seen=poster.size >= 0)
+                self.root.check(was_seen=poster.size >= 0)
             raise
         except OSError as error:
             if error.errno not in DAMAGE or error.filename is None:

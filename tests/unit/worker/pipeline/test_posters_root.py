@@ -91,6 +91,21 @@ def test_a_root_that_is_another_folder_is_tried_again_and_taken(root, make, at_s
     assert (outcome.embedded, [failure.word for failure in outcome.failures]) == (1, ["missing"])
 
 
+def test_a_root_that_is_a_link_is_followed_from_batch_to_batch(root, make):
+    """As a release that is switched over: the files of the new folder are read, not those of the old one."""
+    root.rename(root.with_name("one"))
+    root.symlink_to(root.with_name("one"))
+    write(root, 0)
+    store = MemoryStore()
+    pipeline = make(None, store)
+    pipeline.run(batch([write(root, 1, "a.png")]))
+    root.unlink()
+    root.with_name("two").mkdir()
+    root.symlink_to(root.with_name("two"))
+    assert pipeline.run(batch([write(root, 2, "a.png")])).embedded == 1
+    assert store.get(SPACE.id, ["a.png"])["a.png"] @ expected(2) > 0.99999
+
+
 def test_the_root_is_looked_at_only_when_a_file_is_missing(root, make, monkeypatch):
     """A scan of the root for every poster would cost more than the posters."""
     posters = [write(root, number) for number in range(9)]
