@@ -46,8 +46,10 @@ class RedisStore:
         """Connects on first use."""
         self._url = url
         self._redis = connect(url, _StoreClient, decode_responses=False, socket_timeout=ANSWER_TIMEOUT_S)
-        script = (files("producer.vectors") / "lua" / "put_rows.lua").read_text("utf-8")
-        self._put_rows = self._redis.register_script(script)
+        self._put_rows, self._get_fields = (
+            self._redis.register_script((files("producer.vectors") / "lua" / f"{name}.lua").read_text("utf-8"))
+            for name in ("put_rows", "get_fields")
+        )
 
     def put(
         self,
@@ -211,10 +213,8 @@ class RedisStore:
         found: dict[str, list[Any]] = {}
         for start in range(0, len(ids), ROWS_PAGE):
             part = ids[start : start + ROWS_PAGE]
-            pipe = self._redis.pipeline(transaction=False)
-            for name in part:
-                pipe.hmget(_key(space_id, name), names)
-            found.update(zip(part, pipe.execute(), strict=True))
+            values = self._get_fields([_key(space_id, name) for name in part], names)
+            found.update(zip(part, values, strict=True))
         return found
 
     def _digests(self, space_id: str, ids: Sequence[str]) -> dict[str, str]:
