@@ -6,16 +6,17 @@ undocumented parts that are used are listed in worker/broker/__init__.py.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, Final
 
 import click
-from celery import Celery, concurrency
+from celery import concurrency
 from celery.concurrency.solo import TaskPool
 from kombu.transport import TRANSPORT_ALIASES
 
 from producer.errors import ConfigurationError
-from producer.queue.sender import message_settings, transport_options
+from producer.queue.sender import Application, message_settings, transport_options
 from producer.redis_client import broker
 from producer.settings import Settings, load_settings
 from worker.broker.consumer import Gate
@@ -35,10 +36,10 @@ class SoloPool(TaskPool):
         """Do nothing: the batch stays unacknowledged and is delivered again."""
 
 
-def create_app(settings: Settings) -> Celery:
+def create_app(settings: Settings) -> Application:
     """The worker's application; unlike a sender's, it may wait for Redis."""
     url, ssl = broker(settings.redis_url, TRANSPORT_NAME)
-    app = Celery("worker", broker=url, include=["worker.tasks"])
+    app = Application("worker", broker=url, include=["worker.tasks"])
     TRANSPORT_ALIASES[TRANSPORT_NAME] = "worker.broker.transport:Transport"
     concurrency.ALIASES["solo"] = SOLO  # so that `--pool solo` selects it
     app.steps["consumer"].add(Gate)
@@ -77,6 +78,15 @@ def _name_node() -> None:
         context.default_map = {**(context.default_map or {}), "worker": {"hostname": NODE}}
 
 
+def _ignore_host_options() -> None:
+    """Remove CELERY_WORKER_…, which `celery worker` would read as its own options once it has loaded this module.
+
+    They belong to another Celery program; its CELERY_WORKER_QUEUES or CELERY_WORKER_CONCURRENCY would stop this worker.
+    """
+    for name in [name for name in os.environ if name.startswith("CELERY_WORKER_")]:
+        del os.environ[name]
+
+
 def __getattr__(name: str) -> Any:
     """Build `app` on first access, so that importing this module reads no settings."""
     if name != "app":
@@ -87,5 +97,6 @@ def __getattr__(name: str) -> Any:
         print(f"configuration: {error}", file=sys.stderr)
         raise SystemExit(EX_CONFIG) from None
     _name_node()
+    _ignore_host_options()
     globals()["app"] = app
     return app

@@ -22,7 +22,7 @@ from celery.worker import state as celery_state
 from producer.errors import BadMessage, DeviceLost
 from producer.queue.image_requests import decode_query
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
-from producer.settings import load_settings
+from producer.settings import load_settings, without_password
 from worker.broker.validation import MAX_RETRIES
 from worker.celery import EX_CONFIG
 from worker.runtime.heartbeat import EX_SOFTWARE, exit_now
@@ -93,6 +93,9 @@ def _reject_unsupported_options(sender: Any, **_: Any) -> None:
     if problem:
         print(f"configuration: {problem}", file=sys.stderr)
         sys.exit(EX_CONFIG)
+    if "CELERY_BROKER_URL" in os.environ:  # also set by --broker
+        url = without_password(load_settings().redis_url)
+        print(f"note: --broker and CELERY_BROKER_URL are ignored: POSTERS_REDIS_URL is {url}", file=sys.stderr)
 
 
 @signals.worker_init.connect

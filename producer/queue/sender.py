@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery
+from celery.loaders.base import BaseLoader
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 
@@ -23,6 +24,36 @@ from producer.redis_client import (
     unreachable,
 )
 from producer.settings import Settings
+
+
+class _Loader(BaseLoader):  # type: ignore[misc]
+    """Celery's loader without CELERY_CONFIG_MODULE."""
+
+    def read_configuration(self, env: str = "") -> dict[str, Any]:
+        """No settings beside those of the application."""
+        return {}
+
+
+class Application(Celery):  # type: ignore[misc]
+    """A Celery application with the settings that it is given, whatever Celery the host program configures.
+
+    Celery would prefer CELERY_BROKER_URL, CELERY_BROKER_READ_URL, CELERY_BROKER_WRITE_URL and CELERY_RESULT_BACKEND to
+    the application's own settings, and CELERY_CONFIG_MODULE, CELERY_LOADER and Django's settings for all else.
+    """
+
+    backend_cls = "disabled"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Takes Celery's arguments."""
+        super().__init__(*arguments, **{"loader": _Loader, "fixups": ()} | options)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """A connection to the application's own broker."""
+        return super().connection_for_read(self.conf["broker_url"], **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """A connection to the application's own broker."""
+        return super().connection_for_write(self.conf["broker_url"], **options)
 
 
 def message_settings() -> dict[str, Any]:
@@ -56,7 +87,7 @@ def transport_options(settings: Settings, socket_timeout_s: float) -> dict[str, 
 def create_sender(settings: Settings) -> Celery:
     """The application to send with. It is not Celery's current one, and fails within seconds without Redis."""
     url, ssl = broker(settings.redis_url, "redis")
-    app = Celery("posters", broker=url, set_as_current=False)
+    app = Application("posters", broker=url, set_as_current=False)
     fail_soon = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
     app.conf.update(
         **message_settings(),
@@ -87,4 +118,4 @@ def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: s
         app.send_task(task, args=[message], **options)
     except (KombuError, *REDIS_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, KombuError) else None  # what redis-py raised while it connected
-        raise unreachable(app.conf.broker_url, cause or error) from error
+        raise unreachable(app.conf["broker_url"], cause or error) from error

@@ -29,6 +29,19 @@ from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
 from tests.support.wait import wait_for
 
+# What a program around us may have set for its own Celery; no test may notice.
+OTHER_CELERY = {
+    "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+    "CELERY_BROKER_READ_URL": "redis://127.0.0.1:1/1",
+    "CELERY_BROKER_WRITE_URL": "redis://127.0.0.1:1/2",
+    "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/3",
+    "CELERY_CONFIG_MODULE": "no_module_of_ours",
+    "CELERY_LOADER": "no_module_of_ours:Loader",
+    "DJANGO_SETTINGS_MODULE": "no_module_of_ours",
+    "CELERY_WORKER_CONCURRENCY": "4",
+    "CELERY_WORKER_QUEUES": "theirs",
+}
+
 
 @pytest.fixture(scope="module")
 def server():
@@ -40,6 +53,7 @@ def server():
 def installation(server, tmp_path_factory):
     """One worker for all tests of this file that do not stop it."""
     installation = Installation(tmp_path_factory.mktemp("world"), server)
+    installation.environment |= OTHER_CELERY
     installation.worker("shared").wait_until_ready()
     yield installation
     installation.close()
