@@ -25,7 +25,7 @@ from producer.host import usable_cores
 from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
 from worker.model.autotune import choose_chunk_size
-from worker.model.device import choose_device, choose_precision, device_name, select_gpu
+from worker.model.device import choose_device, choose_precision, device_name, own_torch_defaults, select_gpu
 from worker.model.encoder import OpenClipEncoder
 from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
@@ -57,6 +57,7 @@ class EmbeddedPaths:
 class CLIPEmbedder:
     """One open_clip image encoder on one device. Not safe to share between threads."""
 
+    @own_torch_defaults()
     def __init__(
         self,
         model_name: str = "ViT-B/32",

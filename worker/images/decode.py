@@ -21,6 +21,7 @@ from producer.errors import UnreadablePoster
 from worker.images.bombs import MAX_SCANS, decoded_pixels, has_too_many_scans
 from worker.images.color import srgb_transform, to_rgb
 from worker.images.memory_budget import MemoryBudget
+from worker.images.pillow_defaults import own_pillow_defaults
 from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink
 from worker.images.webp import shrink_webp
 
@@ -98,7 +99,11 @@ def decode(
     """
     if not data:
         raise UnreadablePoster(name, "unreadable", "the file is empty")
-    with _errors_translated(name, data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with (
+        own_pillow_defaults(),
+        _errors_translated(name, data),
+        Image.open(io.BytesIO(data), formats=FORMATS) as image,
+    ):
         width, height = image.size
         limit, pixels = (limits or Limits()).max_pixels, decoded_pixels(image)
         if pixels > limit:
@@ -134,7 +139,7 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
         UnreadablePoster: its mode cannot be converted to color, or its pixels cannot be loaded.
     """
     name = str(getattr(image, "filename", "") or "the image")
-    with _errors_translated(name, b""):
+    with own_pillow_defaults(), _errors_translated(name, b""):
         image.load()
         return _finish(image, geometry, image.info.get("icc_profile"), orientation_of(image))
 
@@ -171,8 +176,6 @@ def _errors_translated(name: str, data: bytes) -> Iterator[None]:
         yield
     except UnreadablePoster as error:
         raise UnreadablePoster(name, error.word, error.reason) from error.__cause__
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadablePoster(name, "too-large", f"it exceeds Pillow's pixel limit: {error}") from error
     except Image.UnidentifiedImageError as error:
         for offset, signature, reason in SIGNATURES:
             if data.startswith(signature, offset):

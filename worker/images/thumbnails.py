@@ -14,6 +14,7 @@ from producer.host import usable_cores
 from producer.settings import Settings
 from worker.images.decode import FORMATS, Limits, decode, orientation_of
 from worker.images.memory_budget import MemoryBudget
+from worker.images.pillow_defaults import own_pillow_defaults
 from worker.images.resize import Geometry
 
 WEBP_QUALITY: Final = 80  # about 20 kB for a poster of 320×480
@@ -50,7 +51,7 @@ def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], sid
 def _thumbnail_size(data: bytes, side: int) -> Geometry:
     """The image's own aspect ratio, no side longer than `side`, never enlarged."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with own_pillow_defaults(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if orientation_of(image) >= 5:
                 width, height = height, width

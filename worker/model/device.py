@@ -6,6 +6,9 @@ import logging
 import os
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -138,6 +141,29 @@ def cpu_computes_bf16() -> bool:
     """Whether the processor has bf16 instructions (AVX512-BF16 or AMX), as far as this torch can tell."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name)()) for name in checks if hasattr(torch.cpu, name))
+
+
+@contextmanager
+def own_torch_defaults() -> Iterator[None]:
+    """torch's original defaults while the block runs, whatever the host program has set.
+
+    The default dtype float32, the default device CPU, no autocast; a warning is not an error. The default dtype is
+    global: other threads of the program see float32 meanwhile.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.device("cpu"),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+            warnings.catch_warnings(),
+        ):
+            for entry in [entry for entry in warnings.filters if entry[0] == "error"]:
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 class MemoryWatch:

@@ -90,6 +90,7 @@ class CudaExecutor:
         torch.cuda.synchronize(device)  # new streams do not wait for the one on which the encoder was built
 
     @torch.inference_mode()
+    @torch.autocast("cuda", enabled=False)
     def launch(self, pixels: torch.Tensor) -> Fetch:
         """Queue copy and computation. Out-of-memory errors show here, a broken context here or later."""
         with torch.cuda.stream(self._copy_stream):
@@ -101,7 +102,7 @@ class CudaExecutor:
         with torch.cuda.stream(self._compute_stream):
             began.record()
             unit = self._encoder(on_device)
-            vectors = torch.empty(unit.shape, dtype=unit.dtype, pin_memory=True)
+            vectors = torch.empty(unit.shape, dtype=unit.dtype, device="cpu", pin_memory=True)
             vectors.copy_(unit, non_blocking=True)
             ended.record()
         copied: list[torch.Tensor] = [pixels]  # kept alive until the copy is complete

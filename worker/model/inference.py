@@ -15,7 +15,7 @@ import torch
 
 from producer.embedding import Vectors, is_unit
 from producer.errors import DeviceLost, PosterError
-from worker.model.device import is_exhaustion, is_lost
+from worker.model.device import is_exhaustion, is_lost, own_torch_defaults
 from worker.model.executors import Encoder, Executor, Fetch
 from worker.model.oom_backoff import AdaptiveBatchSize, Result, Slice
 
@@ -183,6 +183,7 @@ class CpuFallback:
         self._encoder: Encoder | None = None
 
     @torch.inference_mode()
+    @own_torch_defaults()
     def embed(self, pixels: torch.Tensor) -> Vectors | str:
         """uint8 (1, 3, height, width) → float32 (dimension,), unit length, or the reason why there is none."""
         try:

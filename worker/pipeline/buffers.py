@@ -24,14 +24,14 @@ def chunk_buffer(count: int, geometry: Geometry, device: torch.device) -> torch.
     shape = (count, 3, geometry.height, geometry.width)
     if device.type == "cuda":
         try:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError as error:
             if not _warned:
                 logger.warning("no pinned memory for %d images (%s): copies to the card are slower", count, error)
                 _warned = True
     size = math.prod(shape)
     if not size:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8, device="cpu")
     # mmap instead of malloc: 10 MB blocks that come and go between small long-lived ones would fragment the
     # heap, and the worker would grow.
     return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(shape)

@@ -273,3 +273,38 @@ def test_a_progress_bar_is_shown_for_long_batches_on_a_terminal(embedder, paths,
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     embedder.embed_batch([paths[0]] * count)
     assert seen == [shown]
+
+
+@pytest.fixture(params=["float64", "float16", "device", "autocast", "warnings"])
+def host(request):
+    """A program around the embedder that has set one of torch's defaults, or makes every warning an error."""
+    if request.param == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    elif request.param == "device":
+        with torch.device("meta"):  # a tensor that is made without a device has no numbers
+            yield
+    elif request.param == "warnings":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    else:
+        torch.set_default_dtype(getattr(torch, request.param))
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+def test_defaults_of_the_host_program_change_no_vector(tiny, paths, host):
+    """Neither where the model is loaded under them, nor where it is used: the same space, the same numbers."""
+    loaded = CLIPEmbedder(tiny, "cpu", batch_size=8, precision="fp32")
+    vectors = loaded.embed_batch(paths)
+    exact = loaded._engine._fallback.embed(pixels(1))
+    loaded.close()
+    torch.set_default_dtype(torch.float32)
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        reference = CLIPEmbedder(tiny, "cpu", batch_size=8, precision="fp32")
+        expected = reference.embed_batch(paths)
+        assert loaded.space == reference.space
+        assert np.array_equal(vectors, expected)
+        assert np.array_equal(exact, reference._engine._fallback.embed(pixels(1)))
+        reference.close()

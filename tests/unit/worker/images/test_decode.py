@@ -233,7 +233,6 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(10001, 10000), (20000, 30000), (2**31 - 1, 2**31 - 1)])
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_refused_by_the_header(size):
     """Before a pixel is decoded: the file has none."""
     assert failure(png_header(*size)).word == "too-large"
