@@ -11,12 +11,14 @@ HEAD = f"""\
 # Settings
 
 Sources, in increasing priority: the defaults below, `config.json`, `{PREFIX}*` environment variables, arguments of the
-command line. An unknown name or an invalid value is an error that names the setting and its source; an empty variable
-counts as unset. Settings are read once, when a program starts. Relative paths are relative to the folder in which it
-is started, so give absolute paths to a backend or a service.
+command line. An invalid value, or a name within two letters of one of these, is an error that names the setting and its
+source; an empty variable counts as unset, except that an empty `POSTERS_CATALOGUE` means none. Settings are read once,
+when a program starts. Relative paths are relative to the folder in which it is started, so give absolute paths to a
+backend or a service.
 
-`config.json` is read from the current folder, or from the file that `{CONFIG_VARIABLE}` names. It holds one object per
-section below, with the setting's name in lower case and without the prefix:
+`config.json` is read from the current folder, or from the file that `{CONFIG_VARIABLE}` names; `{CONFIG_VARIABLE}=none`
+reads no file. It holds one object per section below, with the setting's name in lower case and without the prefix.
+Sections and `{PREFIX}*` variables of other programs are ignored, so that both may share a file:
 
 ```json
 {{"clip": {{"model_name": "ViT-B/32", "batch_size": 64}}, "posters": {{"root": "/srv/posters"}}}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Collection
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
@@ -18,7 +17,9 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 from producer.errors import ConfigurationError
 
 PREFIX = "POSTERS_"
-CONFIG_VARIABLE = "POSTERS_CONFIG"  # path of config.json, if not in the current folder
+CONFIG_VARIABLE = "POSTERS_CONFIG"  # path of config.json, if not in the current folder; none: read no file
+MISSPELLED_LETTERS = 2  # an unknown name that differs from one of ours in no more is taken for it, misspelled
+DEFAULT_ROOT = Path("posters")
 PRIVATE = "0600"  # a file that nobody but its owner may read
 
 
@@ -31,11 +32,15 @@ def _none_if_empty(value: object) -> object:
     return None if value == "" else value
 
 
+def _none_if_named(value: object) -> object:
+    return None if str(value).lower() in ("", "none") else value
+
+
 class Settings(BaseSettings):
     """All settings, each with its section of config.json, default, meaning and unit.
 
-    Sources, the later winning: defaults, ``config.json``, ``POSTERS_*`` variables, arguments.
-    Relative paths are relative to the current folder.
+    Sources, the later winning: defaults, ``config.json``, ``POSTERS_*`` variables, arguments. Sections and variables
+    of other programs are ignored. Relative paths are relative to the current folder.
     """
 
     model_config = SettingsConfigDict(
@@ -43,11 +48,12 @@ class Settings(BaseSettings):
     )
 
     redis_url: str = _field("queue", "redis://localhost:6379/0", "Redis URL of the queue and the ledger", repr=False)
-    root: Path = _field("posters", Path("posters"), "posters root; paths in messages are relative to it")
-    catalogue: Annotated[Path | None, BeforeValidator(lambda v: None if str(v).lower() == "none" else v)] = _field(
+    root: Path = _field("posters", DEFAULT_ROOT, "posters root; paths in messages are relative to it")
+    catalogue: Annotated[Path | None, BeforeValidator(_none_if_named)] = _field(
         "posters",
         Path("data/posters.json"),
-        "file with ids and titles of posters; may be missing; `none`: there is none",
+        "file with ids and titles of posters; `none` or empty: there is none; the default describes the default root, "
+        "may be missing, and holds for no other root",
     )
     store: str = _field("posters", "sqlite:data/embeddings.db", "vector store: sqlite:PATH or redis://…", repr=False)
     store_mode: str = _field(
@@ -111,11 +117,26 @@ class Settings(BaseSettings):
             raise ValueError("must be sqlite:PATH or redis://…")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_catalogue_for_another_root(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "catalogue" in values:
+            return values
+        is_default = os.path.abspath(values.get("root", DEFAULT_ROOT)) == os.path.abspath(DEFAULT_ROOT)
+        return values if is_default else values | {"catalogue": None}
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, *_: Any, **__: Any
     ) -> tuple[Source, ...]:
-        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_config_file())
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        empty = {"catalogue": None} if variables.get(f"{PREFIX}CATALOGUE") == "" else {}  # of others: unset
+        return (
+            init_settings,
+            env_settings,
+            InitSettingsSource(settings_cls, empty),
+            InitSettingsSource(settings_cls, _read_config_file()),
+        )
 
     @property
     def visibility_timeout_s(self) -> int:
@@ -130,50 +151,72 @@ def section_of(setting: str) -> str:
 
 
 def _read_config_file() -> dict[str, Any]:
-    """The settings of config.json: an object of sections, each an object of settings."""
+    """The settings of config.json: an object of sections, each an object of settings; what is not ours is left out."""
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named or "config.json")
+    if (named or "").lower() == "none":
+        return {}
     if not path.is_file():
         if named:
             raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which is not a file")
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} is not readable JSON: {error}") from error
     sections: dict[str, list[str]] = {}
     for name in Settings.model_fields:
         sections.setdefault(section_of(name), []).append(name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not readable JSON: {error}{_elsewhere(path)}") from error
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} must hold an object with the sections {', '.join(sections)}")
+        raise ConfigurationError(
+            f"{path} must hold an object with the sections {', '.join(sections)}{_elsewhere(path)}"
+        )
     values: dict[str, Any] = {}
     for section, entries in content.items():
-        if section not in sections:
-            raise ConfigurationError(f"{path}: unknown section {section!r}{_suggestion(section, sections)}")
-        if not isinstance(entries, dict):
-            raise ConfigurationError(f"{path}: section {section!r} must be an object")
-        for key in sorted(entries.keys() - sections[section]):
-            hint = _suggestion(key, sections[section])
-            if key in Settings.model_fields:
-                hint = f"; it belongs in section {section_of(key)!r}"
-            raise ConfigurationError(f"{path}: unknown key {section}.{key}{hint}")
-        values |= entries
+        if section in sections:
+            values |= _our_keys(path, section, entries, sections[section])
+        elif isinstance(entries, dict) and (meant := _misspelled(section, sections)):
+            raise ConfigurationError(f"{path}: unknown section {section!r}; did you mean {meant!r}?{_elsewhere(path)}")
     return values
+
+
+def _our_keys(path: Path, section: str, entries: object, known: Collection[str]) -> dict[str, Any]:
+    """The settings in a section of our name. If none of its keys is ours, it is another program's."""
+    if not isinstance(entries, dict):
+        raise ConfigurationError(f"{path}: section {section!r} must be an object{_elsewhere(path)}")
+    unknown = sorted(entries.keys() - known)
+    for key in unknown:
+        if key in Settings.model_fields:
+            hint = f"; it belongs in section {section_of(key)!r}"
+        elif meant := _misspelled(key, known):
+            hint = f"; did you mean {meant!r}?"
+        elif len(unknown) < len(entries):
+            hint = f"; known are {', '.join(sorted(known))}"
+        else:
+            continue
+        raise ConfigurationError(f"{path}: unknown key {section}.{key}{hint}{_elsewhere(path)}")
+    return {key: value for key, value in entries.items() if key in known}
+
+
+def _elsewhere(path: Path) -> str:
+    """The way out where the file is not ours."""
+    return f" (if {path} is another program's, set {CONFIG_VARIABLE} to the path of ours, or to none)"
 
 
 def load_settings(**arguments: Any) -> Settings:
     """Read config.json, the environment and the arguments; arguments that are None are left out.
 
     Raises:
-        ConfigurationError: an unknown key or a bad value; the text names it and its source.
+        ConfigurationError: a misspelled name or a bad value; the text names it and its source.
     """
-    known = Settings.model_fields
+    known = {*Settings.model_fields, CONFIG_VARIABLE.removeprefix(PREFIX).lower()}
     for variable in os.environ:
         key = variable.upper().removeprefix(PREFIX).lower()
-        if variable.upper().startswith(PREFIX) and variable.upper() != CONFIG_VARIABLE and key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
-            raise ConfigurationError(f"unknown setting {variable} in the environment{hint}")
+        if variable.upper().startswith(PREFIX) and key not in known and (meant := _misspelled(key, known)):
+            raise ConfigurationError(
+                f"unknown setting {variable} in the environment; did you mean {PREFIX}{meant.upper()}? "
+                "A variable of another program needs a name that is less like it"
+            )
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
         return Settings(**given)
@@ -211,6 +254,24 @@ def without_password(url: str) -> str:
     return urlunsplit(parts)
 
 
-def _suggestion(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+def _misspelled(word: str, known: Collection[str]) -> str | None:
+    """The known name that a word is, but for a few letters; None where it is likely another program's own."""
+    distances = {name: _letters_apart(word.lower(), name) for name in sorted(known)}
+    nearest = min(distances, key=lambda name: distances[name])
+    # of a short name, half would be other letters: POSTERS_PORT and POSTERS_HOST are not meant as POSTERS_ROOT
+    return nearest if distances[nearest] <= min(MISSPELLED_LETTERS, (len(nearest) - 1) // 2) else None
+
+
+def _letters_apart(one: str, other: str) -> int:
+    """How many letters have to be added, dropped, replaced, or exchanged with the next one."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one):
+        last, row = row, [i + 1]
+        for j, b in enumerate(other):
+            step = min(last[j] + (a != b), last[j + 1] + 1, row[j] + 1)
+            if i and j and (a, one[i - 1]) == (other[j - 1], b):
+                step = min(step, before[j - 1] + 1)
+            row.append(step)
+        before = last
+    return row[-1]

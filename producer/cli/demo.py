@@ -22,7 +22,7 @@ import numpy as np
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example
 from producer.client import Producer
-from producer.collection.catalogue import read_catalogue
+from producer.collection.catalogue import open_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.host import engine_required
 from producer.indexing.index_job import scan, send_all
@@ -50,13 +50,27 @@ def run_demo() -> Progress:
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="posters-demo-") as folder, own_redis(Path(folder)) as url:
-        settings = load_settings(redis_url=url, store=f"sqlite:{Path(folder, 'demo.db')}")
+        root, catalogue = _samples()
+        settings = load_settings(
+            redis_url=url, store=f"sqlite:{Path(folder, 'demo.db')}", root=root, catalogue=catalogue
+        )
         notify(f"demo: redis-server on {url}, a worker on {settings.device}, vectors in a temporary folder")
         with own_worker(settings, Path(folder)) as name, closing(Producer(settings)) as producer:
             _job, progress = send_all(producer, scan(producer, []))
             _show_neighbors(producer, name)
     notify(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
     return progress
+
+
+def _samples() -> tuple[Path, Path]:
+    """The sample posters and their catalogue, whatever the settings say; ConfigurationError where there are none."""
+    project = Path(__file__).parents[2]
+    root, catalogue = project / "posters", project / "data" / "posters.json"
+    if not (root.is_dir() and catalogue.is_file()):
+        raise ConfigurationError(
+            f"the sample posters are not installed: there is no {root}. Run `make demo` in the project"
+        )
+    return root, catalogue
 
 
 def _end(*_: object) -> None:
@@ -115,7 +129,12 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
     log = folder / "worker.log"
     for pretrained in (settings.pretrained, "untrained"):
         name = f"demo-{pretrained}@localhost".replace("/", "-")
-        given = {"POSTERS_REDIS_URL": settings.redis_url, "POSTERS_STORE": settings.store}
+        given = {
+            "POSTERS_REDIS_URL": settings.redis_url,
+            "POSTERS_STORE": settings.store,
+            "POSTERS_ROOT": str(settings.root),
+            "POSTERS_CATALOGUE": str(settings.catalogue),
+        }
         environment = os.environ | given | {"POSTERS_PRETRAINED": pretrained}
         command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--hostname", name]
         process = _start(command, log, environment)
@@ -183,7 +202,7 @@ def _stop(process: subprocess.Popen[bytes], *, within_s: float = STOP_TIMEOUT_S)
 def _show_neighbors(producer: Producer, worker: str) -> None:
     """Print the nearest neighbor of some posters, known copies first."""
     status = producer.registry.find(worker)
-    catalogue = read_catalogue(producer.settings.catalogue)
+    catalogue = open_catalogue(producer.settings)
     with closing(producer.store()) as store:
         space_id = (status.get("space") if status else "") or store.current() or ""
         ids = [entry.id for entry in sorted(catalogue.entries(), key=lambda entry: "copy_of" not in entry.about)]

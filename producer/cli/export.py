@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from producer.cli.main import as_json, example, space_option
-from producer.collection.catalogue import read_catalogue
+from producer.collection.catalogue import open_catalogue
 from producer.export.export import FORMATS, SHARD_ROWS
 from producer.export.export import export as write_export
 from producer.export.faiss import KINDS
@@ -40,7 +40,7 @@ def export(
     """
     settings = load_settings()
     with closing(store_for_reading(settings)) as store:
-        source = Source(store, find_space(store, space), read_catalogue(settings.catalogue))
+        source = Source(store, find_space(store, space), open_catalogue(settings))
         total = source.info.count
         with tqdm(total=total, unit="poster", file=sys.stderr, disable=True if as_json else None) as bar:
             done = write_export(

@@ -14,7 +14,6 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_inte
 from producer.cli.prune import preview_prune, prune_and_notify, yes_option
 from producer.cli.watch import run_watch
 from producer.client import Producer
-from producer.collection.catalogue import require_catalogue
 from producer.collection.paths import EXTENSIONS
 from producer.errors import PosterError
 from producer.indexing.index_job import scan, send_all
@@ -87,8 +86,6 @@ def index_command(
             preview_prune(producer, found.starts, found.catalogue, yes=yes, as_json=as_json, mark="prune: ")
         return
     found = scan(producer, paths)
-    if prune_too:
-        require_catalogue(producer.settings, found.catalogue)
     try:
         job, progress = send_all(producer, found, force=force, verify=verify, detach=detach, quiet=as_json)
     except KeyboardInterrupt as interrupt:

@@ -10,7 +10,7 @@ import click
 
 from producer.cli.main import as_json, example
 from producer.client import Producer
-from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import resolved_root, starts_of
 from producer.indexing.index_job import warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
@@ -35,7 +35,7 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
     indexing, so that a renamed poster can reuse the vector of its old name.
     """
     with closing(Producer()) as producer:
-        catalogue = read_catalogue(producer.settings.catalogue)
+        catalogue = open_catalogue(producer.settings)
         warn_of_wrong_catalogue(producer.settings, catalogue)
         starts = starts_of(resolved_root(producer.settings.root), paths)
         if dry_run:
@@ -70,9 +70,7 @@ def prune_and_notify(
 
     Raises:
         PruneRefused: it looks like an accident.
-        ConfigurationError: the configured catalogue does not exist.
     """
-    require_catalogue(producer.settings, catalogue)
     if not store_exists(producer.settings.store):
         notify("the store holds no vectors yet; nothing to prune")
         return Survey(), 0

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, space_option
 from producer.client import Producer
-from producer.collection.catalogue import Catalogue, read_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.errors import NoWorker, RedisUnreachable
 from producer.export.atomic import write_atomically
 from producer.maintenance.spaces import find_space, store_for_reading
@@ -45,7 +45,7 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
     The images are not stored. Prints rank, score (cosine), title and file.
     """
     settings = load_settings()
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = open_catalogue(settings)
     if local:
         logging.basicConfig(level=logging.ERROR, format="%(message)s")  # open_clip warns about untrained weights
     # what libraries print must not get into --json
@@ -93,7 +93,7 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
 def duplicates(threshold: float, same_content: bool, space: str | None, html: Path | None, as_json: bool) -> None:
     """List groups of posters with the same content or a cosine above a threshold."""
     settings = load_settings()
-    catalogue, minimum = read_catalogue(settings.catalogue), None if same_content else threshold
+    catalogue, minimum = open_catalogue(settings), None if same_content else threshold
     began = time.monotonic()
     with closing(store_for_reading(settings)) as store:
         info = find_space(store, space)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from producer.cli.main import EX_USAGE, as_json, example
-from producer.collection.catalogue import read_catalogue, require_catalogue
+from producer.collection.catalogue import open_catalogue
 from producer.collection.paths import resolved_root
 from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
 from producer.output import notify
@@ -34,7 +34,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = load_settings()
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = open_catalogue(settings)
     with closing(store_for_reading(settings)) as store:
         current = store.current()
         found = [(info, completeness(store, info.space.id, settings.root, catalogue)) for info in store.spaces()]
@@ -95,11 +95,10 @@ def drop(name: str, yes: bool) -> None:
 
 def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
     """Why readers should not switch from the space `before`; None when nothing would be lost."""
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = open_catalogue(settings)
     state = completeness(store, info.space.id, settings.root, catalogue)
-    if state.missing:  # only the right root and catalogue show whether these are deleted or hidden
+    if state.missing:  # only the right root shows whether these are deleted or hidden
         resolved_root(settings.root)
-        require_catalogue(settings, catalogue)
     if not state.complete:
         return (
             f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "

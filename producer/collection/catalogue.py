@@ -168,28 +168,25 @@ def read_catalogue(path: Path | None) -> Catalogue:
     return catalogue
 
 
-def is_missing(settings: Settings, catalogue: Catalogue) -> bool:
-    """True when a catalogue was configured and its file did not exist when it was read."""
-    return catalogue.path is not None and catalogue.stamp is None and "catalogue" in settings.model_fields_set
-
-
-def require_catalogue(settings: Settings, catalogue: Catalogue, before: Catalogue | None = None) -> None:
-    """Refuse a catalogue without a file: its ids would seem deleted, and its posters would get other ids.
+def open_catalogue(settings: Settings, before: Catalogue | None = None) -> Catalogue:
+    """The catalogue that the settings name, as it is now.
 
     Args:
-        settings: whether one was configured.
-        catalogue: as read now.
+        settings: which file, and whether somebody named it or it is the default, which may be missing.
         before: as read earlier, if it was.
 
     Raises:
-        ConfigurationError: there was no file, and one was configured, or had entries before.
+        ConfigurationError: there is no file, and it was named, or had entries before: its ids would seem deleted, and
+            its posters would get other ids. Or the file cannot be read.
     """
-    is_lost = catalogue.path is not None and catalogue.stamp is None and before is not None and len(before) > 0
-    if is_lost or is_missing(settings, catalogue):
+    catalogue = read_catalogue(settings.catalogue)
+    was_there = "catalogue" in settings.model_fields_set or bool(before)
+    if catalogue.path is not None and catalogue.stamp is None and was_there:
         raise ConfigurationError(
             f"there is no catalogue {catalogue.path}, and without it the posters of its ids are unknown: put it "
             "back, or set POSTERS_CATALOGUE to the right one, or to `none`"
         )
+    return catalogue
 
 
 def _columns(entry: Entry) -> tuple[int, str, bytes | None, str, str]:

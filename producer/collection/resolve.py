@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from producer.collection.catalogue import Catalogue, read_catalogue, require_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import inside_root, poster_id
 from producer.collection.scan import id_conflict, other_file, poster_of
 from producer.errors import ConfigurationError
@@ -50,8 +50,5 @@ class PosterResolver:
             before = self._catalogue
             if before is not None and before.is_current():
                 return before
-            found = read_catalogue(self._settings.catalogue)
-            if before is not None:
-                require_catalogue(self._settings, found, before)
-            self._catalogue = found
-            return found
+            self._catalogue = open_catalogue(self._settings, before)
+            return self._catalogue

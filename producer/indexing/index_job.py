@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from producer.client import Producer
-from producer.collection.catalogue import Catalogue, is_missing, read_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.scan import PosterScan, ScanNote
 from producer.errors import JobUnknown, LedgerSetBack, RedisUnreachable
 from producer.indexing.dispatch import follow, progress_bar, send_detached
@@ -32,16 +32,14 @@ def scan(
         ConfigurationError: a path lies outside the posters root, or the catalogue cannot be read.
     """
     settings = producer.settings
-    catalogue = read_catalogue(settings.catalogue)
+    catalogue = open_catalogue(settings)
     warn_of_wrong_catalogue(settings, catalogue)
     return PosterScan(settings.root, paths, catalogue, on_note)
 
 
 def warn_of_wrong_catalogue(settings: Settings, catalogue: Catalogue) -> None:
-    """Warn once of a missing catalogue, or of another folder's, before its posters fail one by one."""
-    if is_missing(settings, catalogue):
-        notify(f"there is no catalogue {settings.catalogue}; every poster gets its path as its id")
-    elif not catalogue.belongs_to(settings.root):
+    """Warn once of a catalogue that is another folder's, before its posters fail one by one."""
+    if not catalogue.belongs_to(settings.root):
         notify(
             f"none of the {len(catalogue)} posters that {catalogue.path} names lies under {settings.root}: "
             "if it is another folder's, set POSTERS_CATALOGUE to the right one, or to `none`"

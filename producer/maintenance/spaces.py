@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from producer.collection.catalogue import Catalogue, read_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.file_status import FileStatus
 from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
@@ -124,7 +124,7 @@ def unread_space_note(settings: Settings, made: Space | None) -> str | None:
             current = store.current()
             if current in (None, made.id):
                 return None
-            state = completeness(store, made.id, settings.root, read_catalogue(settings.catalogue))
+            state = completeness(store, made.id, settings.root, open_catalogue(settings))
     except PosterError:
         return None
     if state.complete:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from producer.collection.catalogue import Catalogue, read_catalogue
+from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.embedding import Space, Vectors
 from producer.maintenance.spaces import find_space
 from producer.settings import Settings
@@ -46,7 +46,7 @@ def load_if_changed(snapshot: Snapshot, store: VectorStore, settings: Settings, 
     space = find_space(store, name).space
     stamp, catalogue, began = store.version(space.id), snapshot.catalogue, time.monotonic()
     if snapshot.space is None or not catalogue.is_current():
-        catalogue = read_catalogue(settings.catalogue)
+        catalogue = open_catalogue(settings)
     if (snapshot.space, snapshot.stamp) != (space, stamp):
         ids, matrix = load(store, space)
     elif catalogue is not snapshot.catalogue:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from producer.client import Producer
-from producer.collection.catalogue import Catalogue, require_catalogue
+from producer.collection.catalogue import Catalogue
 from producer.errors import PosterError
 from producer.files import modified_ns
 from producer.indexing.dispatch import follow, progress_bar
@@ -154,7 +154,6 @@ class Sync:
     def _prune(self, deleted: Sequence[str], catalogue: Catalogue) -> int:
         """Prune below these paths; `more than half` refers to the whole store."""
         try:
-            require_catalogue(self._producer.settings, catalogue)
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)
                 prune = Prune(store, self._base, deleted, catalogue, yes=self._options.yes)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from producer.client import Producer
-from producer.collection.catalogue import read_catalogue, require_catalogue
+from producer.collection.catalogue import open_catalogue
 from producer.collection.paths import is_below, is_poster_name, outermost, resolved_root, starts_of
 from producer.collection.scan import PosterScan
 from producer.errors import PosterError
@@ -60,7 +60,6 @@ class Watcher:
         self._starts = starts_of(self._base, paths)
         self._first_scan = scan(producer, paths)
         self._catalogue = self._first_scan.catalogue
-        require_catalogue(producer.settings, self._catalogue)
         self._stamp, self._stamp_since = self._catalogue.stamp, time.monotonic()
         self._sync = Sync(
             producer,
@@ -160,8 +159,7 @@ class Watcher:
 
     def _new_scan(self) -> PosterScan:
         settings = self._producer.settings
-        catalogue = read_catalogue(settings.catalogue)
-        require_catalogue(settings, catalogue, self._catalogue)
+        catalogue = open_catalogue(settings, self._catalogue)
         return PosterScan(self._base, [str(self._base / start) for start in self._starts], catalogue)
 
     def _follow_up(self, settled: Settled) -> None:

@@ -1,6 +1,7 @@
 """Settings: later sources win, and what is wrong is named together with where it came from."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,74 @@ def test_what_is_wrong_in_the_environment_is_named(monkeypatch):
     monkeypatch.setenv("POSTERS_BATCH_SIZE", "many")
     with pytest.raises(ConfigurationError, match=r"batch_size.*many.*POSTERS_BATCH_SIZE"):
         load_settings()
+
+
+def test_a_configuration_of_another_program_is_left_alone(tmp_path, monkeypatch):
+    """Its sections, also one of our name without any of our keys, and its variables, also those of Kubernetes."""
+    write_config(
+        tmp_path, {"database": {"url": "x"}, "images": {"bucket": "b"}, "queue": {"retries": 3}, "name": "shop"}
+    )
+    for name in ("BUCKET", "HOST", "PORT", "SERVICE_PORT", "PORT_80_TCP", "URL", "S3_STORE_BUCKET"):
+        monkeypatch.setenv(f"POSTERS_{name}", "theirs")
+    assert load_settings() == Settings()
+    write_config(tmp_path, {"database": {"url": "x"}, "clip": {"batch_size": 7}})
+    assert load_settings().batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"clips": {}}, "unknown section 'clips'; did you mean 'clip'"),
+        ({"psoters": {"root": "x"}}, "did you mean 'posters'"),
+        ({"clip": {"modle_name": "x"}}, "did you mean 'model_name'"),
+        ({"clip": {"device": "cpu", "model": "x"}}, r"unknown key clip\.model; known are .*model_name"),
+        ("// theirs", "not readable JSON"),
+    ],
+)
+def test_a_misspelled_name_is_refused_with_the_way_to_another_file(tmp_path, content, named):
+    """Within two letters of one of ours, or among keys of ours; the message says how to leave another's file alone."""
+    write_config(tmp_path, content)
+    with pytest.raises(ConfigurationError, match=f"{named}.*another program's, set POSTERS_CONFIG"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["ROOTS", "ROTO", "BATCHSIZE", "STOER", "CONFG", "GPUS", "REDISURL", "root_"])
+def test_a_misspelled_variable_is_refused(monkeypatch, name):
+    """Letters added, dropped, replaced or exchanged; also of POSTERS_CONFIG."""
+    monkeypatch.setenv(f"POSTERS_{name}", "x")
+    with pytest.raises(ConfigurationError, match=f"POSTERS_{name}.*did you mean POSTERS_[A-Z]"):
+        load_settings()
+
+
+def test_no_file_is_read_where_none_is_wanted(tmp_path, monkeypatch):
+    """POSTERS_CONFIG=none, for a folder whose config.json has a section of our name."""
+    write_config(tmp_path, {"clip": {"device": "theirs"}})
+    monkeypatch.setenv("POSTERS_CONFIG", "none")
+    assert load_settings().device == "auto"
+
+
+def test_the_default_catalogue_belongs_to_the_default_root(tmp_path, monkeypatch):
+    """It describes the samples; of another root's posters it would give nothing but false failures."""
+    assert load_settings().catalogue == Path("data/posters.json")
+    assert load_settings(root=tmp_path / "posters").catalogue == Path("data/posters.json")
+    assert load_settings(root=tmp_path).catalogue is None
+    assert load_settings(root=tmp_path, catalogue="own.csv").catalogue == Path("own.csv")
+    monkeypatch.setenv("POSTERS_ROOT", str(tmp_path))
+    assert load_settings().catalogue is None
+    write_config(tmp_path, {"posters": {"catalogue": "own.csv"}})
+    assert load_settings().catalogue == Path("own.csv")
+
+
+def test_an_empty_catalogue_is_none(tmp_path, monkeypatch):
+    """As a shell writes it that has no catalogue; it wins over config.json, unlike other empty variables."""
+    write_config(tmp_path, {"posters": {"catalogue": "own.csv", "root": "own"}})
+    monkeypatch.setenv("POSTERS_CATALOGUE", "")
+    monkeypatch.setenv("POSTERS_ROOT", "")
+    assert (load_settings().catalogue, load_settings().root) == (None, Path("own"))
+    assert load_settings(catalogue="argument.csv").catalogue == Path("argument.csv")
+    monkeypatch.delenv("POSTERS_CATALOGUE")
+    write_config(tmp_path, {"posters": {"catalogue": ""}})
+    assert load_settings().catalogue is None
 
 
 def test_a_configuration_file_can_be_named(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from producer.collection import catalogue as catalogue_module
-from producer.collection.catalogue import read_catalogue
+from producer.collection.catalogue import open_catalogue, read_catalogue
 from producer.collection.paths import poster_id
 from producer.collection.scan import PosterScan
 from producer.errors import ConfigurationError
@@ -166,16 +166,24 @@ def test_a_catalogue_of_another_folder_is_noticed(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_no_catalogue_can_be_asked_for(tmp_path, capsys):
-    """`none` is silence; a name that is not there is reported, and is no obstacle."""
-    settings = load_settings(root=tmp_path, catalogue="none")
-    assert settings.catalogue is None
-    assert len(read_catalogue(settings.catalogue)) == 0
-    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
-    assert capsys.readouterr().err == ""
-    settings = load_settings(root=tmp_path, catalogue=tmp_path / "typo.json")
-    warn_of_wrong_catalogue(settings, read_catalogue(settings.catalogue))
-    assert "there is no catalogue" in capsys.readouterr().err
+def test_a_catalogue_that_somebody_named_must_be_there(tmp_path, monkeypatch):
+    """`none` and a default without a file are empty; a name that is not there is an error with the way out."""
+    monkeypatch.chdir(tmp_path)
+    for settings in (load_settings(root=tmp_path, catalogue="none"), load_settings()):
+        assert len(open_catalogue(settings)) == 0
+    with pytest.raises(ConfigurationError, match=r"no catalogue .*typo\.json.*POSTERS_CATALOGUE"):
+        open_catalogue(load_settings(catalogue=tmp_path / "typo.json"))
+
+
+def test_a_catalogue_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    """Also the default one, once it had entries: its posters would get other ids."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "posters.json").write_text('[{"file": "a.jpg"}]')
+    before = open_catalogue(load_settings())
+    (tmp_path / "data" / "posters.json").unlink()
+    with pytest.raises(ConfigurationError, match="no catalogue"):
+        open_catalogue(load_settings(), before)
 
 
 def test_a_catalogue_without_room_for_temporary_files_is_an_error(tmp_path, monkeypatch):

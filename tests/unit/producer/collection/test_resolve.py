@@ -92,7 +92,8 @@ def test_a_catalogue_that_is_away_gives_no_other_ids(root, resolver):
 
 
 def test_no_catalogue_is_no_catalogue(root, tmp_path):
-    """One that never was there is an empty one, as for `index`; `none` is none."""
-    for catalogue in ("none", tmp_path / "never.json"):
-        names = PosterResolver(load_settings(root=root, catalogue=catalogue))
-        assert [names.poster(root / "plain.jpg").id for _ in range(2)] == ["plain.jpg"] * 2
+    """`none` is none; one that somebody named and that is not there is an error, as for `index`."""
+    names = PosterResolver(load_settings(root=root, catalogue="none"))
+    assert [names.poster(root / "plain.jpg").id for _ in range(2)] == ["plain.jpg"] * 2
+    with pytest.raises(ConfigurationError, match="there is no catalogue"):
+        PosterResolver(load_settings(root=root, catalogue=tmp_path / "never.json")).poster(root / "plain.jpg")

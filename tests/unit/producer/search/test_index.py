@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -27,6 +28,8 @@ def url(tmp_path):
 
 @pytest.fixture
 def settings(url, tmp_path):
+    (tmp_path / "posters.json").write_text("[]")
+    os.utime(tmp_path / "posters.json", (1, 1))  # a file of this second may change without a trace, and is read again
     return load_settings(store=url, catalogue=tmp_path / "posters.json")
 
 
