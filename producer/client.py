@@ -20,7 +20,8 @@ class Producer(QueueClient):
     """The client of the queue. Needs Redis and the settings, not the model.
 
     Every method that talks to Redis raises RedisUnreachable within 5 s when it does not answer.
-    One instance may be kept for the life of a backend and shared between its threads.
+    One instance may be kept for the life of a backend, and shared between its threads and forked processes. `with`
+    closes it.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:

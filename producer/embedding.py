@@ -63,7 +63,7 @@ def is_unit(vectors: Vectors) -> npt.NDArray[np.bool_]:
 class SpacedVectors(np.ndarray[Any, np.dtype[np.float32]]):
     """Vectors with the id of their space in `space`, which searches check.
 
-    Views, slices and copies keep it. Sums, products and means have none: they may mix two spaces, and a search
+    Views, slices, copies and pickles keep it. Sums, products and means have none: they may mix two spaces, and a search
     asks for the space of an array that does not know it.
     """
 
@@ -71,6 +71,19 @@ class SpacedVectors(np.ndarray[Any, np.dtype[np.float32]]):
 
     def __array_finalize__(self, source: object) -> None:
         self.space = getattr(source, "space", None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        make, arguments, state = reduced
+        return make, arguments, (state, self.space)
+
+    def __setstate__(self, state: Any) -> None:
+        numbers, self.space = state
+        super().__setstate__(numbers)
+
+    def __deepcopy__(self, memo: Any) -> SpacedVectors:
+        return self.copy()
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else array

@@ -1,4 +1,4 @@
-"""What this host offers: processor cores, and the engine beside the client library."""
+"""What this host offers: processor cores, forks, and the engine beside the client library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from producer.errors import ConfigurationError
 
@@ -14,6 +16,29 @@ from producer.errors import ConfigurationError
 def usable_cores() -> int:
     """Cores that this process may use; containers and taskset often allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Forkable(Protocol):
+    """Something with threads, locks or files that a forked process must not share with its parent."""
+
+    def after_fork(self) -> None:
+        """Called in the child; must take no lock."""
+
+
+_forkables: WeakSet[Any] = WeakSet()
+_inherited: list[object] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [each.after_fork() for each in list(_forkables)])
+
+
+def renew_after_fork(forkable: Forkable) -> None:
+    """Have `after_fork` called in every process that is forked from this one while the object lives."""
+    _forkables.add(forkable)
+
+
+def abandon(inherited: object) -> None:
+    """Keep what a forked process inherited without using or closing it: its parent still uses the same file."""
+    _inherited.append(inherited)
 
 
 @contextmanager

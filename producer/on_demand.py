@@ -10,6 +10,7 @@ import numpy as np
 
 from producer.embedding import SpacedVectors, with_space
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
+from producer.host import abandon, renew_after_fork
 from producer.job import Job
 from producer.queue.image_requests import ImageRequests
 from producer.queue.keys import REPLY_S
@@ -35,6 +36,12 @@ class OnDemand:
         self._requests = ImageRequests(queue.settings.redis_url)
         self._store: VectorStore | None = None
         self._opening = threading.Lock()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked process: open a store of its own when one is needed."""
+        abandon(self._store)
+        self._store, self._opening = None, threading.Lock()
 
     def embed(self, poster: Poster, timeout: float) -> SpacedVectors:
         """Like Producer.embed."""

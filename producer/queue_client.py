@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from producer.embedding import Space
 from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
@@ -53,6 +53,12 @@ class QueueClient:
         self.claims, self.dead_letters = Claims(self.job_store), DeadLetters(self.job_store)
         self._app = create_sender(self.settings)
         self._redelivery = Redelivery(self.claims, self.job_store, self.send)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def create_job(self, keep_s: int | None = None) -> str:
         """Create a job; its id begins with the time in UTC."""

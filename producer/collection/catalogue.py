@@ -20,6 +20,7 @@ from producer.collection.paths import is_below, poster_id
 from producer.collection.readers import format_of, read_entries
 from producer.errors import ConfigurationError
 from producer.files import COARSEST_TIME_NS, file_stamp
+from producer.host import renew_after_fork
 from producer.queue.progress import Failure
 from producer.settings import Settings
 
@@ -49,6 +50,12 @@ class Catalogue:
         weakref.finalize(self, self._database.close)  # with the catalogue, however long it is kept
         self._database.executescript(_sql("tables"))
         self._lock = threading.Lock()
+        self._is_forked = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In a forked process: answer, and be read again for it as soon as somebody looks whether this is current."""
+        self._lock, self._is_forked = threading.Lock(), True
 
     def __len__(self) -> int:
         return self._length
@@ -56,7 +63,7 @@ class Catalogue:
     def is_current(self) -> bool:
         """False when its file was changed or replaced since it was read, or may have been without a trace."""
         is_racy = self.stamp is not None and abs(self._read_ns - self.stamp[3]) <= COARSEST_TIME_NS
-        return self.stamp == file_stamp(self.path) and not is_racy
+        return self.stamp == file_stamp(self.path) and not is_racy and not self._is_forked
 
     def entries(self) -> Iterator[Entry]:
         """All usable entries, in the order of the file."""

@@ -6,13 +6,13 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
 from producer.embedding import Space, SpacedVectors, Vectors, is_unit, space_of, with_space
 from producer.errors import PosterError, SpaceMismatch
-from producer.host import usable_cores
+from producer.host import abandon, renew_after_fork, usable_cores
 from producer.search.nearest import Match, best_matches, require_width, search_blocks, top_positions, with_metadata
 from producer.search.snapshot import Snapshot, load_if_changed
 from producer.settings import Settings, load_settings, without_password
@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class Index:
-    """Exact search over the space that readers use; follows the store. Thread-safe."""
+    """Exact search over the space that readers use; follows the store.
+
+    Threads may share it, and so may forked processes, which share the vectors' memory until they change. `with` closes
+    it.
+    """
 
     def __init__(self, settings: Settings, space: str | None = None) -> None:
         """Use `Index.open`, which loads the vectors, too."""
@@ -39,6 +43,15 @@ class Index:
         self._ended = threading.Event()
         self._threads = usable_cores()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
+        self._refresh_s: float | None = None
+        self._is_forked = False  # and does not follow the store yet
+        renew_after_fork(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def open(
@@ -63,18 +76,18 @@ class Index:
         if index.space is None:
             where = without_password(index._settings.store)
             logger.warning("no vectors yet in %s: the index stays empty until some are stored", where)
-        if refresh_s is not None:
-            threading.Thread(target=index._follow, args=(refresh_s,), name="index", daemon=True).start()
+        index._refresh_s = refresh_s
+        index._start_following()
         return index
 
     @property
     def space(self) -> Space | None:
         """The space that is searched at the moment; None while there are no vectors."""
-        return self._snapshot.space
+        return self._latest().space
 
     def __len__(self) -> int:
         """How many posters are searched."""
-        return len(self._snapshot.ids)
+        return len(self._latest().ids)
 
     def search(self, vectors: Vectors | Sequence[Vectors], k: int = 5, *, space: str | None = None) -> list[Any]:
         """The `k` posters with the highest cosine, best first; exact; ties go to the smaller id.
@@ -91,7 +104,7 @@ class Index:
             SpaceMismatch: the vectors are of another space than the index, or their space is unknown.
             ValueError: they are not of unit length, or `k` is below 1.
         """
-        snapshot = self._snapshot
+        snapshot = self._latest()
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if isinstance(vectors, list | tuple):
@@ -111,7 +124,7 @@ class Index:
 
     def vectors(self) -> tuple[tuple[str, ...], SpacedVectors]:
         """Ids and a read-only matrix (n, dimension) float32: row i belongs to id i; both of one moment."""
-        snapshot = self._snapshot
+        snapshot = self._latest()
         return snapshot.ids, with_space(snapshot.matrix, snapshot.space.id if snapshot.space else "")
 
     def refresh(self) -> bool:
@@ -139,6 +152,30 @@ class Index:
             if self._store is not None:
                 self._store.close()
 
+    def after_fork(self) -> None:
+        """In a forked process: the vectors stay, shared with the parent; threads, locks and the store do not."""
+        ended, self._ended = self._ended.is_set(), threading.Event()
+        if ended:
+            self._ended.set()
+        self._loading = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
+        abandon(self._store)
+        self._store, self._is_forked = None, True
+
+    def _latest(self) -> Snapshot:
+        """The snapshot to answer from; in a forked process, the first call looks for changes, and follows again."""
+        if self._is_forked:
+            with self._loading:
+                is_first, self._is_forked = self._is_forked, False
+            if is_first and self._refresh_s is not None:
+                self._refresh_or_warn()
+                self._start_following()
+        return self._snapshot
+
+    def _start_following(self) -> None:
+        if self._refresh_s is not None:
+            threading.Thread(target=self._follow, args=(self._refresh_s,), name="index", daemon=True).start()
+
     def _search(self, snapshot: Snapshot, queries: Vectors, k: int) -> list[list[Match]]:
         if len(queries) > MAX_SINGLE_QUERIES:
             starts = range(0, len(snapshot.ids), BLOCK_ROWS)
@@ -160,14 +197,18 @@ class Index:
     def _follow(self, refresh_s: float) -> None:
         pause, warned = refresh_s, False
         while not self._ended.wait(pause):
-            try:
-                changed = self.refresh()
-                pause = max(refresh_s, LOADING_SHARE * self._snapshot.seconds) if changed else refresh_s
-                warned = False
-            except (PosterError, MemoryError) as error:
-                if not warned and not self._ended.is_set():  # once per outage
-                    logger.warning("the index keeps its last snapshot: %s", error or "not enough memory to reload")
-                warned = True
+            changed = self._refresh_or_warn(quiet=warned)  # once per outage
+            pause = max(refresh_s, LOADING_SHARE * self._snapshot.seconds) if changed else refresh_s
+            warned = changed is None
+
+    def _refresh_or_warn(self, *, quiet: bool = False) -> bool | None:
+        """Like `refresh`; None where that failed, and is logged unless `quiet`."""
+        try:
+            return self.refresh()
+        except (PosterError, MemoryError) as error:
+            if not quiet and not self._ended.is_set():
+                logger.warning("the index keeps its last snapshot: %s", error or "not enough memory to reload")
+            return None
 
 
 def _check(queries: Vectors, given: str | None, tagged: str | None, space: Space) -> None:

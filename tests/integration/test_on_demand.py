@@ -12,6 +12,7 @@ from producer.queue.workers import READY
 from producer.settings import load_settings
 from producer.vectors import open_store
 from producer.vectors.base import Row
+from tests.support.fork import in_a_fork, needs_fork
 
 SPACE = Space("m", "1" * 32, "gelu", "64x64", 4)
 OTHER = Space("m", "2" * 32, "gelu", "64x64", 4)
@@ -45,6 +46,24 @@ def test_what_the_store_has_is_answered_without_a_worker(producer, poster):
     assert np.array_equal(np.asarray(vector), VECTOR)
     assert vector.space == SPACE.id
     assert producer.job_store.list_jobs() == []
+
+
+@needs_fork
+def test_a_producer_and_its_store_work_in_a_forked_process(producer, poster):
+    """SQLite forbids to use the parent's connection there; both processes answer."""
+    producer.embed(poster, timeout=1)
+    with producer._on_demand._opening:  # another thread opens the store at the moment of the fork
+        assert in_a_fork(lambda: producer.embed(poster, timeout=1).tolist()) == VECTOR.tolist()
+    assert np.array_equal(np.asarray(producer.embed(poster, timeout=1)), VECTOR)
+
+
+def test_with_closes_a_producer(producer, poster, monkeypatch):
+    """Store and connections end with the block."""
+    closed = []
+    monkeypatch.setattr(producer.job_store, "close", lambda: closed.append(1))
+    with producer as same:
+        assert same is producer
+    assert closed == [1]
 
 
 def test_a_poster_that_changed_needs_a_worker(producer, poster):

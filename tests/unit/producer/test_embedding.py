@@ -1,6 +1,7 @@
 """Vectors that know their space: what keeps it, and what has none. Searches that refuse other spaces: search/."""
 
 import copy
+import pickle
 
 import numpy as np
 
@@ -31,3 +32,15 @@ def test_numbers_are_those_of_a_plain_array():
     own *= 2
     assert space_of(own) == "one"
     assert np.array_equal(own, plain * 2)
+
+
+def test_a_pickle_and_a_deep_copy_keep_the_space():
+    """As a vector travels between the processes of a backend, or lies in its cache."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for vectors in (ONE, ONE[1], with_space(unit(4).astype(">f4"), "one")):
+            again = pickle.loads(pickle.dumps(vectors, protocol))
+            assert isinstance(again, SpacedVectors)
+            assert space_of(again) == "one"
+            assert np.array_equal(again, vectors)
+    assert space_of(copy.deepcopy(ONE)) == "one"
+    assert space_of(pickle.loads(pickle.dumps(ONE[0].view(SpacedVectors) + 0))) is None

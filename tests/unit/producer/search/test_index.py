@@ -19,6 +19,7 @@ from producer.search import snapshot as held_module
 from producer.settings import load_settings
 from producer.vectors import open_store
 from tests.support.filled_store import OTHER, SPACE, fill, unit
+from tests.support.fork import in_a_fork, needs_fork
 
 
 @pytest.fixture
@@ -290,3 +291,47 @@ def test_close_lets_go(store, opened):
     index.close()
     assert len(index) == 0
     assert index.refresh() is False
+
+
+@needs_fork
+def test_an_index_works_in_a_forked_process(store, opened):
+    """As under gunicorn with preload: it answers, sees what came since, follows, and ends; so does the parent's."""
+    vectors = fill(store, ["a", "b"])
+    index = opened(refresh_s=0.05)
+
+    def use():
+        first = [match.id for match in index.search(vectors[1], 1, space=SPACE.id)], len(index)
+        with closing(open_store(index._settings.store)) as own:
+            fill(own, ["d"], unit(1, seed=4))
+        wait_until(lambda: len(index) == 4)
+        index.close()
+        return first
+
+    with index._loading:  # another thread is loading at the moment of the fork
+        index._pool.submit(lambda: None).result()
+        fill(store, ["c"], unit(1, seed=3))
+        found = in_a_fork(use)
+    assert found == [["b"], 3]
+    wait_until(lambda: len(index) == 4)
+    assert index.search(vectors[0], 1, space=SPACE.id)[0].id == "a"
+
+
+@needs_fork
+def test_a_forked_index_without_a_store_keeps_its_vectors(store, opened, monkeypatch):
+    """The store is away when the process asks for the first time: the inherited vectors answer."""
+    vectors = fill(store, ["a"])
+    index = opened(refresh_s=60)
+
+    def away(*_):
+        raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr(index_module, "load_if_changed", away)
+    assert in_a_fork(lambda: index.search(vectors[0], 1, space=SPACE.id)[0].id) == "a"
+
+
+def test_with_closes_an_index(store, settings):
+    """Its threads end with the block."""
+    fill(store, ["a"])
+    with Index.open(settings, refresh_s=60) as index:
+        assert len(index) == 1
+    assert index._ended.is_set()
