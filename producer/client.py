@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from producer.collection.resolve import PosterResolver
 from producer.embedding import SpacedVectors
@@ -14,6 +16,8 @@ from producer.on_demand import OnDemand
 from producer.queue.messages import BULK, Poster
 from producer.queue_client import QueueClient
 from producer.settings import Settings
+
+Image = bytes | bytearray | memoryview | os.PathLike[str] | Any  # the last: a binary file, or a Pillow image
 
 
 class Producer(QueueClient):
@@ -60,7 +64,7 @@ class Producer(QueueClient):
             raise
         return job
 
-    def embed(self, path: str | Path, timeout: float = 5.0) -> SpacedVectors:
+    def embed(self, path: str | Path, timeout: float | None = 5.0) -> SpacedVectors:
         """Embed one poster ahead of all bulk work and wait for its vector, float32 (dimension,), unit length.
 
         The vector of an unchanged poster is read from the store, without a worker, where the store can be opened
@@ -70,15 +74,22 @@ class Producer(QueueClient):
         Raises:
             NoWorker: no worker is alive.
             UnreadablePoster: the poster failed; says why. ConfigurationError: see `enqueue`.
-            EmbedTimeout: no vector within `timeout` seconds; the request is withdrawn.
+            EmbedTimeout: no vector within `timeout` seconds (None: no limit); the request is withdrawn.
             SpaceMismatch: the workers have different models, or were given another one meanwhile.
         """
         return self._on_demand.embed(self.poster(path), timeout)
 
-    def embed_image(self, image: bytes, timeout: float = 5.0, name: str = "the image") -> SpacedVectors:
+    def embed_image(self, image: Image, timeout: float | None = 5.0, name: str = "") -> SpacedVectors:
         """Embed an image that is not a poster, such as an upload. Like `embed`, but stores nothing.
 
-        `image` is the bytes of an image file, 32 MB at most; `name` is what an error calls it.
+        Args:
+            image: the bytes of an image file, its pathlib.Path, the file opened in binary mode (read from its
+                beginning), 32 MB at most; or a Pillow image.
+            timeout: seconds; None: no limit.
+            name: what an error calls it; empty: its path, or "the image".
+
+        Raises:
+            TypeError: `image` or `timeout` is something else. Others: see `embed`.
         """
         return self._on_demand.embed_image(image, timeout, name)
 

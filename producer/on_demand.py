@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from numbers import Real
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -12,10 +14,10 @@ from producer.embedding import SpacedVectors, with_space
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
 from producer.host import abandon, renew_after_fork
 from producer.job import Job
-from producer.queue.image_requests import ImageRequests
+from producer.queue.image_requests import ImageRequests, image_bytes
 from producer.queue.keys import REPLY_S
 from producer.queue.messages import INTERACTIVE, Poster
-from producer.queue.workers import common_space
+from producer.queue.workers import common_space, why_no_answer
 from producer.vectors import store_exists
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 
 READY_POLL_S: Final = 0.05  # between two checks whether a worker has loaded its model
-BUSY: Final = "the worker is busy with a batch or still loading its model; run `python -m producer doctor` to find out"
 
 
 class OnDemand:
@@ -43,9 +44,9 @@ class OnDemand:
         abandon(self._store)
         self._store, self._opening = None, threading.Lock()
 
-    def embed(self, poster: Poster, timeout: float) -> SpacedVectors:
+    def embed(self, poster: Poster, timeout: float | None) -> SpacedVectors:
         """Like Producer.embed."""
-        deadline = time.monotonic() + timeout
+        deadline = _deadline(timeout)
         stored = self._stored(poster)
         if stored is not None:
             return stored
@@ -64,17 +65,18 @@ class OnDemand:
             raise UnreadablePoster(failure.path, failure.word, failure.reason)
         job.cancel()
         state = f"job {job.id} is {progress.state}"
-        raise EmbedTimeout(f"no vector for {poster.path} within {timeout:g} s ({state}): {BUSY}")
+        raise EmbedTimeout(f"no vector for {poster.path} within {timeout:g} s ({state}): {self._why()}")
 
-    def embed_image(self, image: bytes, timeout: float, name: str) -> SpacedVectors:
+    def embed_image(self, image: object, timeout: float | None, name: str) -> SpacedVectors:
         """Like Producer.embed_image."""
-        deadline = time.monotonic() + timeout
+        deadline = _deadline(timeout)
+        data, name = image_bytes(image, name)
         self._ready_space(deadline, name)
-        token = self._requests.put(image, max(0.1, deadline - time.monotonic()), name)
+        token = self._requests.put(data, max(0.1, deadline - time.monotonic()), name)
         self._queue.send_query(token)
         answer = self._requests.wait(token, deadline - time.monotonic(), name)
         if answer is None:
-            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {BUSY}")
+            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {self._why()}")
         return with_space(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
 
     def close(self) -> None:
@@ -117,5 +119,21 @@ class OnDemand:
             if space is not None:
                 return space.id
             if time.monotonic() >= deadline:
-                raise EmbedTimeout(f"no vector for {name}: {BUSY}")
+                raise EmbedTimeout(f"no vector for {name}: {self._why()}")
             time.sleep(READY_POLL_S)
+
+    def _why(self) -> str:
+        return f"{why_no_answer(self._queue.workers())}; `python -m producer doctor` checks everything"
+
+
+def _deadline(timeout: object) -> float:
+    """The end of a timeout in seconds on the monotonic clock; None is no limit.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if timeout is None:
+        return math.inf
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or math.isnan(timeout):
+        raise TypeError(f"timeout must be a number of seconds, or None to wait without limit, not {timeout!r}")
+    return time.monotonic() + float(timeout)

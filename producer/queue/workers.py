@@ -9,7 +9,7 @@ restarted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -94,6 +94,22 @@ class WorkerRegistry:
         if expired := [owner for owner, worker in entries.items() if worker is None]:
             self._redis.srem(OWNERS, *expired)  # one that only paused adds itself again
         return [worker for worker in entries.values() if worker is not None]
+
+
+def why_no_answer(workers: Sequence[Announcement]) -> str:
+    """Why no worker has answered yet, as far as their entries say: what they wait for, load, or are busy with."""
+    ready = [worker for worker in workers if worker.state == READY]
+    if ready:
+        return f"{ready[0].name} is busy with a batch, or its machine is"
+    for worker in workers:
+        if worker.state == FAILED:
+            return f"{worker.name} cannot start: {worker.get('reason')}"
+        if worker.state == WAITING or worker.get("stage") == STORE:
+            return f"{worker.name} is waiting: {worker.get('reason')}"
+        if worker.get("stage") == WEIGHTS:
+            return f"{worker.name} is starting, and its weights are being located or downloaded"
+        return f"{worker.name} is starting, and is loading its model"
+    return "no worker is alive any more"
 
 
 def common_space(workers: Iterable[Announcement]) -> Space | None:

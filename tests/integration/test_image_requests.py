@@ -1,5 +1,6 @@
 """Queries: an image that is no poster. Taken once, answered once, bounded, forgotten; nothing of it is stored."""
 
+import math
 import threading
 import time
 
@@ -55,6 +56,19 @@ def test_everything_in_redis_expires(queries, redis_server):
         assert 0 < client.ttl(f"posters:answer:{token}") <= module.ANSWER_S
     time.sleep(0.3)
     assert queries.take(token) is None
+
+
+def test_whoever_waits_without_limit_keeps_the_image(queries, redis_server, monkeypatch):
+    """It expires soon after its caller died, and not before."""
+    token = queries.put(b"x", math.inf)
+    with redis_server.client as client:
+        assert 0 < client.ttl(f"posters:query:{token}") <= module.KEEP_S
+    monkeypatch.setattr(module, "KEEP_S", 1.5)
+    token = queries.put(b"x", math.inf)
+    answering = threading.Timer(3.5, lambda: queries.answer(token, Answer(queries.take(token).decode(), b"1234")))
+    answering.start()
+    assert queries.wait(token, math.inf) == Answer("x", b"1234")
+    answering.join()
 
 
 def test_an_answer_wakes_whoever_waits(queries):

@@ -1,5 +1,6 @@
 """Vectors for a waiting caller: what the store has is returned, and nothing else is taken for it."""
 
+import math
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from producer import Producer
 from producer.embedding import Space
 from producer.errors import ConfigurationError, EmbedTimeout, NoWorker
-from producer.queue.workers import READY
+from producer.queue.workers import LOADING, MODEL, READY
 from producer.settings import load_settings
 from producer.vectors import open_store
 from producer.vectors.base import Row
@@ -79,6 +80,19 @@ def test_a_vector_of_another_model_is_no_answer(producer, poster):
     producer.registry.publish("w", READY, {"space": OTHER.id, "space_json": OTHER.to_json()})
     with pytest.raises(EmbedTimeout):
         producer.embed(poster, timeout=0.3)
+
+
+def test_a_worker_that_loads_is_waited_for_and_named(producer, poster):
+    """Not busy, and not to be waited for without limit; a wrong argument is no outage of Redis."""
+    producer.registry.publish("w/1/x", LOADING, {"stage": MODEL})
+    with pytest.raises(EmbedTimeout, match="w is starting, and is loading its model"):
+        producer.embed_image(b"x", timeout=0.1)
+    with pytest.raises(TypeError, match="an image must be"):
+        producer.embed_image(["a.jpg"], timeout=0.1)
+    with pytest.raises(TypeError, match="timeout"):
+        producer.embed(poster, timeout="5")
+    for timeout in (None, math.inf):
+        assert np.array_equal(np.asarray(producer.embed(poster, timeout)), VECTOR)
 
 
 def test_a_store_that_is_not_there_is_not_made(redis_url, tmp_path, poster):
