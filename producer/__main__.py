@@ -1,16 +1,22 @@
-"""The command line: ``python -m producer COMMAND``."""
+"""The command line: ``python -m producer COMMAND``, or ``posters COMMAND``."""
 
 from __future__ import annotations
 
-from producer.cli.demo import demo
-from producer.cli.doctor import doctor, ready
-from producer.cli.export import export
-from producer.cli.index import index_command
-from producer.cli.jobs import cancel, failures, retry, status
-from producer.cli.main import main
-from producer.cli.prune import prune
-from producer.cli.search import duplicates, identify
-from producer.cli.spaces import spaces
+import sys
+
+try:
+    from producer.cli.demo import demo
+    from producer.cli.doctor import doctor, ready
+    from producer.cli.export import export
+    from producer.cli.index import index_command
+    from producer.cli.jobs import cancel, failures, retry, status
+    from producer.cli.main import main
+    from producer.cli.prune import prune
+    from producer.cli.search import duplicates, identify
+    from producer.cli.spaces import spaces
+    from producer.host import program
+except KeyboardInterrupt:  # the imports take half a second
+    sys.exit(130)
 
 COMMANDS = (
     *(index_command, status, failures, retry, cancel, prune),
@@ -21,5 +27,10 @@ for command in COMMANDS:
     main.add_command(command)
 
 
+def run() -> None:
+    """Run the command line; the console script `posters`."""
+    main(prog_name=program())
+
+
 if __name__ == "__main__":
-    main(prog_name="python -m producer")
+    run()

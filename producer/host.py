@@ -1,8 +1,11 @@
-"""What this host offers: processor cores, forks, and the engine beside the client library."""
+"""What this host offers: processor cores, forks, how commands are typed, and the engine beside the client library."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,6 +19,32 @@ from producer.errors import ConfigurationError
 def usable_cores() -> int:
     """Cores that this process may use; containers and taskset often allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def program() -> str:
+    """This command line as it can be typed here: ``posters``, or ``.venv/bin/python -m producer``."""
+    if Path(sys.argv[0]).stem == "posters":
+        return _typed(sys.argv[0])
+    return f"{_typed(sys.executable or 'python')} -m producer"
+
+
+def worker_command() -> str:
+    """The command that starts a worker, as it can be typed here."""
+    script = Path(sys.executable).parent / ("celery.exe" if sys.platform == "win32" else "celery")
+    return f"{_typed(str(script)) if script.is_file() else 'celery'} -A worker worker"
+
+
+def _typed(path: str) -> str:
+    """The shortest form of a program's path that starts this very program from the current folder."""
+    name = Path(path).name
+    found = shutil.which(name)
+    if found and os.path.abspath(found) == os.path.abspath(path):
+        return Path(name).stem if sys.platform == "win32" else name
+    try:
+        relative = os.path.relpath(path)
+    except (OSError, ValueError):  # the current folder is gone; another drive
+        return shlex.quote(path)
+    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 class Forkable(Protocol):

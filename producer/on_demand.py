@@ -12,7 +12,7 @@ import numpy as np
 
 from producer.embedding import SpacedVectors, with_space
 from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
-from producer.host import abandon, renew_after_fork
+from producer.host import abandon, program, renew_after_fork
 from producer.job import Job
 from producer.queue.image_requests import ImageRequests, image_bytes
 from producer.queue.keys import REPLY_S
@@ -123,7 +123,7 @@ class OnDemand:
             time.sleep(READY_POLL_S)
 
     def _why(self) -> str:
-        return f"{why_no_answer(self._queue.workers())}; `python -m producer doctor` checks everything"
+        return f"{why_no_answer(self._queue.workers())}; `{program()} doctor` checks everything"
 
 
 def _deadline(timeout: object) -> float:

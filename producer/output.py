@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tqdm import tqdm
 
 from producer.errors import PosterError
+from producer.host import program
 from producer.queue.progress import Failure, Progress
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
     for failure in failures[:SHOWN_FAILURES]:
         notify(f"failed: {failure.path}: {failure.word}: {failure.reason}")
     if progress.failed > SHOWN_FAILURES:
-        notify(f"… and {progress.failed - SHOWN_FAILURES} more: `python -m producer failures {progress.job}`")
+        notify(f"… and {progress.failed - SHOWN_FAILURES} more: `{program()} failures {progress.job}`")
     root = queue.settings.root
     if any(failure.word == "missing" and (root / failure.path).is_file() for failure in failures[:SHOWN_FAILURES]):
         with suppress(PosterError):  # a hint

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from producer.embedding import Space
 from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
+from producer.host import worker_command
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
@@ -124,7 +125,7 @@ class QueueClient:
         alive = self.registry.alive()
         if at_least_one and not alive:
             url = without_password(self.settings.redis_url)
-            raise NoWorker(f"no worker is alive at {url}: start one with `celery -A worker worker`")
+            raise NoWorker(f"no worker is alive at {url}: start one with `{worker_command()}`")
         return alive
 
     def space(self) -> Space | None:

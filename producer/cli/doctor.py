@@ -16,6 +16,7 @@ import click
 from producer.cli.main import EX_OK, EX_SOME_FAILED, EX_UNREACHABLE, EX_USAGE, as_json, example
 from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
+from producer.host import program, worker_command
 from producer.output import notify
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, WorkerRegistry
 from producer.settings import load_settings, without_password
@@ -73,7 +74,7 @@ def _redis(producer: Producer, url: str) -> Finding:
 
 def _alive(workers: list[Announcement]) -> Finding:
     if not workers:
-        return Finding("worker", "none is alive", "start one: `celery -A worker worker`", in_reach=False)
+        return Finding("worker", "none is alive", f"start one: `{worker_command()}`", in_reach=False)
     names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
     waiting = next((f"; {worker.name}: {worker.get('reason')}" for worker in workers if worker.state == WAITING), "")
     return Finding("worker", names + waiting)
@@ -127,7 +128,7 @@ def _store(producer: Producer, ready: list[Announcement]) -> Finding:
         return Finding("store", f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
     made = ready[0].get("space") if ready else ""
     if current and made and made != current:
-        advice = f"`python -m producer spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
+        advice = f"`{program()} spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
         return Finding("store", f"{seen}, which readers use; but {ready[0].name} makes vectors of {made}", advice)
     return Finding("store", seen)
 

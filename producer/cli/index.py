@@ -16,6 +16,7 @@ from producer.cli.watch import run_watch
 from producer.client import Producer
 from producer.collection.paths import EXTENSIONS
 from producer.errors import PosterError
+from producer.host import program
 from producer.indexing.index_job import scan, send_all
 from producer.maintenance.spaces import unread_space_note
 from producer.output import ledger_entry, ledger_line, notify, notify_failures
@@ -91,7 +92,7 @@ def index_command(
     except KeyboardInterrupt as interrupt:
         exit_interrupted(interrupt)
     if detach:
-        notify(f"sent; follow it with `python -m producer status {job.id}`")
+        notify(f"sent; follow it with `{program()} status {job.id}`")
     if not progress.submitted and not progress.cancelled:
         where = ", ".join(paths) or producer.settings.root
         notify(f"no posters were found in {where}; file names must end with {', '.join(sorted(EXTENSIONS))}")

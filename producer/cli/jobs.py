@@ -14,6 +14,7 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_inte
 from producer.client import Producer
 from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
+from producer.host import program, worker_command
 from producer.indexing.dispatch import follow, progress_bar
 from producer.indexing.waiting import WaitStatus
 from producer.output import ledger_entry, ledger_line, notify, notify_failures, notify_imbalance
@@ -49,11 +50,11 @@ def status(job: str | None, as_json: bool) -> None:
         if worker.get("bottleneck"):
             notify(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
     if not workers:
-        notify("no worker is alive: start one with `celery -A worker worker`")
+        notify(f"no worker is alive: start one with `{worker_command()}`")
     for progress in progresses:
         click.echo(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
     if not progresses:
-        notify("no jobs yet: `python -m producer index posters/`")
+        notify(f"no jobs yet: `{program()} index posters/`")
     sys.exit(exit_code)
 
 
@@ -119,7 +120,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:
                 feed = partial(producer.feed, new, posters)
-                again = f"run `python -m producer retry {entry.id}`"
+                again = f"run `{program()} retry {entry.id}`"
                 progress = follow(producer, new, lambda on_wait: feed(on_wait=on_wait), bar, again=again)
         except KeyboardInterrupt as interrupt:
             exit_interrupted(interrupt)

@@ -6,7 +6,10 @@ Data goes to stdout, messages to people go to stderr.
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
@@ -22,8 +25,10 @@ from producer.errors import (
     StoreError,
     StoreUnavailable,
 )
+from producer.host import program
 from producer.output import notify
 
+DISTRIBUTION: Final = "poster-embedding-queue"
 EX_OK: Final = 0
 EX_SOME_FAILED: Final = 1
 EX_USAGE: Final = 2
@@ -52,7 +57,24 @@ class _Group(click.Group):
             ctx.exit(EX_INTERRUPTED)
 
 
+def _version() -> str:
+    """Of the checkout that runs, else of the installed distribution."""
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    if project.is_file():
+        about = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
+        if about.get("name") == DISTRIBUTION:
+            return str(about["version"])
+    return version(DISTRIBUTION)
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, is_set: bool) -> None:
+    if is_set:
+        click.echo(_version())
+        context.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show it.")
 def main() -> None:
     """Turn posters into CLIP vectors through a queue and a GPU worker.
 
@@ -66,10 +88,10 @@ def main() -> None:
 
 
 def example(text: str) -> Callable[[Any], Any]:
-    """Set the example at the end of a command's help."""
+    """Set the example at the end of a command's help, shown as it can be typed here."""
 
     def decorate(command: Any) -> Any:
-        command.epilog = f"\b\nExample:\n  {text}"
+        command.epilog = f"\b\nExample:\n  {text.replace('python -m producer', program())}"
         return command
 
     return decorate
@@ -83,6 +105,6 @@ def exit_interrupted(interrupt: KeyboardInterrupt) -> NoReturn:
     """Print that batches already sent are processed, and how to follow or cancel the job; exit with status 130."""
     job = interrupt.args[0] if interrupt.args else "last"
     notify(f"interrupted: batches already sent will still be processed (job {job})")
-    notify(f"  follow: python -m producer status {job}")
-    notify(f"  cancel: python -m producer cancel {job}")
+    notify(f"  follow: {program()} status {job}")
+    notify(f"  cancel: {program()} cancel {job}")
     sys.exit(EX_INTERRUPTED)

@@ -14,6 +14,7 @@ import click
 from producer.cli.main import EX_USAGE, as_json, example
 from producer.collection.catalogue import open_catalogue
 from producer.collection.paths import resolved_root
+from producer.host import program
 from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
 from producer.output import notify
 from producer.settings import Settings, load_settings
@@ -42,7 +43,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps([_entry(info, state, current) for info, state in found]))
         return
     if not found:
-        notify("the store holds no vectors yet: run `python -m producer index`")
+        notify(f"the store holds no vectors yet: run `{program()} index`")
     for info, state in found:
         mark = "*" if info.space.id == current else " "
         held = f"{info.count:,} vectors  {_size(info.bytes)}"
@@ -84,7 +85,7 @@ def drop(name: str, yes: bool) -> None:
             after = f"they would switch to {others[0]}" if others else "and there is no other"
             notify(
                 f"readers use {current}, {after}: {info.count:,} vectors, {_size(info.bytes)}. "
-                "Choose another one first with `python -m producer spaces use`, or add --yes"
+                f"Choose another one first with `{program()} spaces use`, or add --yes"
             )
             sys.exit(EX_USAGE)
         notify(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
@@ -102,7 +103,7 @@ def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Setti
     if not state.complete:
         return (
             f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
-            f"{before} holds. Finish `python -m producer index` first, or add --yes"
+            f"{before} holds. Finish `{program()} index` first, or add --yes"
         )
     if not state.gone:
         return None

@@ -12,6 +12,7 @@ import click
 
 from producer.cli.main import EX_INTERRUPTED
 from producer.client import Producer
+from producer.host import program
 from producer.output import ledger_entry, notify
 from producer.queue.progress import NOTHING
 from producer.watch.sync import SyncPass, WatchOptions
@@ -36,6 +37,6 @@ def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *
     except KeyboardInterrupt as interrupt:
         job = interrupt.args[0] if interrupt.args else None
         if job:
-            notify(f"interrupted: batches already sent will still be processed: `python -m producer status {job}`")
+            notify(f"interrupted: batches already sent will still be processed: `{program()} status {job}`")
         notify("stopped watching")
     sys.exit(EX_INTERRUPTED)

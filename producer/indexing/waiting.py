@@ -8,6 +8,7 @@ from typing import Final
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
+from producer.host import worker_command
 from producer.output import notify
 from producer.queue.workers import FAILED, READY, STORE, WAITING
 
@@ -43,7 +44,7 @@ class WaitStatus:
             self._notify(f"worker {workers[0].name} is loading {workers[0].get('model') or 'its model'} …")
         else:
             self._notify(
-                "no worker is alive: start one with `celery -A worker worker`. "
+                f"no worker is alive: start one with `{worker_command()}`. "
                 "Waiting for it; Ctrl-C leaves, the job stays."
             )
 

@@ -12,6 +12,7 @@ from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.file_status import FileStatus
 from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
+from producer.host import program
 from producer.maintenance.prune import PAGE_IDS, Prune
 from producer.settings import Settings
 from producer.vectors import open_store, store_exists
@@ -42,7 +43,7 @@ def store_for_reading(settings: Settings) -> VectorStore:
     if not store_exists(settings.store):
         path = settings.store.removeprefix("sqlite:")
         raise ConfigurationError(
-            f"there is no store {path} yet: run `python -m producer index`, or set POSTERS_STORE to the right one"
+            f"there is no store {path} yet: run `{program()} index`, or set POSTERS_STORE to the right one"
         )
     return open_store(settings.store, settings.store_mode)
 
@@ -55,7 +56,7 @@ def find_space(store: VectorStore, name: str | None = None) -> SpaceInfo:
     """
     infos = store.spaces()
     if not infos:
-        raise ConfigurationError("the store holds no vectors yet: run `python -m producer index`")
+        raise ConfigurationError(f"the store holds no vectors yet: run `{program()} index`")
     wanted = store.current() if name is None else name
     exact = [info for info in infos if info.space.id == wanted]
     near = exact or [info for info in infos if name and info.space.id.startswith(name)]
@@ -107,7 +108,7 @@ def require_same_space(made: str, read: str, who: str) -> None:
     if made != read:
         raise SpaceMismatch(
             f"{who} makes vectors of the space {made}, and readers use {read}: they cannot be compared. "
-            f"`python -m producer spaces` shows both; when the new one is complete, `python -m producer spaces use "
+            f"`{program()} spaces` shows both; when the new one is complete, `{program()} spaces use "
             f"{made}`; until then, use a worker with the old model"
         )
 
@@ -130,11 +131,11 @@ def unread_space_note(settings: Settings, made: Space | None) -> str | None:
     if state.complete:
         return (
             f"note: the space {made.id} is complete, and readers still use {current}. "
-            f"Switch them with `python -m producer spaces use {made.id}`"
+            f"Switch them with `{program()} spaces use {made.id}`"
         )
     return (
         f"note: the worker fills the space {made.id}; readers keep {current}, of which {state.missing:,} poster(s) are "
-        "still missing there: see `python -m producer spaces`"
+        f"still missing there: see `{program()} spaces`"
     )
 
 

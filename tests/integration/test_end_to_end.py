@@ -19,6 +19,7 @@ from bench.image_samples import encoded, picture
 from producer import Producer
 from producer.__main__ import main
 from producer.errors import EmbedTimeout, NoWorker, RedisUnreachable, UnreadablePoster
+from producer.host import program
 from producer.queue.messages import INTERACTIVE, EmbedBatch, Poster
 from producer.queue.sender import create_sender
 from producer.settings import load_settings
@@ -152,7 +153,7 @@ def test_detach_returns_at_once_and_status_shows_the_job(installation):
     done = installation.run("index", f"{installation.root}/detached", "--detach", "--json")
     assert done.returncode == 0
     job = json.loads(done.stdout)["job"]
-    assert f"python -m producer status {job}" in done.stderr
+    assert f"-m producer status {job}" in done.stderr
     progress = installation.producer.job(job).wait(30)
     assert progress.at_rest
     shown = json.loads(installation.run("status", job, "--json").stdout)["jobs"][0]
@@ -350,7 +351,7 @@ def test_every_command_has_help_with_an_example():
         assert command.split()[0] in listed
         done = CliRunner().invoke(main, [*command.split(), "--help"])
         assert done.exit_code == 0
-        assert f"Example:\n    python -m producer {command}" in done.output
+        assert f"Example:\n    {program()} {command}" in done.output
 
 
 def test_a_healthcheck_asks_the_registry(installation):

@@ -8,6 +8,7 @@ import pytest
 
 from producer.client import Producer
 from producer.errors import RedisUnreachable
+from producer.host import program
 from producer.output import SHOWN_FAILURES, notify_failures
 from producer.queue.progress import NOTHING, Failure
 from producer.queue.workers import READY, Announcement
@@ -38,7 +39,7 @@ def test_the_first_failures_are_listed_and_the_rest_counted(producer, capsys):
     assert lines[:SHOWN_FAILURES] == [
         f"failed: {failure.path}: missing: no such file" for failure in FAILED[:SHOWN_FAILURES]
     ]
-    assert lines[SHOWN_FAILURES] == "… and 3 more: `python -m producer failures j`"
+    assert lines[SHOWN_FAILURES] == f"… and 3 more: `{program()} failures j`"
     assert lines[SHOWN_FAILURES + 1].startswith("the worker misses files that are here: it reads /elsewhere")
     notify_failures(producer, NOTHING)
     assert capsys.readouterr().err == ""
@@ -58,7 +59,7 @@ def test_a_round_of_a_watch_hints_at_another_root_too(producer, capsys, monkeypa
     )
     sync.run(iter(()), [""], None, always=True)
     output = capsys.readouterr().err
-    assert "… and 3 more: `python -m producer failures j`" in output
+    assert f"… and 3 more: `{program()} failures j`" in output
     assert "it reads /elsewhere" in output
 
 

@@ -1,0 +1,67 @@
+"""The command line as a whole: its names, its version, and an interrupt before it has begun."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from producer.__main__ import main
+from producer.host import program, worker_command
+from tests.support.project import PROJECT
+
+ABOUT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_console_script_is_the_command_line():
+    """`posters` starts what `python -m producer` starts."""
+    module, _, name = ABOUT["scripts"]["posters"].partition(":")
+    assert callable(getattr(import_module(module), name))
+
+
+def test_the_version_is_printed():
+    """Of the code that runs."""
+    done = CliRunner().invoke(main, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"{ABOUT['version']}\n")
+
+
+def test_hints_print_a_command_that_works_where_it_is_typed(tmp_path, monkeypatch):
+    """A name where the shell finds this very program, else a path; as the program itself was started."""
+    folder = tmp_path / "a b" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("python3", "posters", "celery"):
+        (folder / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python3"))
+    monkeypatch.setattr(sys, "argv", [str(PROJECT / "producer" / "__main__.py")])
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    assert (program(), worker_command()) == ("'a b/bin/python3' -m producer", "'a b/bin/celery' -A worker worker")
+    monkeypatch.chdir(folder / "..")
+    assert (program(), worker_command()) == ("bin/python3 -m producer", "bin/celery -A worker worker")
+    monkeypatch.chdir("/")
+    assert program() == f"'{folder}/python3' -m producer" or program().startswith("'tmp/")
+    monkeypatch.setenv("PATH", str(folder))
+    assert (program(), worker_command()) == ("python3 -m producer", "celery -A worker worker")
+    monkeypatch.setattr(sys, "argv", [str(folder / "posters")])
+    assert program() == "posters"
+    monkeypatch.setenv("PATH", os.defpath)
+    assert Path(program().strip("'")).name == "posters"
+
+
+@pytest.mark.parametrize("module", ["celery", "click", "numpy"])
+def test_an_interrupt_while_it_starts_ends_without_a_trace(module):
+    """The imports take half a second, and Ctrl-C within it is no defect."""
+    code = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "runpy.run_module('producer', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
