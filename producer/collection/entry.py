@@ -55,9 +55,12 @@ def parse_entry(number: int, value: object, text: str) -> Entry | Problem:
 
     Args:
         number: its position in a JSON list, or its line.
-        value: the item, decoded.
+        value: the item, decoded; an object, or the text that would be its `file`.
         text: the item as JSON.
     """
+    if isinstance(value, str):  # a plain name
+        value = {"file": value}
+        text = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict):
         return Problem(number, None, "unsupported", f"is not an object with a `file`, but {str(value)[:40]!r}")
     claimed = _id_text(value.get("id"))
@@ -70,7 +73,7 @@ def parse_entry(number: int, value: object, text: str) -> Entry | Problem:
         return Problem(number, claimed, "outside-root", f"names {quoted}; `file` is relative to the posters root")
     if not _is_possible_path(relative):
         return Problem(number, claimed, "unsupported", f"names {quoted}, which no file can be called")
-    identity = claimed if "id" in value else poster_id(relative)
+    identity = claimed if value.get("id") is not None else poster_id(relative)
     if identity is None:
         quoted = repr(str(value["id"])[:QUOTED_CHARACTERS])
         return Problem(number, None, "unsupported", f"has an `id` that is neither text nor a whole number: {quoted}")

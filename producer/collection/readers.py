@@ -6,6 +6,7 @@ import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TextIO
 
@@ -83,9 +84,9 @@ def _read_lines(file: TextIO) -> Iterator[Entry | Problem]:
             yield Problem(number, None, "unsupported", f"is not JSON ({why})")
 
 
-def _read_csv(file: TextIO) -> Iterator[Entry | Problem]:
+def _read_csv(file: TextIO, *, tabs: bool = False) -> Iterator[Entry | Problem]:
     first = file.readline(MAX_VALUE_CHARACTERS)
-    separator = next((mark for mark in SEPARATORS if mark in first), SEPARATORS[0])
+    separator = "\t" if tabs else next((mark for mark in SEPARATORS if mark in first), SEPARATORS[0])
     # strict: a quotation mark that is never closed would silently swallow the rest of the file
     names = [name.strip() for name in next(csv.reader([first], delimiter=separator, strict=True), [])]
     if "file" not in names or len(set(names)) < len(names) or not all(names):
@@ -101,7 +102,7 @@ def _read_csv(file: TextIO) -> Iterator[Entry | Problem]:
                 reason = f"has {len(cells)} values for {len(names)} columns: is a quotation mark missing?"
                 yield Problem(number, None, "unsupported", reason)
             elif cells:
-                about = dict(zip(names, cells, strict=False))
+                about = dict(zip(names, map(str.strip, cells), strict=False))
                 if not about.get("id"):
                     about.pop("id", None)  # an empty cell is not an id
                 yield parse_entry(number, about, json.dumps(about, ensure_ascii=False))
@@ -115,7 +116,7 @@ FORMATS: Final[Mapping[str, Format]] = {
     ".jsonl": Format("line", _read_lines),
     ".ndjson": Format("line", _read_lines),
     ".csv": Format("line", _read_csv),
-    ".tsv": Format("line", _read_csv),
+    ".tsv": Format("line", partial(_read_csv, tabs=True)),
 }
 
 

@@ -184,6 +184,37 @@ def test_numbers_may_be_ids_and_text_keeps_its_zeros(write):
     assert ids_of(read_catalogue(write("p.csv", "file,id\na,007\n"))) == ["007"]
 
 
+def test_an_id_of_null_is_none(write):
+    """As a program writes it that has no id for a poster: its path is its id."""
+    assert ids_of(read_catalogue(write("p.json", '[{"file": "a", "id": null}]'))) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+def test_a_list_of_plain_names_is_a_catalogue(write, name):
+    """The shortest way to say which posters there are."""
+    text = '["a.jpg", "b/ä.png"]' if name == "p.json" else '"a.jpg"\n"b/ä.png"\n'
+    catalogue = read_catalogue(write(name, text))
+    assert [(entry.id, entry.about) for entry in catalogue.entries()] == [
+        ("a.jpg", {"file": "a.jpg"}),
+        ("b/ä.png", {"file": "b/ä.png"}),
+    ]
+
+
+def test_blanks_around_the_values_of_a_table_are_none_of_them(write):
+    """Before, behind, and in a cell that is empty but for them."""
+    catalogue = read_catalogue(write("p.csv", "file , id,title\n a.jpg , one , A B \nb.jpg ,  ,\n"))
+    assert [(entry.id, entry.file, entry.about.get("title")) for entry in catalogue.entries()] == [
+        ("one", "a.jpg", "A B"),
+        ("b.jpg", "b.jpg", ""),
+    ]
+
+
+def test_the_name_of_a_table_says_that_tabs_separate(write):
+    """Also where its header has a comma: it belongs to a column's name."""
+    catalogue = read_catalogue(write("p.tsv", "file\ttitle, original\na.jpg\tX, Y\n"))
+    assert [entry.about for entry in catalogue.entries()] == [{"file": "a.jpg", "title, original": "X, Y"}]
+
+
 @pytest.mark.parametrize(
     ("entry", "word"),
     [
@@ -200,7 +231,8 @@ def test_numbers_may_be_ids_and_text_keeps_its_zeros(write):
         ({"file": "C:\\posters\\a.jpg"}, "outside-root"),
         ({"file": "\\\\server\\a.jpg"}, "outside-root"),
         ({"file": "a.jpg", "id": ""}, "unsupported"),
-        ({"file": "a.jpg", "id": None}, "unsupported"),
+        (7, "unsupported"),
+        ("../a.jpg", "outside-root"),
         ({"file": "a.jpg", "id": True}, "unsupported"),
         ({"file": "a.jpg", "id": 1.5}, "unsupported"),
         ({"file": "a.jpg", "id": "a\0b"}, "unsupported"),
