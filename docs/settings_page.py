@@ -14,7 +14,7 @@ Sources, in increasing priority: the defaults below, `config.json`, `{PREFIX}*` 
 command line. An invalid value, or a name within two letters of one of these, is an error that names the setting and its
 source; an empty variable counts as unset, except that an empty `POSTERS_CATALOGUE` means none. Settings are read once,
 when a program starts. Relative paths are relative to the folder in which it is started, so give absolute paths to a
-backend or a service.
+backend or a service; `~` is the home folder.
 
 `config.json` is read from the current folder, or from the file that `{CONFIG_VARIABLE}` names; `{CONFIG_VARIABLE}=none`
 reads no file. It holds one object per section below, with the setting's name in lower case and without the prefix.
@@ -43,6 +43,7 @@ def page() -> str:
 
 def _row(name: str, schema: dict[str, Any]) -> str:
     default = schema.get("default")
+    default = ",".join(default) if isinstance(default, list) else default
     shown = "not set" if default is None else f"`{default}`"
     return f"| `{PREFIX}{name.upper()}` | {shown} | {_values(schema)} | {schema.get('description', '')} |"
 
@@ -55,7 +56,9 @@ def _values(schema: dict[str, Any]) -> str:
     low, above, high = (schema.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
     bounds = [f"≥ {low}" if low is not None else "", f"> {above}" if above is not None else ""]
     bounds.append(f"≤ {high}" if high is not None else "")
-    kind = {"boolean": "`true`, `false`", "string": "text", "integer": "integer"}.get(schema["type"], "number")
+    kind = {"boolean": "`true`, `false`", "string": "text", "integer": "integer", "array": "list"}.get(
+        schema["type"], "number"
+    )
     return " ".join(filter(None, ["path" if schema.get("format") == "path" else kind, ", ".join(filter(None, bounds))]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 try:
@@ -29,6 +30,8 @@ for command in COMMANDS:
 
 def run() -> None:
     """Run the command line; the console script `posters`."""
+    if sys.getfilesystemencoding() != "utf-8":  # the locale's: the same file would have another name, and so another id
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     main(prog_name=program())
 
 

@@ -38,7 +38,7 @@ class Producer(QueueClient):
         """Queue posters and return at once.
 
         Args:
-            paths: relative to the current folder or to the posters root, or absolute below it.
+            paths: relative to the posters root or else to the current folder, or absolute below the root.
             lane: BULK, or INTERACTIVE for posters whose vectors a caller waits for.
             force: embed even what the store already holds.
 

@@ -157,7 +157,11 @@ def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_byt
 
 def _check_parts(name: str) -> None:
     """Refuse by its text what cannot be a path inside the root, before anything is opened."""
-    if name.startswith(("/", "\\")) or os.path.isabs(name) or ".." in PurePosixPath(name).parts:
+    if (
+        name.startswith(("/", "\\") if sys.platform == "win32" else "/")
+        or os.path.isabs(name)
+        or ".." in PurePosixPath(name).parts
+    ):
         raise UnreadablePoster(name, "outside-root", "its path must be relative to the posters root, without ..")
     if sys.platform == "win32":
         parts = re.split(r"[/\\]", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from producer.errors import ConfigurationError
@@ -21,6 +22,7 @@ CONFIG_VARIABLE = "POSTERS_CONFIG"  # path of config.json, if not in the current
 MISSPELLED_LETTERS = 2  # an unknown name that differs from one of ours in no more is taken for it, misspelled
 DEFAULT_ROOT = Path("posters")
 PRIVATE = "0600"  # a file that nobody but its owner may read
+EXCLUDED = ("@eaDir", "#recycle", ".*", "Thumbs.db")  # thumbnails and waste bins of NAS systems, hidden names
 
 
 def _field(section: Literal["clip", "images", "queue", "posters"], default: Any, description: str, **more: Any) -> Any:
@@ -30,6 +32,12 @@ def _field(section: Literal["clip", "images", "queue", "posters"], default: Any,
 
 def _none_if_empty(value: object) -> object:
     return None if value == "" else value
+
+
+def _names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return () if value.lower() == "none" else tuple(filter(None, map(str.strip, value.split(","))))
 
 
 def _none_if_named(value: object) -> object:
@@ -54,6 +62,12 @@ class Settings(BaseSettings):
         Path("data/posters.json"),
         "file with ids and titles of posters; `none` or empty: there is none; the default describes the default root, "
         "may be missing, and holds for no other root",
+    )
+    exclude: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = _field(
+        "posters",
+        EXCLUDED,
+        "globs, separated by commas, of the names of files and folders that a scan skips (a NAS makes `@eaDir`); "
+        "`none`: it skips nothing",
     )
     store: str = _field("posters", "sqlite:data/embeddings.db", "vector store: sqlite:PATH or redis://…", repr=False)
     store_mode: str = _field(
@@ -107,7 +121,7 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: str) -> str:
         if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
             raise ValueError("must begin with redis://, rediss:// or unix://")
-        return value
+        return _checked_redis(value)
 
     @field_validator("store")
     @classmethod
@@ -115,7 +129,16 @@ class Settings(BaseSettings):
         scheme, _, rest = value.partition(":")
         if scheme not in ("sqlite", "redis", "rediss", "unix") or (scheme == "sqlite" and not rest):
             raise ValueError("must be sqlite:PATH or redis://…")
-        return value
+        if scheme != "sqlite":
+            return _checked_redis(value)
+        if rest.startswith("//"):  # other programs read three slashes as a relative path, and two as a host
+            raise ValueError("must be sqlite:PATH without //, such as sqlite:data/a.db or sqlite:/srv/data/a.db")
+        return f"sqlite:{_expanded(Path(rest))}" if rest.startswith("~") else value
+
+    @field_validator("root", "catalogue", "cache_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        return _expanded(value) if value else value
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +165,26 @@ class Settings(BaseSettings):
     def visibility_timeout_s(self) -> int:
         """Twice the hard time limit of a batch: kombu must not redeliver a batch that still runs."""
         return 2 * self.batch_time_limit_s
+
+
+def _expanded(path: Path) -> Path:
+    """A path whose ``~`` is the home folder, as in a shell."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"its ~ names no home folder: {error}") from None
+
+
+def _checked_redis(url: str) -> str:
+    """A Redis URL whose port and database are numbers: redis-py would take database 0 for a name."""
+    parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("its port is not a number; in a password, write @ : / ? # as %40 %3A %2F %3F %23") from None
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError("after the host comes the number of a database, such as redis://localhost:6379/0")
+    return url
 
 
 def section_of(setting: str) -> str:

@@ -98,5 +98,6 @@ def __getattr__(name: str) -> Any:
         raise SystemExit(EX_CONFIG) from None
     _name_node()
     _ignore_host_options()
+    os.environ["PYTHONUTF8"] = "1"  # for the child: under another encoding of the locale, no file has its name
     globals()["app"] = app
     return app

@@ -75,7 +75,10 @@ def index_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed."""
+    """Embed the posters in PATH (files or folders; default: the whole posters root) that are new or changed.
+
+    A relative PATH means the posters root first, then the current folder. Names that match POSTERS_EXCLUDE are skipped.
+    """
     _refuse_both(ctx, "detach", "prune_too", "watch")
     _refuse_both(ctx, "watch", "force", "verify", "dry_run")
     producer = Producer(load_settings(posters_per_batch=batch))

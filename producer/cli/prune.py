@@ -12,7 +12,7 @@ from producer.cli.main import as_json, example
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import resolved_root, starts_of
-from producer.indexing.index_job import warn_of_wrong_catalogue
+from producer.indexing.index_job import notify_ambiguous, warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
 from producer.output import notify
 from producer.vectors import store_exists
@@ -37,6 +37,7 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
     with closing(Producer()) as producer:
         catalogue = open_catalogue(producer.settings)
         warn_of_wrong_catalogue(producer.settings, catalogue)
+        notify_ambiguous(producer.settings.root, paths)
         starts = starts_of(resolved_root(producer.settings.root), paths)
         if dry_run:
             preview_prune(producer, starts, catalogue, yes=yes, as_json=as_json)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from producer.errors import ConfigurationError
+from producer.settings import EXCLUDED
 
 # Files that a search takes for posters. How a file is read depends on its content, not on this; HEIC is included
 # so that its posters fail with a reason instead of being skipped silently.
@@ -49,21 +52,24 @@ def starts_of(root: Path, paths: Sequence[str | Path]) -> list[str]:
 def inside_root(root: Path, path: str | Path) -> str:
     """`path` relative to `root` with ``/`` between its parts; ``""`` for the root itself.
 
-    A relative path is looked for in the current folder first, then under the root.
+    A relative path is looked for under the root first, then in the current folder; if it is in neither, it means the
+    root.
 
     Raises:
         ConfigurationError: it lies outside the root.
     """
-    absolute = Path(os.path.abspath(path))
-    if not Path(path).is_absolute() and not os.path.lexists(absolute):
-        absolute = Path(os.path.abspath(root / path))
+    absolute = Path(os.path.abspath(root / path))
+    if not os.path.lexists(absolute) and os.path.lexists(path):
+        absolute = Path(os.path.abspath(path))
     by_name = Path(os.path.realpath(absolute.parent)) / absolute.name  # the file itself may be a link
     for candidate in (absolute, by_name, Path(os.path.realpath(absolute))):
         if candidate.is_relative_to(root):
             relative = candidate.relative_to(root).as_posix()
             return "" if relative == "." else relative
     raise ConfigurationError(
-        f"{path} lies outside the posters root {root}: set POSTERS_ROOT, for the producer and for its workers"
+        f"{path} lies outside the posters root {root}"
+        + ("" if Path(path).is_absolute() else f" (it was found as {absolute})")
+        + ": set POSTERS_ROOT, for the producer and for its workers"
     )
 
 
@@ -83,33 +89,45 @@ def is_below(file: str, folder: str) -> bool:
 
 
 def is_poster_name(name: str) -> bool:
-    """True when a search takes a file of that name for a poster."""
-    return name[:1] != "." and name[name.rfind(".") :].lower() in EXTENSIONS  # without a dot, its last letter
+    """True when a search takes a file of that name for a poster, unless the name is excluded."""
+    return name[name.rfind(".") :].lower() in EXTENSIONS  # without a dot, its last letter
 
 
-def walk(base: Path, start: str, on_error: Callable[[str, OSError], None]) -> Iterator[str]:
+def excluded_names(globs: Sequence[str]) -> Callable[[str], bool]:
+    """A function that is True for a name that matches one of these globs (settings.exclude)."""
+    pattern = re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)")
+    return lambda name: pattern.match(name) is not None
+
+
+def walk(
+    base: Path, start: str, on_error: Callable[[str, OSError], None], exclude: Sequence[str] = EXCLUDED
+) -> Iterator[str]:
     """Relative paths of image files below a folder: a folder's files in order, then its folders in order.
 
-    Hidden names and linked folders are skipped. The names of one folder are in memory: 75 MB for a million.
+    Excluded names and linked folders are skipped. The names of one folder are in memory: 75 MB for a million.
 
     Args:
         base: the posters root.
         start: the folder to begin with, relative to it.
         on_error: called with a folder that cannot be listed, or only in part.
+        exclude: globs of names.
     """
+    is_excluded = excluded_names(exclude)
     pending: list[Iterator[str]] = [iter([start])]
     while pending:
         folder = next(pending[-1], None)
         if folder is None:
             pending.pop()
             continue
-        files, folders = _list_folder(base, folder, on_error)
+        files, folders = _list_folder(base, folder, on_error, is_excluded)
         prefix = f"{folder}/" if folder else ""
         yield from map(prefix.__add__, files)
         pending.append(map(prefix.__add__, folders))
 
 
-def _list_folder(base: Path, folder: str, on_error: Callable[[str, OSError], None]) -> tuple[list[str], list[str]]:
+def _list_folder(
+    base: Path, folder: str, on_error: Callable[[str, OSError], None], is_excluded: Callable[[str], bool]
+) -> tuple[list[str], list[str]]:
     """Sorted names of the poster files in one folder, and of its folders."""
     files: list[str] = []
     folders: list[str] = []
@@ -117,9 +135,9 @@ def _list_folder(base: Path, folder: str, on_error: Callable[[str, OSError], Non
         with os.scandir(base / folder) as found:
             for entry in found:
                 if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith("."):
+                    if not is_excluded(entry.name):
                         folders.append(entry.name)
-                elif is_poster_name(entry.name):
+                elif is_poster_name(entry.name) and not is_excluded(entry.name):
                     files.append(entry.name)
     except (FileNotFoundError, NotADirectoryError):
         pass  # deleted since its parent was listed

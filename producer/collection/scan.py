@@ -17,6 +17,7 @@ from producer.errors import ConfigurationError
 from producer.files import folder_identity, modified_ns
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
+from producer.settings import EXCLUDED
 
 LOOKUP_FILES: Final = 500  # per query to the catalogue
 
@@ -46,16 +47,18 @@ class PosterScan(Iterator[Poster | Failure]):
         on_note: Callable[[ScanNote, str], None] = lambda note, path: None,
         *,
         with_problems: bool = True,
+        exclude: Sequence[str] = EXCLUDED,
     ) -> None:
         """Prepare the scan, which starts with the first `next`.
 
         Args:
             root: the posters root.
-            paths: files and folders, relative to the current folder or to the root; none: the whole root.
+            paths: files and folders, relative to the root or else to the current folder; none: the whole root.
                 A path that does not exist is yielded all the same, so that it fails by name.
             catalogue: gives ids, and names files that must exist.
             on_note: called with each ScanNote and the path that it is about.
             with_problems: yield the problems of the catalogue, too.
+            exclude: globs of names that are skipped below a folder (settings.exclude).
 
         Raises:
             ConfigurationError: a path lies outside the root; the root is not a folder, or is empty although the
@@ -69,7 +72,7 @@ class PosterScan(Iterator[Poster | Failure]):
         if self._identity is None and catalogue:
             names = f"{catalogue.path} names {len(catalogue)} posters in it"
             raise ConfigurationError(f"the posters root {self._base} is empty, and {names}: is its disk mounted?")
-        self._with_problems = with_problems
+        self._with_problems, self._exclude = with_problems, exclude
         self.restart()
 
     def restart(self) -> None:
@@ -89,7 +92,7 @@ class PosterScan(Iterator[Poster | Failure]):
             yield from self._files(start, lambda folder, error: None)
 
     def _files(self, start: str, on_error: Callable[[str, OSError], None]) -> Iterator[str]:
-        return walk(self._base, start, on_error) if os.path.isdir(self._top + start) else iter([start])
+        return walk(self._base, start, on_error, self._exclude) if os.path.isdir(self._top + start) else iter([start])
 
     def _scan(self) -> Iterator[Poster | Failure]:
         for start in self.starts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -33,8 +35,17 @@ def scan(
     """
     settings = producer.settings
     catalogue = open_catalogue(settings)
+    notify_ambiguous(settings.root, paths)
     warn_of_wrong_catalogue(settings, catalogue)
-    return PosterScan(settings.root, paths, catalogue, on_note)
+    return PosterScan(settings.root, paths, catalogue, on_note, exclude=settings.exclude)
+
+
+def notify_ambiguous(root: Path, paths: Sequence[str]) -> None:
+    """Say which file a relative path means, where the posters root and the current folder have different ones."""
+    for path in paths:
+        meant = os.path.abspath(root / path)
+        if os.path.exists(meant) and os.path.exists(path) and not os.path.samefile(meant, path):
+            notify(f"{path} is {meant} here, not {os.path.abspath(path)}: an absolute path leaves no doubt")
 
 
 def warn_of_wrong_catalogue(settings: Settings, catalogue: Catalogue) -> None:

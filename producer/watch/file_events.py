@@ -10,7 +10,8 @@ from typing import Final
 
 from watchfiles import Change, watch
 
-from producer.collection.paths import is_below, outermost
+from producer.collection.paths import excluded_names, is_below, outermost
+from producer.settings import EXCLUDED
 
 DEBOUNCE_MS: Final = 500  # a burst is delivered in parts of at most this length
 STEP_MS: Final = 50
@@ -26,10 +27,17 @@ class Events(threading.Thread):
         error: why no events arrive at the moment; empty while they do.
     """
 
-    def __init__(self, base: Path, starts: Sequence[str]) -> None:
-        """`base` is the posters root, symbolic links resolved; `starts` are what to watch, relative to it."""
+    def __init__(self, base: Path, starts: Sequence[str], exclude: Sequence[str] = EXCLUDED) -> None:
+        """Prepare; nothing is watched yet.
+
+        Args:
+            base: the posters root, symbolic links resolved.
+            starts: what to watch, relative to it.
+            exclude: globs of names that are skipped below a start (settings.exclude).
+        """
         super().__init__(name="events", daemon=True)
         self._base, self._starts = base, list(starts)
+        self._is_excluded_name = excluded_names(exclude)
         self._lock = threading.Lock()
         self._changed: dict[str, bool] = {}
         self._needs_full_scan = False
@@ -96,12 +104,16 @@ class Events(threading.Thread):
             for change, path in changes:
                 relative = path.removeprefix(top).replace(os.sep, "/")
                 start = next((start for start in self._starts if is_below(relative, start)), None)
-                if start is None or _is_hidden(relative, start):
+                if start is None or self._is_excluded(relative, start):
                     continue
                 if len(self._changed) < MAX_WAITING_PATHS:
                     self._changed[relative] = self._changed.get(relative, False) or change is Change.added
                 else:
                     self._needs_full_scan = True
+
+    def _is_excluded(self, relative: str, start: str) -> bool:
+        """True for what a scan skips below its start; the start itself may have an excluded name."""
+        return any(map(self._is_excluded_name, relative.removeprefix(start).split("/")))
 
     def _folders(self) -> list[str]:
         """The folders to watch; a file is watched through its folder, because it may be replaced."""
@@ -126,8 +138,3 @@ class _StopEvent:
             self._on_start()
             self._on_start = None
         return self.ended.is_set()
-
-
-def _is_hidden(relative: str, start: str) -> bool:
-    """True for what a scan skips below its start; the start itself may be hidden."""
-    return any(part.startswith(".") for part in relative.removeprefix(start).split("/"))

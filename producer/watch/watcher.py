@@ -69,7 +69,7 @@ class Watcher:
             notify_once=self._notify_once,
             on_pass=on_pass,
         )
-        self._events = Events(self._base, self._starts)
+        self._events = Events(self._base, self._starts, producer.settings.exclude)
         self._debouncer = Debouncer(self._base, options.settle_s)
         self._notified: set[str] = set()
         self._root_was: tuple[int, int] | None = self._root_identity()
@@ -160,7 +160,8 @@ class Watcher:
     def _new_scan(self) -> PosterScan:
         settings = self._producer.settings
         catalogue = open_catalogue(settings, self._catalogue)
-        return PosterScan(self._base, [str(self._base / start) for start in self._starts], catalogue)
+        starts = [str(self._base / start) for start in self._starts]
+        return PosterScan(self._base, starts, catalogue, exclude=settings.exclude)
 
     def _follow_up(self, settled: Settled) -> None:
         """A pass over what has changed and settled."""
@@ -171,7 +172,8 @@ class Watcher:
             self._sync.forget(path)
         found: Iterator[Poster | Failure] = iter(())
         if paths:
-            again = PosterScan(self._base, paths, self._catalogue, with_problems=False)
+            exclude = self._producer.settings.exclude
+            again = PosterScan(self._base, paths, self._catalogue, with_problems=False, exclude=exclude)
             # what has been deleted just now has an event of its own
             found = (item for item in self._settled(again) if isinstance(item, Failure) or item.size >= 0)
         deleted = outermost(settled.gone) if len(settled.gone) <= MAX_PRUNED_PATHS else self._starts

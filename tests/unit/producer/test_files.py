@@ -44,11 +44,22 @@ def test_content_comes_with_its_digest_and_stat(root):
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.jpg", "deep/../../secret.jpg", "/etc/passwd", "\\\\server\\share\\x.jpg", "//server/x.jpg", ".."],
+    [
+        *("../secret.jpg", "deep/../../secret.jpg", "/etc/passwd", "//server/x.jpg", ".."),
+        pytest.param("\\\\server\\share\\x.jpg", marks=pytest.mark.skipif(os.name != "nt", reason="a usual name")),
+    ],
 )
 def test_what_leaves_the_root_by_its_text_is_refused(root, path):
     """Absolute, dotted and UNC paths are not opened."""
     assert word(path, root) == "outside-root"
+
+
+@posix
+@pytest.mark.parametrize("name", ["\\a.jpg", "\\\\server\\a.jpg", "deep\\b.jpg"])
+def test_a_backslash_is_a_letter_like_others(root, name):
+    """But on Windows: a file may be called that."""
+    (root / name).write_bytes(b"odd")
+    assert read_file(name, root=root).data == b"odd"
 
 
 @posix

@@ -187,3 +187,44 @@ def test_every_setting_has_a_section_and_a_description_with_its_unit(name):
     assert description
     for suffix, unit in {"_s": "seconds", "_bytes": "bytes", "_days": "days", "_pixels": "pixels"}.items():
         assert not name.endswith(suffix) or unit in description
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("redis_url", "redis://host/xyz", "number of a database"),
+        ("redis_url", "rediss://host:1/0/x", "number of a database"),
+        ("redis_url", "redis://:pa/ss@host/0", "port is not a number"),
+        ("store", "redis://host/vectors", "number of a database"),
+        ("store", "sqlite://rel/x.db", "without //"),
+        ("store", "sqlite:///rel/x.db", "without //"),
+        ("root", "~nobody-of-that-name/posters", "home folder"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(name, value, text):
+    """Database 0 for a name, a file in the root of the disk, a folder called ~."""
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        load_settings(**{name: value})
+    assert name == "root" or value not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    """Also where no shell has replaced it: in config.json, in a file of variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    settings = load_settings(store="sqlite:~/x.db", root="~/posters", catalogue="~/p.csv", cache_dir="~")
+    assert settings.store == f"sqlite:{tmp_path / 'x.db'}"
+    assert (settings.root, settings.catalogue) == (tmp_path / "posters", tmp_path / "p.csv")
+    assert settings.cache_dir == tmp_path
+    for url in ("redis://h", "redis://h/", "redis://u:p%40@h:1/2?db=3", "unix:///run/r.sock?db=1", "redis://[::1]:1/0"):
+        assert load_settings(redis_url=url, store=url).redis_url == url
+
+
+def test_excluded_names_are_a_list(tmp_path, monkeypatch):
+    """Separated by commas in a variable, a list in config.json; `none` excludes nothing."""
+    assert load_settings().exclude == ("@eaDir", "#recycle", ".*", "Thumbs.db")
+    write_config(tmp_path, {"posters": {"exclude": ["a*", "b"]}})
+    assert load_settings().exclude == ("a*", "b")
+    monkeypatch.setenv("POSTERS_EXCLUDE", " x, *.tmp.jpg ,")
+    assert load_settings().exclude == ("x", "*.tmp.jpg")
+    assert load_settings(exclude="none").exclude == ()

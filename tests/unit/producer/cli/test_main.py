@@ -1,5 +1,6 @@
 """The command line as a whole: its names, its version, and an interrupt before it has begun."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,3 +66,18 @@ def test_an_interrupt_while_it_starts_ends_without_a_trace(module):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are always UTF-8 on this system")
+def test_ids_do_not_depend_on_the_locale(tmp_path):
+    """Under one that is not UTF-8, Python would read another name for the same file."""
+    (tmp_path / "\u00e4.jpg").touch()
+    found = []
+    for locale in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        variables = {"POSTERS_ROOT": str(tmp_path), "POSTERS_STORE": f"sqlite:{tmp_path / 'v.db'}"}
+        command = [sys.executable, "-m", "producer", "index", "--dry-run", "--force", "--json"]
+        environment = os.environ | variables | locale
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert found[0]["id"] == "\u00e4.jpg"

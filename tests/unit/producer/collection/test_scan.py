@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from producer.collection.catalogue import read_catalogue
-from producer.collection.paths import walk
+from producer.collection.paths import inside_root, starts_of, walk
 from producer.collection.scan import PosterScan, ScanNote, was_sent
 from producer.errors import ConfigurationError
+from producer.indexing.index_job import notify_ambiguous
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
@@ -191,6 +192,44 @@ def test_files_and_folders_come_in_order(root):
         *(f"{number:02}.jpg" for number in range(40)),
         *("a.png", "b.jpg", "deep/d.JPEG", "deep/er/c.webp"),
         *(f"f{number:02}/x.png" for number in range(40)),
+    ]
+
+
+def test_excluded_names_are_skipped_at_any_depth(root):
+    """Files and folders; what is named itself is taken; other globs replace the default ones."""
+    for name in ("@eaDir/b.jpg", "deep/#recycle/c.jpg", ".git/d.jpg", "deep/.e.jpg", "temporary/f.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    catalogue = read_catalogue(root.parent / "none.json")
+    assert [item.path for item in PosterScan(root, ["deep", "temporary"], catalogue)] == [
+        *("deep/d.JPEG", "deep/er/c.webp", "temporary/f.jpg")
+    ]
+    assert [item.path for item in PosterScan(root, [root / "@eaDir"], catalogue)] == ["@eaDir/b.jpg"]
+    found = {item.path for item in PosterScan(root, [], catalogue, exclude=("temp*", "*.png", "er"))}
+    assert found == {"b.jpg", "deep/d.JPEG", "@eaDir/b.jpg", "deep/#recycle/c.jpg", ".git/d.jpg", "deep/.e.jpg"}
+    assert len(list(PosterScan(root, [], catalogue, exclude=()))) == 9
+
+
+def test_a_relative_path_means_the_root_and_then_the_current_folder(root, tmp_path, monkeypatch, capsys):
+    """Wherever the command is typed; where both have one, it is said which is meant."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert starts_of(root, ["deep", "b.jpg", "nowhere.jpg"]) == ["b.jpg", "deep", "nowhere.jpg"]
+    (here / "b.jpg").touch()
+    (here / "only.jpg").touch()
+    assert inside_root(root, "b.jpg") == "b.jpg"
+    with pytest.raises(ConfigurationError, match=rf"only\.jpg lies outside .* \(it was found as {here}/only\.jpg\)"):
+        inside_root(root, "only.jpg")
+    monkeypatch.chdir(root / "deep")
+    assert inside_root(root, "er") == "deep/er"
+    monkeypatch.chdir(root.parent)
+    assert inside_root(root, root.name) == ""
+
+    monkeypatch.chdir(here)
+    notify_ambiguous(root, ["b.jpg", "deep", "only.jpg", str(root / "b.jpg")])
+    assert capsys.readouterr().err.splitlines() == [
+        f"b.jpg is {root}/b.jpg here, not {here}/b.jpg: an absolute path leaves no doubt"
     ]
 
 
