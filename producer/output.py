@@ -51,8 +51,8 @@ def notify_imbalance(progress: Progress) -> None:
     if not progress.is_balanced:
         notify(
             f"the counts of job {progress.job} do not add up: {progress.submitted} posters were recorded, and "
-            f"{progress.settled} are counted. Something else has changed its keys in Redis. Run `python -m producer "
-            "index` again: it compares every poster with the store"
+            f"{progress.settled} are counted. Something else has changed its keys in Redis. Run `{program()} index` "
+            "again: it compares every poster with the store"
         )
 
 

@@ -191,5 +191,5 @@ def ready(name: str | None) -> None:
         notify(f"{worker.name} is {worker.state}: {worker.get('reason') or worker.get('stage') or 'no reason given'}")
     if not asked:
         others = ", ".join(worker.name for worker in alive) or "none"
-        notify(f"no worker{f' {name}' if name else ''} is alive (alive: {others}); start it: `celery -A worker worker`")
+        notify(f"no worker{f' {name}' if name else ''} is alive (alive: {others}); start it: `{worker_command()}`")
     sys.exit(EX_SOME_FAILED)
