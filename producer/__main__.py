@@ -15,7 +15,7 @@ try:
     from producer.cli.prune import prune
     from producer.cli.search import duplicates, identify
     from producer.cli.spaces import spaces
-    from producer.host import program
+    from producer.host import let_warnings_warn, program
 except KeyboardInterrupt:  # the imports take half a second
     sys.exit(130)
 
@@ -32,6 +32,7 @@ def run() -> None:
     """Run the command line; the console script `posters`."""
     if sys.getfilesystemencoding() != "utf-8":  # the locale's: the same file would have another name, and so another id
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    let_warnings_warn()
     main(prog_name=program())
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -45,6 +46,12 @@ def _typed(path: str) -> str:
     except (OSError, ValueError):  # the current folder is gone; another drive
         return shlex.quote(path)
     return shlex.quote(path if relative.startswith("..") else relative)
+
+
+def let_warnings_warn() -> None:
+    """Remove filters that turn warnings into errors (PYTHONWARNINGS=error): what a library warns of still works."""
+    for entry in [entry for entry in warnings.filters if entry[0] == "error"]:
+        warnings.filters.remove(entry)  # type: ignore[attr-defined]
 
 
 class Forkable(Protocol):

@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     def _no_catalogue_for_another_root(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "catalogue" in values:
             return values
-        is_default = os.path.abspath(values.get("root", DEFAULT_ROOT)) == os.path.abspath(DEFAULT_ROOT)
+        is_default = os.path.abspath(str(values.get("root", DEFAULT_ROOT))) == os.path.abspath(DEFAULT_ROOT)
         return values if is_default else values | {"catalogue": None}
 
     @classmethod
@@ -182,7 +182,7 @@ def _checked_redis(url: str) -> str:
         _ = parts.port
     except ValueError:
         raise ValueError("its port is not a number; in a password, write @ : / ? # as %40 %3A %2F %3F %23") from None
-    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path):
+    if parts.scheme != "unix" and not re.fullmatch(r"/?\d*/?", parts.path):
         raise ValueError("after the host comes the number of a database, such as redis://localhost:6379/0")
     return url
 

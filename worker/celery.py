@@ -16,6 +16,7 @@ from celery.concurrency.solo import TaskPool
 from kombu.transport import TRANSPORT_ALIASES
 
 from producer.errors import ConfigurationError
+from producer.host import let_warnings_warn
 from producer.queue.sender import Application, message_settings, transport_options
 from producer.redis_client import broker
 from producer.settings import Settings, load_settings
@@ -96,6 +97,7 @@ def __getattr__(name: str) -> Any:
     except ConfigurationError as error:
         print(f"configuration: {error}", file=sys.stderr)
         raise SystemExit(EX_CONFIG) from None
+    let_warnings_warn()
     _name_node()
     _ignore_host_options()
     os.environ["PYTHONUTF8"] = "1"  # for the child: under another encoding of the locale, no file has its name

@@ -20,6 +20,7 @@ from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
 from producer.errors import BadMessage, DeviceLost
+from producer.host import let_warnings_warn
 from producer.queue.image_requests import decode_query
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
 from producer.settings import load_settings, without_password
@@ -112,6 +113,7 @@ def _set_owner_id(sender: Any, **_: Any) -> None:
 def _load_model(**_: Any) -> None:
     """Load the model in the process that runs the tasks: the prefork child, or the solo process."""
     global _runners
+    let_warnings_warn()
     _runners = start_runners(os.environ[OWNER_VARIABLE], solo=_is_main())
     if _is_main():
         if _runners is None:

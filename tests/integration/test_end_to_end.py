@@ -30,8 +30,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import DIMENSION, MEAN, SIDE, STD, make_model
 from tests.support.wait import wait_for
 
-# What a program around us may have set for its own Celery; no test may notice.
-OTHER_CELERY = {
+# What a program around us may have set, for its own Celery above all; no test may notice.
+OTHER_PROGRAM = {
     "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
     "CELERY_BROKER_READ_URL": "redis://127.0.0.1:1/1",
     "CELERY_BROKER_WRITE_URL": "redis://127.0.0.1:1/2",
@@ -41,6 +41,7 @@ OTHER_CELERY = {
     "DJANGO_SETTINGS_MODULE": "no_module_of_ours",
     "CELERY_WORKER_CONCURRENCY": "4",
     "CELERY_WORKER_QUEUES": "theirs",
+    "PYTHONWARNINGS": "error",
 }
 
 
@@ -54,7 +55,7 @@ def server():
 def installation(server, tmp_path_factory):
     """One worker for all tests of this file that do not stop it."""
     installation = Installation(tmp_path_factory.mktemp("world"), server)
-    installation.environment |= OTHER_CELERY
+    installation.environment |= OTHER_PROGRAM
     installation.worker("shared").wait_until_ready()
     yield installation
     installation.close()

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from producer.errors import ConfigurationError, DeviceUnavailable
+from producer.host import let_warnings_warn
 
 logger = logging.getLogger(__name__)
 # When a card is full, the Windows driver moves memory into system memory, a hundred times slower, instead of
@@ -159,8 +160,7 @@ def own_torch_defaults() -> Iterator[None]:
             torch.autocast("cuda", enabled=False),
             warnings.catch_warnings(),
         ):
-            for entry in [entry for entry in warnings.filters if entry[0] == "error"]:
-                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+            let_warnings_warn()
             yield
     finally:
         torch.set_default_dtype(dtype)
