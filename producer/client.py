@@ -35,10 +35,11 @@ class Producer(QueueClient):
         self._resolver = PosterResolver(self.settings)
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
-        """Queue posters and return at once.
+        """Queue posters and return at once. A path that cannot be sent fails by name in the job, as in `index`.
 
         Args:
-            paths: relative to the posters root or else to the current folder, or absolute below the root.
+            paths: relative to the posters root or else to the current folder, or absolute below the root. A folder
+                means the posters in it, at any depth, as they can be seen from here.
             lane: BULK, or INTERACTIVE for posters whose vectors a caller waits for.
             force: embed even what the store already holds.
 
@@ -46,22 +47,19 @@ class Producer(QueueClient):
         of 256: for a collection of millions use ``python -m producer index``, which keeps a window.
 
         Raises:
-            ConfigurationError: a path lies outside the posters root, its id belongs to another file, or the
-                catalogue, which gives ids, cannot be read; what was queued before is withdrawn.
-            RedisUnreachable: Redis is unreachable, or full; what was queued before stays in the job.
+            ConfigurationError: an argument cannot work, or the catalogue, which gives ids, cannot be read.
+            RedisUnreachable: Redis is unreachable, or full; what was queued before stays in the job, and is done.
+            SpaceMismatch: the workers have different models, or were given another one meanwhile.
+
+        After any other error than RedisUnreachable, also one that `paths` raises, what was queued is withdrawn.
         """
-        if isinstance(paths, str | Path):
-            raise ConfigurationError(f"enqueue takes a list of paths, not one path: enqueue([{str(paths)!r}])")
-        posters = map(self.poster, paths)
-        first = list(islice(posters, self.settings.posters_per_batch))  # a wrong path here leaves no job behind
+        if isinstance(paths, str | bytes | os.PathLike):
+            raise ConfigurationError(f"enqueue takes a list of paths, not one path: enqueue([{os.fspath(paths)!r}])")
+        self.check_options(lane=lane, force=force)
+        posters = self._resolver.posters(paths)
+        first = list(islice(posters, self.settings.posters_per_batch))  # an error here leaves no job behind
         job = self.begin()
-        try:
-            for _ in self.feed(job, chain(first, posters), lane=lane, force=force):
-                pass
-        except ConfigurationError:
-            job.cancel()
-            self.job_store.mark_sent(job.id)
-            raise
+        self.feed_all(job, chain(first, posters), lane=lane, force=force)
         return job
 
     def embed(self, path: str | Path, timeout: float | None = 5.0) -> SpacedVectors:
@@ -73,7 +71,9 @@ class Producer(QueueClient):
 
         Raises:
             NoWorker: no worker is alive.
-            UnreadablePoster: the poster failed; says why. ConfigurationError: see `enqueue`.
+            UnreadablePoster: the poster failed; says why.
+            ConfigurationError: `path` cannot be a poster (outside the posters root, a folder …), its id belongs to
+                another file, or the catalogue, which gives ids, cannot be read.
             EmbedTimeout: no vector within `timeout` seconds (None: no limit); the request is withdrawn.
             SpaceMismatch: the workers have different models, or were given another one meanwhile.
         """

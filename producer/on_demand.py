@@ -52,8 +52,7 @@ class OnDemand:
             return stored
         queue, space = self._queue, self._ready_space(deadline, poster.path)
         job = Job(queue, queue.create_job(keep_s=REPLY_S))
-        for _ in queue.feed(job, [poster], lane=INTERACTIVE, reply=True, space=space):
-            pass
+        queue.feed_all(job, [poster], lane=INTERACTIVE, reply=True, space=space)
         progress = job.wait(max(0.0, deadline - time.monotonic()))
         raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)
         if raw is not None:

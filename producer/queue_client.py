@@ -5,17 +5,27 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from producer.collection.scan import unsent
 from producer.embedding import Space
-from producer.errors import NoWorker, RedisUnreachable, SpaceMismatch
+from producer.errors import (
+    BadMessage,
+    ConfigurationError,
+    JobUnknown,
+    NoWorker,
+    RedisUnreachable,
+    SpaceMismatch,
+    UnreadablePoster,
+)
 from producer.host import worker_command
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BULK, AnyBatch, EmbedBatch, Poster, fitting
+from producer.queue.messages import BULK, AnyBatch, EmbedBatch, Poster, check_options, check_poster, fitting, shown
 from producer.queue.progress import Failure
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send, send_query
@@ -85,7 +95,8 @@ class QueueClient:
         A batch is sent for each number that the caller takes: that is how it keeps its window.
 
         Args:
-            posters: read lazily; a Failure among them is counted as it is.
+            posters: read lazily; a Failure among them is counted as it is, and so is a poster that no worker could read
+                (`check_poster`).
             space: id of the only space that the vectors may land in; None: the one that the workers
                 make when the first batch is sent with a worker ready. A worker of another fails them.
             verify: let the worker compare contents, and trust no modification time.
@@ -93,10 +104,12 @@ class QueueClient:
             on_wait: called while Redis is unreachable, which is then waited for; None: RedisUnreachable is raised.
 
         Raises:
+            ConfigurationError: an argument that no worker would understand (`check_options`); nothing was recorded.
             LedgerSetBack: Redis came back without the job, or without some of its steps.
             SpaceMismatch: the workers have different models, or were given another one; nothing more is sent.
         """
-        source, checked_at = iter(posters), time.monotonic()
+        self.check_options(lane=lane, force=force, reply=reply, space=space, verify=verify)
+        source, checked_at = starmap(_checked, enumerate(posters, 1)), time.monotonic()
         wait = partial(retry_until_available, on_wait=on_wait)
         seen, is_wanted = 0, True
         while is_wanted and (block := list(islice(source, self.settings.posters_per_batch))):
@@ -119,6 +132,32 @@ class QueueClient:
                     wait(partial(self.send, batch))
             yield seen
         wait(partial(self.job_store.mark_sent, job.id, job.steps))
+
+    def feed_all(self, job: SentSteps, posters: Iterable[Poster | Failure], **options: Any) -> None:
+        """`feed` to its end. An error withdraws what was queued, so that no job stays open.
+
+        An outage of Redis alone leaves it: the workers do what was recorded.
+        """
+        try:
+            for _ in self.feed(job, posters, **options):
+                pass
+        except RedisUnreachable:
+            raise
+        except BaseException:
+            with suppress(RedisUnreachable, JobUnknown):
+                self.claims.cancel(job.id)
+                self.job_store.mark_sent(job.id)
+            raise
+
+    @staticmethod
+    def check_options(
+        *, lane: str, force: bool = False, reply: bool = False, space: str | None = None, verify: bool = False
+    ) -> None:
+        """Refuse what a worker would refuse in a batch, before it is recorded; ConfigurationError names it."""
+        try:
+            check_options({"lane": lane, "space": space, "force": force, "reply": reply, "verify": verify})
+        except BadMessage as error:
+            raise ConfigurationError(str(error)) from None
 
     def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
         """The workers that are alive; NoWorker if there is none and `at_least_one` is set."""
@@ -164,3 +203,13 @@ class QueueClient:
             f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
             f"the job was begun for {space}. Run the same command again"
         )
+
+
+def _checked(number: int, item: Poster | Failure) -> Poster | Failure:
+    """The item, or the Failure of a poster that no worker could read: its neighbors must not fail with it."""
+    if isinstance(item, Failure):
+        return item
+    try:
+        return check_poster(item)
+    except BadMessage as error:
+        return unsent(UnreadablePoster(shown(item.path), "unsupported", f"it cannot be sent: {error}"), number)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from producer.collection.paths import poster_id
-from producer.queue.messages import MAX_PATH_CHARACTERS
+from producer.errors import BadMessage
+from producer.queue.messages import check_path, check_poster_id
 
 DRIVE: Final = re.compile(r"^[A-Za-z]:(/|$)")
 QUOTED_CHARACTERS: Final = 80  # of a bad value, in the reason
@@ -82,18 +82,19 @@ def parse_entry(number: int, value: object, text: str) -> Entry | Problem:
 
 def _is_possible_path(relative: str) -> bool:
     try:
-        on_disk = os.fsencode(relative)
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return check_path(relative) != "."
+    except BadMessage:
         return False
-    return b"\0" not in on_disk and relative != "." and len(relative) <= MAX_PATH_CHARACTERS
 
 
 def _id_text(value: object) -> str | None:
     """An id as text; None for what cannot be stored and sent as one."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    text = str(value)
-    return text if is_encodable(text) and 0 < len(text) <= MAX_PATH_CHARACTERS and "\0" not in text else None
+    try:
+        return check_poster_id(str(value))
+    except BadMessage:
+        return None
 
 
 def is_encodable(text: str) -> bool:

@@ -1,21 +1,23 @@
-"""PosterResolver: turns a path into the Poster that is queued, with the catalogue's id."""
+"""PosterResolver: turns paths into the posters that are queued, with the catalogue's ids."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import inside_root, poster_id
-from producer.collection.scan import id_conflict, other_file, poster_of
-from producer.errors import ConfigurationError
-from producer.queue.messages import Poster
+from producer.collection.scan import PosterScan, id_conflict, other_file, poster_of, unsent
+from producer.errors import BadMessage, ConfigurationError, UnreadablePoster
+from producer.queue.messages import Poster, check_path, shown
+from producer.queue.progress import Failure
 from producer.settings import Settings
 
 
 class PosterResolver:
-    """Finds the ids of single files, by the posters root and the catalogue; threads may share it."""
+    """Finds the posters that paths mean, by the posters root and the catalogue; threads may share it."""
 
     def __init__(self, settings: Settings) -> None:
         """The catalogue is read on first use."""
@@ -27,18 +29,60 @@ class PosterResolver:
         """The Poster for a file: its id, and its size and time as they are now.
 
         Raises:
-            ConfigurationError: it lies outside the posters root, its id belongs to another file, or the catalogue
-                cannot be read.
+            ConfigurationError: it cannot be a poster (no path, outside the posters root, a folder), its id belongs to
+                another file, or the catalogue cannot be read.
         """
-        root = os.path.realpath(self._settings.root)
-        relative, top = inside_root(Path(root), path), os.path.join(root, "")
-        key = poster_id(relative)
+        try:
+            root, relative = self._locate(path)
+            if os.path.isdir(root / relative):
+                raise UnreadablePoster(os.fspath(path), "unsupported", "it is a folder, not a poster")
+            return self._identify(root, relative)
+        except UnreadablePoster as error:
+            raise ConfigurationError(f"{error.path} cannot be embedded: {error.reason}") from None
+
+    def posters(self, paths: Iterable[object]) -> Iterator[Poster | Failure]:
+        """The posters of files and folders, lazily; a Failure for each path that cannot be sent.
+
+        A folder means the posters in it, at any depth, as a PosterScan finds them.
+
+        Raises:
+            ConfigurationError: the catalogue cannot be read, or the posters root has become empty.
+        """
+        for number, path in enumerate(paths, 1):
+            try:
+                root, relative = self._locate(path)
+                if os.path.isdir(root / relative):
+                    catalogue, exclude = self._current_catalogue(), self._settings.exclude
+                    yield from PosterScan(root, [root / relative], catalogue, with_problems=False, exclude=exclude)
+                else:
+                    yield self._identify(root, relative)
+            except UnreadablePoster as error:
+                yield unsent(error, number)
+
+    def _locate(self, path: object) -> tuple[Path, str]:
+        """The posters root, symbolic links resolved, and the path relative to it; UnreadablePoster if it has none."""
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+        try:
+            name = check_path(text)
+        except BadMessage as error:
+            raise UnreadablePoster(shown(text), "unsupported", f"no file can be called that: {error}") from None
+        root = Path(os.path.realpath(self._settings.root))
+        try:
+            return root, check_path(inside_root(root, name) or ".")
+        except ConfigurationError as error:
+            raise UnreadablePoster(name, "outside-root", str(error)) from None
+        except BadMessage as error:
+            raise UnreadablePoster(name, "unsupported", f"below the posters root, its {error}") from None
+
+    def _identify(self, root: Path, relative: str) -> Poster:
+        """The Poster for a file; UnreadablePoster if its id belongs to another one."""
+        key, top = poster_id(relative), os.path.join(root, "")
         catalogue = self._current_catalogue()
         entry, owner = catalogue.by_file([key]).get(key), catalogue.by_id([key]).get(key)
         identity = entry.id if entry is not None else key
         other = other_file(top, relative, entry, owner)
         if other is not None:
-            raise ConfigurationError(f"{relative} cannot be embedded: {id_conflict(identity, other)}")
+            raise UnreadablePoster(relative, "unsupported", id_conflict(identity, other))
         return poster_of(top, relative, identity)
 
     def _current_catalogue(self) -> Catalogue:

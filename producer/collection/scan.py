@@ -13,7 +13,7 @@ from producer.collection.catalogue import Catalogue
 from producer.collection.entry import Entry
 from producer.collection.paths import poster_id, resolved_root, starts_of, walk
 from producer.collection.readers import format_of
-from producer.errors import ConfigurationError
+from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import folder_identity, modified_ns
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
@@ -101,7 +101,7 @@ class PosterScan(Iterator[Poster | Failure]):
                 yield from self._identify(block)
             yield from self._unlisted
             self._unlisted.clear()
-            for entry in self.catalogue.entries_below(start) if sum(self._found) < len(self.catalogue) else ():
+            for entry in self.catalogue.entries_below(start) if self._found.count(1) < len(self.catalogue) else ():
                 if not self._found[entry.number]:
                     yield self._unfound(entry)
             self._check_root()
@@ -201,13 +201,18 @@ def id_conflict(identity: str, other: str) -> str:
     return f"its id {identity!r} belongs to {other}; give it an id of its own in the catalogue"
 
 
+def unsent(error: UnreadablePoster, number: int) -> Failure:
+    """The Failure of a path, the `number`-th that was named, that cannot be sent: none of two hides the other."""
+    return Failure(_id_in_failure(f"#{number}", error.path), error.path, error.word, error.reason)
+
+
 def was_sent(failure: Failure, catalogue: Path | None) -> bool:
-    """False for what a PosterScan yielded as a Failure: an entry, a folder, a file whose id is another's."""
+    """False for what was never sent: an entry, a folder, a file whose id is another's, a path that is `unsent`."""
     is_entry = catalogue is not None and failure.path.startswith(f"{catalogue}#")
     is_double = failure.id == _id_in_failure(failure.id.removesuffix(f" ({failure.path!a})"), failure.path)
     return not (is_entry or is_double or failure.path.endswith("/"))
 
 
 def _id_in_failure(identity: str, file: str) -> str:
-    """The id in the Failure of a file whose own id belongs to another file."""
+    """The id in the Failure of a file that cannot have its own id, such as one that belongs to another file."""
     return f"{identity} ({file!a})"

@@ -5,7 +5,8 @@ A message says which batch it is for; what the batch holds, the ledger alone say
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -130,18 +131,11 @@ class EmbedBatch:
         fields = _object(record, RECORD_VERSION)
         if unknown := set(fields) - set(cls.__dataclass_fields__) - {"version"}:
             raise _unknown_fields(unknown)
-        space = fields.get("space")
-        if space is not None:
-            space = _text(space, "space", MAX_SPACE_CHARACTERS)
         return cls(
             job=_text(fields.get("job"), "job", MAX_ID_CHARACTERS),
             batch=_text(fields.get("batch"), "batch", MAX_ID_CHARACTERS),
             posters=_posters(fields.get("posters")),
-            lane=_lane(fields),
-            space=space,
-            force=_flag(fields.get("force"), "force"),
-            reply=_flag(fields.get("reply"), "reply"),
-            verify=_flag(fields.get("verify", False), "verify"),
+            **check_options({"verify": False, **fields}),
         )
 
     def halves(self) -> tuple[EmbedBatch, EmbedBatch]:
@@ -154,6 +148,41 @@ class EmbedBatch:
 
 
 AnyBatch = BatchMessage | EmbedBatch  # names a batch
+
+
+def check_options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Lane, space and flags of a batch, validated: by a producer before it begins a job, by a worker when it decodes.
+
+    Raises:
+        BadMessage: names the field, what it must be, and what it was.
+    """
+    space = fields.get("space")
+    if space is not None:
+        space = _text(space, "space", MAX_SPACE_CHARACTERS)
+    flags = {name: _flag(fields.get(name), name) for name in ("force", "reply", "verify")}
+    return {"lane": _lane(fields), "space": space, **flags}
+
+
+def check_poster(poster: Sequence[Any]) -> Poster:
+    """[id, path, size, mtime_ns], validated: by a producer before it is recorded, by a worker when it decodes a batch.
+
+    Raises:
+        BadMessage: names the field, what it must be, and what it was.
+    """
+    identity, path, size, mtime_ns = poster
+    return Poster(
+        check_poster_id(identity), check_path(path), _whole(size, "size", -1), _whole(mtime_ns, "mtime_ns", EARLIEST_NS)
+    )
+
+
+def check_poster_id(value: object) -> str:
+    """A poster's id that messages and stores can hold; BadMessage if it is none."""
+    return _text(value, "id")
+
+
+def check_path(value: object) -> str:
+    """A path that a file can have and a message can hold; BadMessage if it is none."""
+    return _text(value, "path", encode=os.fsencode)
 
 
 def fitting(posters: Sequence[Poster]) -> Iterator[tuple[Poster, ...]]:
@@ -206,28 +235,28 @@ def _unknown_fields(names: set[str]) -> BadMessage:
     return BadMessage(f"unknown fields {', '.join(map(repr, sorted(names)[:3])):.200}")
 
 
-# Of the names that these put into an error, `{}` is the number of a poster: 4096 times, formatting takes longer than
-# the check.
-
-
-def _text(value: object, name: str, limit: int = MAX_PATH_CHARACTERS, number: int = 0) -> str:
+def _text(
+    value: object, name: str, limit: int = MAX_PATH_CHARACTERS, encode: Callable[[str], bytes] = str.encode
+) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= limit or "\0" in value:
-        shown = repr(value)
-        if isinstance(value, str) and len(value) > 40:
-            shown = f"{value[:40]!r}… of {len(value)} characters"
-        raise BadMessage(f"{name.format(number)} must be 1 to {limit} characters, none of them NUL, not {shown}")
+        raise BadMessage(f"{name} must be 1 to {limit} characters, none of them NUL, not {shown(value)}")
+    if not value.isascii():
+        try:
+            encode(value)  # what cannot be encoded, neither Redis nor a store nor a file system takes
+        except UnicodeEncodeError:
+            raise BadMessage(f"{name} holds surrogates that stand for no byte: {shown(value)}") from None
     return value
 
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise BadMessage(f"{name} must be true or false, not {value!r}")
+        raise BadMessage(f"{name} must be true or false, not {shown(value)}")
     return value
 
 
-def _whole(value: object, name: str, least: int, number: int) -> int:
+def _whole(value: object, name: str, least: int) -> int:
     if type(value) is not int or not least <= value < 2**63:
-        raise BadMessage(f"{name.format(number)} must be a whole number from {least} to 2**63-1, not {value!r}")
+        raise BadMessage(f"{name} must be a whole number from {least} to 2**63-1, not {shown(value)}")
     return value
 
 
@@ -239,13 +268,10 @@ def _posters(value: object) -> tuple[Poster, ...]:
     for number, entry in enumerate(value):
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != len(Poster._fields):
             raise BadMessage(f"posters[{number}] must be [id, path, size, mtime_ns], not {entry!r:.80}")
-        poster = Poster(
-            _text(entry[0], "posters[{}].id", number=number),
-            _text(entry[1], "posters[{}].path", number=number),
-            _whole(entry[2], "posters[{}].size", -1, number),
-            _whole(entry[3], "posters[{}].mtime_ns", EARLIEST_NS, number),
-        )
-        posters.append(poster)
+        try:
+            posters.append(check_poster(entry))
+        except BadMessage as error:
+            raise BadMessage(f"posters[{number}].{error}") from None
     if len({poster.id for poster in posters}) != len(posters):
         raise BadMessage("posters holds an id twice")
     return tuple(posters)

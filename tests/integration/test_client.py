@@ -7,14 +7,17 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from producer import Producer
+from producer.collection.scan import was_sent
 from producer.errors import ConfigurationError, JobUnknown, LedgerSetBack, RedisUnreachable
-from producer.queue.messages import BULK, QUEUES, Poster
+from producer.queue.messages import BULK, QUEUES, Poster, shown
 from producer.queue.workers import READY
 from producer.settings import load_settings
+from tests.support.ledger_jobs import recorded
 from tests.support.redis_server import RedisServer
 
 CALL_S = 5.0  # within which a call fails when Redis is unreachable, full or hangs
@@ -46,17 +49,128 @@ def test_paths_are_read_lazily_and_duplicates_within_a_batch_are_sent_once(produ
     assert (progress.submitted, progress.open_batches, progress.steps) == (23, 3, 3)
 
 
-def test_a_wrong_path_leaves_nothing_behind(producer, redis_server):
-    """Among the first it is found before anything is written; later, what was queued is withdrawn."""
-    with pytest.raises(ConfigurationError, match="outside"):
-        producer.enqueue(["a.jpg", "/etc/hostname"])
+class Unopened:
+    """A path object of another library."""
+
+    def __fspath__(self):
+        return b"a.jpg"
+
+
+BAD_PATHS = {
+    "": "unsupported",
+    "/etc/hostname": "outside-root",
+    "../a.jpg": "outside-root",
+    "a\0b.jpg": "unsupported",
+    "\0": "unsupported",
+    "x" * 8193: "unsupported",
+    "x/" * 8193: "unsupported",
+    "\ud800.jpg": "unsupported",
+    None: "unsupported",
+    5: "unsupported",
+    b"a.jpg": "unsupported",
+    ("a.jpg",): "unsupported",
+    Unopened(): "unsupported",
+}
+
+
+@pytest.mark.parametrize("at", [0, 7, 13], ids=["first", "amidst", "in a later batch"])
+@pytest.mark.parametrize("path", BAD_PATHS, ids=[f"path{number}" for number in range(len(BAD_PATHS))])
+def test_a_bad_path_fails_by_name_and_its_neighbors_are_queued(producer, path, at):
+    """What a worker would refuse fails in the producer: every batch that it records can be read by a worker."""
+    paths = [f"{number}.jpg" for number in range(15)]
+    job = producer.enqueue([*paths[:at], path, *paths[at:]])
+    progress, (failure,) = job.progress(), job.failures()
+    assert (progress.state, progress.submitted, progress.failed) == ("sent", 16, 1)
+    assert failure.word == BAD_PATHS[path]
+    name = os.fspath(path) if isinstance(path, Unopened) else path
+    assert failure.path == (shown(name) if failure.word == "unsupported" else name)
+    batches = [recorded(producer.job_store, job.id, name) for name in producer.claims.open_batches(job.id)]
+    assert sorted(poster.path for batch in batches for poster in batch.posters) == sorted(paths)
+
+
+def test_every_bad_path_of_a_list_is_named(producer):
+    """Also where two of them read alike: their number in the list tells them apart. `retry` sends none of them."""
+    job = producer.enqueue([*BAD_PATHS, *BAD_PATHS])
+    failures = job.failures()
+    assert (job.progress().failed, len(failures)) == (2 * len(BAD_PATHS),) * 2
+    assert not any(was_sent(failure, None) for failure in failures)
+
+
+def test_posters_that_no_worker_could_read_fail_by_name(producer):
+    """Also those that a program makes by itself, and hands to `feed`."""
+    bad = [
+        Poster("", "a.jpg"),
+        Poster("a", ""),
+        Poster("a", "b\0"),
+        Poster("a\0", "b"),
+        Poster("i" * 8193, "a.jpg"),
+        Poster("\ud800", "a.jpg"),
+        Poster(7, "a.jpg"),
+        Poster("a", Path("a.jpg")),
+        Poster("a", "a.jpg", -2),
+        Poster("a", "a.jpg", 1.5),
+        Poster("a", "a.jpg", 1, 2**63),
+    ]
+    job = producer.begin()
+    for _ in producer.feed(job, [*bad, Poster("good", "good.jpg")]):
+        pass
+    progress, failures = job.progress(), job.failures()
+    assert (progress.submitted, progress.failed, len(failures)) == (len(bad) + 1, len(bad), len(bad))
+    (batch,) = (recorded(producer.job_store, job.id, name) for name in producer.claims.open_batches(job.id))
+    assert [poster.id for poster in batch.posters] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"lane": "fast"}, "lane must be one of interactive, bulk, not 'fast'"),
+        ({"lane": None}, "lane"),
+        ({"lane": ["bulk"]}, "lane"),
+        ({"force": 1}, "force must be true or false, not 1"),
+        ({"paths": "a.jpg"}, "a list of paths"),
+        ({"paths": b"a.jpg"}, "a list of paths"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_recorded(producer, redis_server, arguments, named):
+    """No job is begun."""
+    with pytest.raises(ConfigurationError, match=named):
+        producer.enqueue(**{"paths": ["a.jpg"], **arguments})
     with redis_server.client as client:
-        assert client.keys("posters:job*") == []
-    with pytest.raises(ConfigurationError, match="outside"):
-        producer.enqueue([*(f"{number}.jpg" for number in range(25)), "/etc/hostname"])
+        assert client.keys("*") == []
+
+
+def test_a_folder_means_the_posters_in_it(producer, tmp_path):
+    """At any depth, by any of its names, the posters root as well; what is no image and what is hidden is left out."""
+    for name in ("b/1.jpg", "b/c/2.png", "b/notes.txt", "b/.hidden/3.jpg", "4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def queued(*paths):
+        job = producer.enqueue(paths)
+        batches = [recorded(producer.job_store, job.id, name) for name in producer.claims.open_batches(job.id)]
+        assert job.progress().failed == 0
+        return sorted(poster.path for batch in batches for poster in batch.posters)
+
+    assert queued("b") == queued("b/") == queued(tmp_path / "b") == queued("b/c/..") == ["b/1.jpg", "b/c/2.png"]
+    assert queued(tmp_path) == ["4.jpg", "b/1.jpg", "b/c/2.png"]
+    assert queued("4.jpg", "b/c", "b/c/2.png", "b/notes.txt") == ["4.jpg", "b/c/2.png", "b/notes.txt"]
+    with pytest.raises(ConfigurationError, match="is a folder"):
+        producer.poster("b")
+
+
+def test_an_error_leaves_no_job_open(producer):
+    """Whatever it is, and however late: what was queued is withdrawn."""
+
+    def paths():
+        yield from (f"{number}.jpg" for number in range(25))
+        raise KeyError("the caller's own")
+
+    with pytest.raises(KeyError, match="own"):
+        producer.enqueue(paths())
     (job,) = producer.job_store.list_jobs()
     progress = producer.job(job).progress()
     assert (progress.state, progress.submitted, progress.cancelled, progress.at_rest) == ("cancelled", 0, 20, True)
+    assert producer.job_store.list_active() == []
 
 
 def test_many_posters_are_never_in_memory_at_once(make, redis_url):

@@ -211,6 +211,9 @@ def test_a_backend_enqueues_and_follows(installation):
     assert progress.at_rest
     assert (progress.submitted, progress.embedded, progress.failed) == (9, 8, 1)
     assert [(failure.path, failure.word) for failure in job.failures()] == [("backend/nothing.jpg", "missing")]
+    job = installation.producer.enqueue(["", *names, "x" * 9000, installation.root / "backend", "/etc/hostname", "a\0"])
+    progress = job.wait(timeout=30)  # a bad path fails alone, before a worker sees it
+    assert (progress.submitted, progress.unchanged, progress.failed) == (12, 8, 4)
     assert installation.producer.job("last").id == job.id
 
 
