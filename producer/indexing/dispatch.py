@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -52,15 +53,16 @@ def follow(
         PosterError: raised by `feed` or the ledger; nothing more is sent.
     """
     wait_status, sent = WaitStatus(producer), False
+    wait = partial(retry_until_available, on_wait=wait_status.report)
     batches = feed(wait_status.report)
     with _mark_sent_on_error(producer, job, again, lambda: not sent):
         while True:
             wait_status.refresh()
-            progress = retry_until_available(job.progress, wait_status.report)
+            progress = wait(job.progress)
             _show(bar, progress)
             if sent and progress.at_rest:
                 return progress
-            retry_until_available(producer.redeliver_if_due, wait_status.report)
+            wait(producer.redeliver_if_due)
             free = producer.settings.window - progress.open_batches
             if not sent and free > 0:
                 sent = sum(1 for _ in islice(batches, free)) < free
@@ -70,16 +72,13 @@ def follow(
                 time.sleep(POLL_S)
 
 
-def send_detached(producer: Producer, job: Job, feed: Iterator[int]) -> Progress:
-    """Send everything without waiting for the workers.
-
-    Raises:
-        KeyboardInterrupt, PosterError: as `follow`.
-    """
+def send_detached(producer: Producer, job: Job, feed: Callable[[OnWait], Iterator[int]]) -> Progress:
+    """Send everything without waiting for the workers; arguments and errors as those of `follow`."""
+    report = WaitStatus(producer).report
     with _mark_sent_on_error(producer, job, SAME_COMMAND, lambda: True):
-        for _ in feed:
+        for _ in feed(report):
             pass
-        return job.progress()
+        return retry_until_available(job.progress, report)
 
 
 @contextmanager

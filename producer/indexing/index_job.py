@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,16 @@ from tqdm import tqdm
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.scan import PosterScan, ScanNote
-from producer.errors import JobUnknown, LedgerSetBack, RedisUnreachable
+from producer.errors import JobUnknown, LedgerSetBack
 from producer.indexing.dispatch import follow, progress_bar, send_detached
 from producer.indexing.freshness import UpToDateFilter
+from producer.indexing.waiting import WaitStatus
 from producer.job import Job
 from producer.output import notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Progress
+from producer.queue_client import OnWait
+from producer.redis_client import retry_until_available
 from producer.settings import Settings
 
 
@@ -82,7 +85,7 @@ def send_all(
     """Send what a scan finds and, unless `detach`, wait for it.
 
     Keeps at most settings.window batches in flight. Where Redis has lost what it had confirmed, a new job scans
-    again for what is missing.
+    again for what is missing. An outage of Redis is waited for once a job has begun.
 
     Args:
         producer: whose queue, and whose store.
@@ -94,39 +97,41 @@ def send_all(
 
     Raises:
         KeyboardInterrupt: with the job's id; nothing more of the job is sent.
+        RedisUnreachable: no job could be begun.
     """
+    wait = partial(retry_until_available, on_wait=WaitStatus(producer).report)
+    job = producer.begin()
     while True:
         try:
-            return _send_all(producer, found, force=force, verify=verify, detach=detach, quiet=quiet)
+            return job, _send_job(producer, job, found, force=force, verify=verify, detach=detach, quiet=quiet)
         except LedgerSetBack as error:
-            if detach:
-                raise
             notify(f"{error}. Scanning again for what is missing …")
+            with suppress(JobUnknown):
+                wait(job.cancel)  # the next scan finds what is left of it
             found.restart()
+            job = wait(producer.begin)
 
 
-def _send_all(
-    producer: Producer, found: PosterScan, *, force: bool, verify: bool, detach: bool, quiet: bool
-) -> tuple[Job, Progress]:
+def _send_job(
+    producer: Producer, job: Job, found: PosterScan, *, force: bool, verify: bool, detach: bool, quiet: bool
+) -> Progress:
     up_to_date = UpToDateFilter(producer, notify)
     is_current: Callable[[Sequence[Poster]], set[str]] = (lambda posters: set()) if verify else up_to_date
-    job = producer.begin()
-    feed = partial(producer.feed, job, found, force=force, verify=verify, is_current=is_current)
+
+    def feed(on_wait: OnWait) -> Iterator[int]:
+        return producer.feed(job, found, force=force, verify=verify, is_current=is_current, on_wait=on_wait)
+
     try:
         if detach:
-            progress = send_detached(producer, job, feed())
+            progress = send_detached(producer, job, feed)
         else:
             with progress_bar(quiet=quiet) as bar:
                 _count_in_background(found, bar)
-                progress = follow(producer, job, lambda on_wait: feed(on_wait=on_wait), bar)
-    except LedgerSetBack:
-        with suppress(RedisUnreachable, JobUnknown):
-            job.cancel()  # the next scan finds what is left of it
-        raise
+                progress = follow(producer, job, feed, bar)
     finally:
         up_to_date.close()
     notify_summary(found, producer.settings)
-    return job, progress
+    return progress
 
 
 def _count_in_background(found: PosterScan, bar: tqdm[Any]) -> None:

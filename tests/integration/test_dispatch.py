@@ -82,6 +82,32 @@ def test_open_batches_of_a_job_that_redis_lost_in_part_are_withdrawn(producer, m
     assert (second.submitted, second.open_batches) == (2, 2)
 
 
+@pytest.mark.parametrize("call", ["create", "record_step", "mark_sent", "progress", "mark_cancelled"])
+def test_an_outage_is_waited_for_whatever_is_called(producer, monkeypatch, call):
+    """Also after a set-back, when a new job is begun: Redis refuses each call of the ledger twice."""
+    store, refused, set_back = producer.job_store, [], []
+    real, step = getattr(store, call), store.record_step
+
+    def refuse(*arguments, **options):
+        if set_back and len(refused) < 2:
+            refused.append(call)
+            raise RedisUnreachable("Redis refuses.")
+        return real(*arguments, **options)
+
+    def lose(job, number, **about):
+        if number == 3 and not set_back:
+            set_back.append(job)
+            raise LedgerSetBack("Redis came back without some steps")
+        return step(job, number, **about) if call != "record_step" else refuse(job, number, **about)
+
+    monkeypatch.setattr(store, call, refuse)
+    monkeypatch.setattr(store, "record_step", lose)
+    job, progress = send_all(producer, scan(producer, ()), quiet=True, detach=True)
+    assert (len(refused), progress.submitted, progress.state) == (2, 8, "sent")
+    assert producer.job(set_back[0]).progress().cancelled == 2
+    assert job.id != set_back[0]
+
+
 def test_a_ctrl_c_while_redis_is_unreachable_ends_the_sending(producer, monkeypatch, capsys):
     """The command does not wait for Redis, and says that the rest was not sent."""
     step = producer.job_store.record_step
