@@ -101,7 +101,7 @@ class Producer(QueueClient):
 
     def begin(self, keep_s: int | None = None) -> Job:
         """Create a job, for `feed`."""
-        return Job(self, self.create_job(keep_s))
+        return Job(self, self.create_job(keep_s), is_own=True)
 
     def poster(self, path: str | Path) -> Poster:
         """A file as a Poster; see PosterResolver.poster."""

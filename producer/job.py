@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
 
 FIRST_POLL_S: Final = 0.002  # an interactive answer comes within milliseconds
 MAX_POLL_S: Final = 0.2
+CHECK_EVERY_S: Final = 5.0  # as redelivery looks for lost batches
+SEND_AGAIN: Final = "send the same posters again; those already stored are skipped"
+logger = logging.getLogger(__name__)
 
 
 class Job:
     """A job in the ledger. It holds an id, and reads the ledger at every call."""
 
-    def __init__(self, queue: QueueClient, job_id: str) -> None:
-        """Jobs come from Producer.enqueue and Producer.job."""
-        self.id = job_id
-        self.steps = 0  # that this object has recorded; 0 if another process does the sending
+    def __init__(self, queue: QueueClient, job_id: str, *, is_own: bool = False) -> None:
+        """Jobs come from Producer.enqueue and Producer.job; `is_own`: this object does the sending."""
+        self.id, self._is_own = job_id, is_own
+        self.steps = 0  # that this object has recorded
         self._queue = queue
+        self._check_at = time.monotonic() + CHECK_EVERY_S
 
     def progress(self) -> Progress:
         """The current counts.
@@ -37,13 +42,13 @@ class Job:
             progress = self._queue.job_store.progress(self.id)
             kept = progress.steps
         except JobUnknown:
-            if not self.steps:
+            if not self._is_own:
                 raise
-            kept = 0
+            kept = -1  # not even its entry
         if kept < self.steps:
+            lost = f"{self.steps - max(kept, 0)} of the {self.steps} steps" if self.steps else "the entry"
             raise LedgerSetBack(
-                f"Redis came back without {self.steps - kept} of the {self.steps} steps of job {self.id}, as from an "
-                "old copy of its data: send the same posters again; those already stored are skipped"
+                f"Redis came back without {lost} of job {self.id}, as from an old copy of its data: {SEND_AGAIN}"
             )
         return progress
 
@@ -53,6 +58,9 @@ class Job:
         Args:
             timeout: seconds; when they are over, the result's ``at_rest`` is False.
             on_progress: called at every poll, several times a second.
+
+        Raises:
+            JobUnknown, LedgerSetBack: as `progress`; also when posters of the job are neither open nor counted.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = FIRST_POLL_S
@@ -61,11 +69,22 @@ class Job:
             if on_progress:
                 on_progress(progress)
             left = pause if deadline is None else min(pause, deadline - time.monotonic())
-            if progress.at_rest or left <= 0:
+            if progress.at_rest:
+                return balanced(progress)
+            if left <= 0:
                 return progress
-            self._queue.redeliver_if_due()
+            self.redeliver(logger.warning)
             time.sleep(left)
             pause = min(1.5 * pause, MAX_POLL_S)
+
+    def redeliver(self, warn: Callable[[str], object]) -> None:
+        """Send again what is due, of any job, and see to it that lost batches of this one are looked for."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + CHECK_EVERY_S
+            if self._queue.job_store.keep_active(self.id):
+                warn(f"Redis had lost job {self.id} from its list of active jobs (posters:active); it is back there")
+        self._queue.redeliver_if_due()
 
     def failures(self) -> list[Failure]:
         """Every failure with its word and sentence, ordered by poster id."""
@@ -74,3 +93,18 @@ class Job:
     def cancel(self) -> int:
         """Withdraw what no worker has begun; a claimed batch is finished and counted. Returns how many posters."""
         return self._queue.claims.cancel(self.id)
+
+
+def balanced(progress: Progress) -> Progress:
+    """The progress of a job at rest, whose counts add up; of a cancelled one, whatever it is.
+
+    Raises:
+        LedgerSetBack: posters are neither open nor counted.
+    """
+    if progress.is_balanced or progress.state == "cancelled":
+        return progress
+    raise LedgerSetBack(
+        f"Redis has lost batches of job {progress.job}: {progress.submitted} posters were submitted, "
+        f"{progress.settled} are counted, and none is open (as if posters:job:{progress.job}:open was deleted): "
+        f"{SEND_AGAIN}"
+    )

@@ -51,7 +51,7 @@ class OnDemand:
         if stored is not None:
             return stored
         queue, space = self._queue, self._ready_space(deadline, poster.path)
-        job = Job(queue, queue.create_job(keep_s=REPLY_S))
+        job = Job(queue, queue.create_job(keep_s=REPLY_S), is_own=True)
         queue.feed_all(job, [poster], lane=INTERACTIVE, reply=True, space=space)
         progress = job.wait(max(0.0, deadline - time.monotonic()))
         raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)

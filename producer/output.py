@@ -34,6 +34,10 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
     notify_imbalance(progress)
     if failures is None:
         failures = nsmallest(SHOWN_FAILURES, queue.job_store.failures(progress.job)) if progress.failed else ()
+    if progress.failed and not failures:
+        notify(
+            f"Redis has lost which {progress.failed} poster(s) of job {progress.job} failed, and why: index them again"
+        )
     for failure in failures[:SHOWN_FAILURES]:
         notify(f"failed: {failure.path}: {failure.word}: {failure.reason}")
     if progress.failed > SHOWN_FAILURES:

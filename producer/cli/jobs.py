@@ -94,6 +94,8 @@ def cancel(job: str) -> None:
 
 
 def _state(progress: Progress) -> str:
+    if not progress.is_balanced:
+        return "incomplete"  # Redis has lost some of it
     return "finished" if progress.at_rest and progress.state == "sent" else str(progress.state)
 
 

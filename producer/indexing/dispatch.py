@@ -15,7 +15,7 @@ from tqdm import tqdm
 from producer.client import Producer
 from producer.errors import JobUnknown, PosterError, RedisUnreachable
 from producer.indexing.waiting import WaitStatus
-from producer.job import Job
+from producer.job import Job, balanced
 from producer.output import notify
 from producer.queue.progress import Progress
 from producer.queue_client import OnWait
@@ -50,6 +50,7 @@ def follow(
 
     Raises:
         KeyboardInterrupt: with the job's id; nothing more is sent, what was sent is done.
+        LedgerSetBack: Redis has lost some of the job.
         PosterError: raised by `feed` or the ledger; nothing more is sent.
     """
     wait_status, sent = WaitStatus(producer), False
@@ -61,8 +62,8 @@ def follow(
             progress = wait(job.progress)
             _show(bar, progress)
             if sent and progress.at_rest:
-                return progress
-            wait(producer.redeliver_if_due)
+                return balanced(progress)
+            wait(partial(job.redeliver, notify))
             free = producer.settings.window - progress.open_batches
             if not sent and free > 0:
                 sent = sum(1 for _ in islice(batches, free)) < free

@@ -41,6 +41,7 @@ class JobStore:
         self._create, self._record_step = script("create_job"), script("record_step")
         self._mark_sent, self._mark_cancelled = script("mark_sent"), script("mark_cancelled")
         self._retire, self._progress = script("retire_job"), script("job_progress")
+        self._keep_active = script("keep_active")
 
     # for producers
 
@@ -103,6 +104,8 @@ class JobStore:
         """
         taken = self._mark_cancelled(job_keys(job, "", "open"))
         if taken == -1:
+            self.keep_active(job)  # Redis has lost its entry alone: what is open is done all the same, and expires
+            self._retire_if_at_rest(job)
             raise _unknown(job)
         return bool(taken)
 
@@ -157,13 +160,20 @@ class JobStore:
     def list_active(self) -> list[str]:
         """Jobs that may hold open batches; those at rest are removed from the list, and expire in time."""
         names = sorted(cast(set[str], self.redis.smembers(ACTIVE)))
-        now = repr(time.time())
-        return [name for name in names if not self._retire(_state_keys(name), [name, now, self.keep_s])]
+        return [name for name in names if not self._retire_if_at_rest(name)]
+
+    def keep_active(self, job: str) -> bool:
+        """Put a job with open batches back among the active ones, which redelivery searches. True if it was missing."""
+        return bool(self._keep_active([*job_keys(job, "", "open"), ACTIVE], [job]))
 
     def persistence(self) -> tuple[str, bool]:
         """Redis' policy when memory runs out, and whether its data survives a restart."""
         info = self.redis.info()
         return str(info.get("maxmemory_policy", "")), bool(info.get("aof_enabled"))
+
+    def _retire_if_at_rest(self, job: str) -> bool:
+        keys = [*_state_keys(job), *job_keys(job, "doing")]
+        return bool(self._retire(keys, [job, repr(time.time()), self.keep_s]))
 
     def close(self) -> None:
         """Close the connections."""
