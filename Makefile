@@ -52,7 +52,7 @@ matrix:  ## Test on every supported version of Python and Redis; PYTHONS="3.12" 
 chaos: setup faketime  ## Kill, stop, fill, and cut everything, then a soak of SECONDS=60; WRITE=1 updates the table
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m '' --table -rs --durations=5 \
 		$(if $(WRITE),--write-table docs/reliability.md) -s tests/chaos
-	$(BIN)/python -m pytest -m chaos -n 2 tests/unit tests/integration
+	CHAOS_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m pytest -m chaos -n 2 tests/unit tests/integration
 
 # One scenario needs it, and is skipped with a reason where it cannot be had.
 .PHONY: faketime
