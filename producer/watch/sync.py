@@ -75,7 +75,7 @@ class Sync:
             options: whether to prune, and how long a file must not change.
             hold_back: called with a file that was written while it was read.
             notify_once: called with the reason why nothing was pruned.
-            on_pass: called after every pass that did something.
+            on_pass: called after every pass that did something; comparing what is unchanged does nothing.
         """
         self.up_to_date = UpToDateFilter(producer, notify)
         self._producer, self._base, self._options = producer, base, options
@@ -121,7 +121,9 @@ class Sync:
             posters = chain([first], posters) if first is not None else posters
             progress = self._send(posters, is_current)
         pruned = self._prune(deleted, catalogue) if deleted and self._options.prune else 0
-        if progress is not None or pruned:
+        # files that were too new to be proven are compared once more, which is not worth a line
+        is_news = progress is not None and (always or progress.submitted > progress.unchanged)
+        if is_news or pruned:
             self._on_pass(SyncPass(progress, pruned))
 
     def _send(
