@@ -11,9 +11,9 @@ from producer.queue.messages import QUEUES, EmbedBatch, Poster
 from producer.queue.sender import create_sender, send
 from tests.support.wait import wait_for
 
-MESSAGES = int(os.environ.get("CHAOS_MESSAGES", "20000"))
+MESSAGES = int(os.environ.get("CHAOS_MESSAGES", "10000"))
 TIME_LIMIT_S = 10
-GROWTH_BYTES = 3_000_000  # the allocator's noise; half a kilobyte for each message would be three times as much
+GROWTH_BYTES = 2_000_000  # the noise of the allocator; 0.4 kB for each message would be twice as much
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 

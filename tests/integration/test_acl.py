@@ -22,7 +22,7 @@ from producer.queue.dead_letters import DeadLetters
 from producer.queue.image_requests import Answer, ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.locks import Lease
-from producer.queue.messages import QUEUES, EmbedBatch, Poster
+from producer.queue.messages import QUEUES, BatchMessage, EmbedBatch, Poster
 from producer.queue.progress import Outcome
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import send
@@ -69,8 +69,8 @@ def test_a_backend_can_send_follow_cancel_and_redeliver(backend, worker):
     claims = Claims(worker)
     job = backend.enqueue([backend.settings.root / row.id for row in ROWS])
     (name,) = claims.open_batches(job.id)
-    batch = claims.load(job.id, name)
-    claims.claim(batch, "w#1")
+    message = BatchMessage(job.id, name)
+    batch = claims.claim(message, "w#1").batch(message)
     claims.release(batch, "w#1", 0)
     again = Redelivery(backend.claims, backend.job_store, lambda lost: send(backend._app, lost))
     again._returned_at = again._scan_at = 0
