@@ -1,12 +1,20 @@
-"""Messages to a person on stderr, and the ledger line of a job as text or object."""
+"""Everything that is printed: data on stdout, messages to people on stderr; and the ledger line of a job.
+
+What is printed contains names of files and titles, which may hold anything. So every line goes through `printable`.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import math
+import os
+import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from heapq import nsmallest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from tqdm import tqdm
 
@@ -19,11 +27,167 @@ if TYPE_CHECKING:
 
 
 SHOWN_FAILURES: Final = 20  # failures that are listed unasked
+EX_IOERR: Final = 74  # sysexits.h: stdout is closed, or its disk is full
+# Control characters, which a terminal obeys, line ends, characters that turn the direction of a line, lone surrogates.
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text on one line that any terminal may show: ESC as ``\\x1b``, a line end as ``\\n``.
+
+    A byte of a file name that is not UTF-8 becomes ``\\xe9``, any other lone surrogate ``\\ud800``.
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    is_byte = 0xDC80 <= code <= 0xDCFF  # how Python holds a byte of a file name that it cannot decode
+    return f"\\x{code - 0xDC00:02x}" if is_byte else found[0].encode("unicode_escape").decode("ascii")
 
 
 def notify(text: str) -> None:
-    """Write a line to stderr without breaking a progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    """Write a message to stderr, on one line, without breaking a progress bar."""
+    tqdm.write(printable(text), file=sys.stderr)
+
+
+def emit(*fields: str) -> None:
+    """Write a line of data to stdout: the fields, separated by tabs."""
+    _write("\t".join(map(printable, fields)))
+
+
+def emit_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> None:
+    """Write rows to stdout as lines with aligned columns; see `aligned`."""
+    for line in aligned(rows, right=right):
+        _write(line)
+
+
+def emit_json(value: object) -> None:
+    """Write a line of JSON to stdout, in ASCII; a number that JSON does not have (NaN, infinity) becomes null."""
+    _write(_as_json(value))
+
+
+def emit_json_list(values: Iterable[object]) -> None:
+    """Write a JSON list to stdout, an element on each line, in constant memory."""
+    separator = "["
+    for value in values:
+        _write(separator + _as_json(value), end="")
+        separator = ",\n"
+    _write("[]" if separator == "[" else "]")
+
+
+def aligned(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Lines with the columns of `rows` below each other, two blanks apart; those in `right` are aligned to the right.
+
+    Widths are a terminal's: a Chinese or Japanese character takes two cells, a combining accent none.
+    """
+    table = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for row in table:
+        cells = []
+        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            blanks = " " * (width - _width(cell))
+            cells.append(blanks + cell if number in right else cell + blanks)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth  # 40 ms that most output does not need
+
+    return max(0, wcswidth(text))
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(line: str, end: str = "\n") -> None:
+    """Write a line to stdout at once; where that is impossible, end the program in order, with EX_IOERR."""
+    try:
+        if sys.stdout.isatty():  # where a bar may be; its locks cost more than the line
+            tqdm.write(line, file=sys.stdout, end=end)
+        else:
+            sys.stdout.write(line + end)
+        sys.stdout.flush()
+    except OSError as error:
+        _give_up_stdout(error)
+
+
+def _give_up_stdout(error: OSError) -> None:
+    _discard(sys.stdout)
+    if error.errno not in (errno.EPIPE, errno.EINVAL):  # a reader that has seen enough; EINVAL: the same on Windows
+        notify(f"error: stdout cannot be written: {error.strerror}")
+    sys.exit(EX_IOERR)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send nowhere what is buffered and what is still written: otherwise Python fails at its end."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+class _Messages:
+    """stderr that drops what it cannot write: a message is not worth a job."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _discard(self._stream)
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Make stdout and stderr fit for a command: they take every character, and one that is closed or full does no harm.
+
+    A character that the stream's encoding lacks is written as ``\\u7247``.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by `2>&-`: the next file that is opened must not get its number
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the rest of the process)
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    messages, sys.stderr = sys.stderr, cast(TextIO, _Messages(sys.stderr))
+    try:
+        yield
+    except OSError:
+        try:
+            sys.stdout.flush()  # click writes help texts by itself
+        except OSError as error:
+            _give_up_stdout(error)
+        raise
+    finally:
+        sys.stderr.flush()
+        sys.stderr = messages
 
 
 def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[Failure] | None = None) -> None:
@@ -71,3 +235,11 @@ def ledger_entry(progress: Progress) -> dict[str, Any]:
 def ledger_line(progress: Progress) -> str:
     """The ledger line as text: names and values, separated by blanks."""
     return " ".join(f"{name} {value}" for name, value in ledger_entry(progress).items())
+
+
+def emit_ledger(progress: Progress, *, as_json: bool = False) -> None:
+    """Write the ledger line of a job to stdout, as text or as an object."""
+    if as_json:
+        emit_json(ledger_entry(progress))
+    else:
+        emit(ledger_line(progress))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -212,6 +213,13 @@ def test_the_wheel_holds_every_file_of_the_packages():
         if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "pyproject.toml"
     }
     assert files == declared
+
+
+def test_producer_prints_through_one_module():
+    """producer/output.py makes names and titles fit for the stream; nothing goes past it."""
+    printing = re.compile(r"\bprint\(|\bclick\.echo\(|\bsys\.std(out|err)\.write\(|\btqdm\.write\(")
+    found = {name for name, path in PATHS.items() if printing.search(path.read_text(encoding="utf-8"))}
+    assert {name for name in found if is_below(name, ("producer",))} == {"producer.output"}
 
 
 def loaded_by(statement: str) -> set[str]:

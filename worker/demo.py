@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from producer.errors import PosterError
+from producer.output import emit, notify
 from producer.settings import load_settings
 
 SAMPLE = "steins_gate.png"
@@ -34,20 +35,20 @@ def demo(embedder_class: Any, model: str | None, pretrained: str | None, device:
         settings = load_settings(model_name=model, pretrained=pretrained, device=device)
         _run(settings.root, embedder_class.from_settings(settings))
     except PosterError as error:
-        click.echo(f"error: {error}", err=True)
-        click.echo("to run it without weights: python -m worker.clip_embedder --pretrained untrained", err=True)
+        notify(f"error: {error}")
+        notify("to run it without weights: python -m worker.clip_embedder --pretrained untrained")
         sys.exit(2)
 
 
 def _run(root: Path, embedder: Any) -> None:
-    click.echo(f"model      {embedder.space.model}, {embedder.space.activation}, space {embedder.space.id}")
-    click.echo(f"device     {embedder.device_name}, precision {embedder.precision}")
+    emit(f"model      {embedder.space.model}, {embedder.space.activation}, space {embedder.space.id}")
+    emit(f"device     {embedder.device_name}, precision {embedder.precision}")
     vector = embedder.embed_image(root / SAMPLE)
-    click.echo(f"{SAMPLE}  shape {vector.shape}  dtype {vector.dtype}  norm {np.linalg.norm(vector):.6f}")
+    emit(f"{SAMPLE}  shape {vector.shape}  dtype {vector.dtype}  norm {np.linalg.norm(vector):.6f}")
     batch = sorted(path for path in root.iterdir() if path.suffix in (".png", ".jpg", ".webp", ".jfif"))[:8]
     began = time.perf_counter()
     vectors = embedder.embed_batch(batch)
     seconds = time.perf_counter() - began
     norms = np.linalg.norm(vectors, axis=1)
-    click.echo(f"batch of {len(batch)}  shape {vectors.shape}  norms {norms.min():.6f} to {norms.max():.6f}")
-    click.echo(f"{len(batch) / seconds:.1f} images per second in this first, small batch")
+    emit(f"batch of {len(batch)}  shape {vectors.shape}  norms {norms.min():.6f} to {norms.max():.6f}")
+    emit(f"{len(batch) / seconds:.1f} images per second in this first, small batch")

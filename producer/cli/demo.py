@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ from producer.collection.catalogue import open_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
 from producer.host import engine_required
 from producer.indexing.index_job import scan, send_all
-from producer.output import ledger_entry, ledger_line, notify
+from producer.output import emit, emit_ledger, notify
 from producer.queue.progress import Progress
 from producer.queue.workers import FAILED, READY, WEIGHTS
 from producer.search.nearest import metadata_of, nearest
@@ -148,8 +147,10 @@ def own_worker(settings: Settings, folder: Path) -> Iterator[str]:
         finally:
             _stop(process, within_s=STOP_TIMEOUT_S if error is None else 2)  # one that failed has no work to finish
         if pretrained == "untrained" or error != "WeightsUnavailable":
-            text = f"it exited with status {process.poll()}:\n{log.read_text(errors='replace')[-2000:]}"
-            raise NoWorker(f"the demo's worker cannot start: {reason or text}")
+            for line in () if reason else log.read_text(errors="replace")[-2000:].splitlines():
+                notify(line)
+            ended = f"it exited with status {process.poll()}; the end of its log is above"
+            raise NoWorker(f"the demo's worker cannot start: {reason or ended}")
         notify(f"demo: {reason}")
         notify(
             "demo: continuing with UNTRAINED weights: the data flow is real and near copies are found, "
@@ -212,7 +213,7 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
     for name, matches in zip(chosen, found, strict=True):
         other = next(match for match in matches if match.id != name)
         title, other_title = (metadata_of(poster, catalogue).get("title", "") for poster in (name, other.id))
-        print(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}  ({title} ~ {other_title})")
+        emit(f"{name}  looks most like  {other.id}  cosine {other.score:.4f}  ({title} ~ {other_title})")
 
 
 @example("python -m producer demo")
@@ -221,5 +222,5 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
 def demo(as_json: bool) -> None:
     """Run the whole pipeline on the sample posters, with a private Redis and worker."""
     progress = run_demo()
-    click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
+    emit_ledger(progress, as_json=as_json)
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, EX_UNREACHABLE, EX_USAGE, a
 from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
 from producer.host import program, worker_command
-from producer.output import notify
+from producer.output import emit, emit_json, notify
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, WorkerRegistry
 from producer.settings import load_settings, without_password
 
@@ -162,12 +161,12 @@ def doctor(as_json: bool) -> None:
     """Check Redis, worker, model, posters root, store and dead letters, and print what to do."""
     findings = list(examine(Producer()))
     if as_json:
-        click.echo(json.dumps([asdict(finding) | {"ok": finding.ok} for finding in findings]))
+        emit_json([asdict(finding) | {"ok": finding.ok} for finding in findings])
     else:
         for finding in findings:
-            click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.seen}")
+            emit(f"{'ok  ' if finding.ok else 'FAIL'} {finding.name}: {finding.seen}")
             if finding.advice:
-                click.echo(f"     → {finding.advice}")
+                emit(f"     → {finding.advice}")
     if all(finding.ok for finding in findings):
         return
     sys.exit(EX_USAGE if all(finding.in_reach for finding in findings) else EX_UNREACHABLE)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
-
-import click
 
 from producer.client import Producer
 from producer.collection.scan import PosterScan, ScanNote
 from producer.indexing.freshness import UpToDateFilter
 from producer.indexing.index_job import notify_summary, scan
-from producer.output import notify
+from producer.output import emit, emit_json, notify
 from producer.queue.messages import Poster
 from producer.queue.progress import Failure
 
@@ -23,7 +20,7 @@ def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json:
         if note is not ScanNote.NO_ENTRY:
             return  # a failure reports it, with the number of the entry
         if as_json:
-            click.echo(json.dumps({"note": note.value, "path": path}))
+            emit_json({"note": note.value, "path": path})
         else:
             notify(f"{note.value}: {path}")
 
@@ -38,12 +35,15 @@ def preview(producer: Producer, paths: tuple[str, ...], *, force: bool, as_json:
             if isinstance(item, Failure):
                 broken += 1
                 if as_json:
-                    click.echo(json.dumps({"would": "fail", **item._asdict()}))
+                    emit_json({"would": "fail", **item._asdict()})
                 else:
                     notify(f"cannot be sent: {item.path}: {item.word}: {item.reason}")
             elif item.id not in current:
                 to_send += 1
-                click.echo(json.dumps({"would": "send", **item._asdict()}) if as_json else item.path)
+                if as_json:
+                    emit_json({"would": "send", **item._asdict()})
+                else:
+                    emit(item.path)
     up_to_date.close()
     notify_summary(found, producer.settings)
     notify(f"{to_send} poster(s) to send, {unchanged} unchanged, {broken} that cannot be sent; nothing was sent")

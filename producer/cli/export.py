@@ -1,7 +1,6 @@
 """The command `export`."""
 
 import dataclasses
-import json
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +15,7 @@ from producer.export.export import export as write_export
 from producer.export.faiss import KINDS
 from producer.export.source import Source
 from producer.maintenance.spaces import find_space, store_for_reading
+from producer.output import emit, emit_json
 from producer.settings import load_settings
 
 
@@ -47,10 +47,10 @@ def export(
                 source, folder, format, index=index, shard_rows=shard_rows, replace=replace, on_rows=bar.update
             )
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(done)))
+        emit_json(dataclasses.asdict(done))
         return
     rate = done.rows / done.seconds if done.seconds else 0.0
-    click.echo(
+    emit(
         f"{done.folder} format {done.format} space {done.space} rows {done.rows} bytes {done.bytes} "
         f"seconds {done.seconds} rows_per_second {rate:.0f}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import suppress
 from typing import Final
@@ -19,7 +18,7 @@ from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all
 from producer.maintenance.spaces import unread_space_note
-from producer.output import ledger_entry, ledger_line, notify, notify_failures
+from producer.output import emit_ledger, notify, notify_failures
 from producer.queue.progress import Progress
 from producer.queue.workers import common_space
 from producer.settings import load_settings
@@ -112,7 +111,7 @@ def index_command(
             status = exit_status(error)
     with suppress(PosterError):
         _notify_notes(producer, progress, waited=not detach)
-    click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
+    emit_ledger(progress, as_json=as_json)
     sys.exit(status)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from itertools import chain
@@ -17,7 +16,17 @@ from producer.errors import FAILURE_WORDS
 from producer.host import program, worker_command
 from producer.indexing.dispatch import follow, progress_bar
 from producer.indexing.waiting import WaitStatus
-from producer.output import ledger_entry, ledger_line, notify, notify_failures, notify_imbalance
+from producer.output import (
+    emit,
+    emit_json,
+    emit_json_list,
+    emit_ledger,
+    ledger_entry,
+    ledger_line,
+    notify,
+    notify_failures,
+    notify_imbalance,
+)
 from producer.queue.messages import Poster
 from producer.queue.progress import NOTHING, Failure, Progress
 from producer.redis_client import retry_until_available
@@ -42,7 +51,7 @@ def status(job: str | None, as_json: bool) -> None:
             for progress in progresses
         ]
         worker_entries = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
-        click.echo(json.dumps({"jobs": entries, "workers": worker_entries}))
+        emit_json({"jobs": entries, "workers": worker_entries})
         sys.exit(exit_code)
     for worker in workers:
         about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
@@ -52,7 +61,7 @@ def status(job: str | None, as_json: bool) -> None:
     if not workers:
         notify(f"no worker is alive: start one with `{worker_command()}`")
     for progress in progresses:
-        click.echo(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
+        emit(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
     if not progresses:
         notify(f"no jobs yet: `{program()} index posters/`")
     sys.exit(exit_code)
@@ -71,15 +80,12 @@ def failures(job: str, as_json: bool) -> None:
     producer = Producer()
     entry = producer.job(job)
     entry.progress()
-    separator = "["
-    for failure in producer.job_store.failures(entry.id):
-        if as_json:
-            click.echo(separator + json.dumps(failure._asdict()), nl=False)
-            separator = ",\n"
-        else:
-            click.echo(f"{failure.path}\t{failure.word}\t{failure.reason}")
+    found = producer.job_store.failures(entry.id)
     if as_json:
-        click.echo("[]" if separator == "[" else "]")
+        emit_json_list(failure._asdict() for failure in found)
+        return
+    for failure in found:
+        emit(failure.path, failure.word, failure.reason)
 
 
 @example("python -m producer cancel last")
@@ -90,7 +96,7 @@ def cancel(job: str) -> None:
     producer = Producer()
     entry = producer.job(job)
     notify(f"{entry.cancel()} poster(s) withdrawn")
-    click.echo(ledger_line(entry.progress()))
+    emit_ledger(entry.progress())
 
 
 def _state(progress: Progress) -> str:
@@ -128,7 +134,7 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
             exit_interrupted(interrupt)
         notify_failures(producer, progress)
     if as_json or progress is not NOTHING:
-        click.echo(json.dumps(ledger_entry(progress)) if as_json else ledger_line(progress))
+        emit_ledger(progress, as_json=as_json)
     sys.exit(EX_OK if progress.is_balanced and not progress.failed else EX_SOME_FAILED)
 
 

@@ -26,7 +26,7 @@ from producer.errors import (
     StoreUnavailable,
 )
 from producer.host import program
-from producer.output import notify
+from producer.output import emit, notify, printable, standard_streams
 
 DISTRIBUTION: Final = "poster-embedding-queue"
 EX_OK: Final = 0
@@ -46,14 +46,20 @@ def exit_status(error: PosterError) -> int:
 class _Group(click.Group):
     """Prints a PosterError as one line, without a stack trace, and exits with its status."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        with standard_streams():
+            return super().main(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PosterError as error:
-            click.echo(f"error: {error}", err=True)
+            notify(f"error: {error}")
             ctx.exit(exit_status(error))
+        except click.UsageError as error:  # it may quote a file name
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            notify("interrupted")
             ctx.exit(EX_INTERRUPTED)
 
 
@@ -69,7 +75,7 @@ def _version() -> str:
 
 def _print_version(context: click.Context, parameter: click.Parameter, is_set: bool) -> None:
     if is_set:
-        click.echo(_version())
+        emit(_version())
         context.exit()
 
 
@@ -83,6 +89,7 @@ def main() -> None:
     \b
     Exit status: 0 success; 1 finished, and some posters failed, or the counts do not add up;
     2 wrong usage or configuration; 3 Redis, a worker or the store is unreachable;
+    74 the output is closed or its disk is full;
     130 interrupted (batches already sent are still processed; the job id is printed).
     """
 

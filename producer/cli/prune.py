@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -14,7 +13,7 @@ from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import resolved_root, starts_of
 from producer.indexing.index_job import notify_ambiguous, warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
-from producer.output import notify
+from producer.output import emit, emit_json, notify
 from producer.vectors import store_exists
 
 yes_option = click.option(
@@ -45,7 +44,7 @@ def prune(paths: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool) -> No
         survey, pruned = prune_and_notify(producer, starts, catalogue, yes=yes)
         if as_json:
             numbers = {"held": survey.held, "pruned": pruned, "empty": survey.empty, "hidden": survey.hidden}
-            click.echo(json.dumps(numbers))
+            emit_json(numbers)
 
 
 def preview_prune(
@@ -59,7 +58,10 @@ def preview_prune(
         candidates = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
         survey = Survey()
         for name in candidates.gone(survey):
-            click.echo(json.dumps({"would": "prune", "id": name}) if as_json else mark + name)
+            if as_json:
+                emit_json({"would": "prune", "id": name})
+            else:
+                emit(mark + name)
         _notify_kept(survey)
         notify(f"{survey.gone} of {survey.held} poster(s) to prune; nothing was pruned")
 

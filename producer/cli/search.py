@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -19,10 +18,10 @@ from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.errors import NoWorker, RedisUnreachable
 from producer.export.atomic import write_atomically
 from producer.maintenance.spaces import find_space, store_for_reading
-from producer.output import notify
+from producer.output import emit, emit_json, emit_table, notify
 from producer.report.pages import duplicates_page, identified_page
 from producer.search.duplicates import Member, find_duplicates
-from producer.search.identify import as_entry, as_lines
+from producer.search.identify import as_entry, as_rows
 from producer.search.identify import identify as find_posters_like
 from producer.search.nearest import metadata_of
 from producer.settings import load_settings
@@ -63,15 +62,16 @@ def identify(images: tuple[Path, ...], k: int, local: bool, timeout_s: float, ht
             write_atomically(html, identified_page(settings, info, catalogue, results))
             notify(f"wrote {html}")
     if as_json:
-        click.echo(json.dumps([as_entry(result, info) for result in results]))
+        emit_json([as_entry(result, info) for result in results])
     for number, result in enumerate(results):
         if result.failure:
             notify(f"failed: {result.failure}")
         elif not as_json:
             if len(results) > 1:
-                click.echo(("\n" if number else "") + click.format_filename(result.image))
-            for line in as_lines(result):
-                click.echo(line)
+                if number:
+                    emit("")
+                emit(str(result.image))
+            emit_table(as_rows(result))
     if info.space.weights.startswith("untrained"):
         notify("note: these vectors come from UNTRAINED weights; only near copies are found")
     sys.exit(EX_SOME_FAILED if any(result.failure for result in results) else EX_OK)
@@ -107,12 +107,12 @@ def duplicates(threshold: float, same_content: bool, space: str | None, html: Pa
     groups = [[_entry(member, catalogue) for member in group] for group in found.groups]
     if as_json:
         about = {"space": info.space.id, "threshold": minimum, "posters": found.posters}
-        click.echo(json.dumps(about | {"groups": groups}))
+        emit_json(about | {"groups": groups})
     for number, group in enumerate(groups, 1) if not as_json else ():
-        click.echo(("\n" if number > 1 else "") + f"group {number}: {len(group)} posters")
-        width = max(len(str(entry["about"]["file"])) for entry in group)
-        for entry in group:
-            click.echo(f"  {entry['about']['file']:<{width}}  {_relation(entry, group[0])}".rstrip().replace("\n", " "))
+        if number > 1:
+            emit("")
+        emit(f"group {number}: {len(group)} posters")
+        emit_table(("", *_relation(entry, group[0])) for entry in group)
     inside = sum(map(len, groups))
     notify(f"{len(groups)} group(s) with {inside} of {found.posters} posters, {time.monotonic() - began:.1f} s")
 
@@ -121,14 +121,10 @@ def _entry(member: Member, catalogue: Catalogue) -> dict[str, Any]:
     return member._asdict() | {"score": round(member.score, 6), "about": metadata_of(member.id, catalogue)}
 
 
-def _relation(entry: dict[str, Any], first: dict[str, Any]) -> str:
+def _relation(entry: dict[str, Any], first: dict[str, Any]) -> tuple[str, str, str]:
+    """File, likeness to the group's first, title."""
     title = str(entry["about"].get("title", ""))
-    if entry is first:
-        how = "first       "
-    elif entry["same_content"]:
-        how = "same content"
-    else:
-        how = f"{entry['score']:.4f}      "
+    how = "first" if entry is first else "same content" if entry["same_content"] else f"{entry['score']:.4f}"
     near = entry["near_to"]
     via = f"  (near to {near})" if not entry["same_content"] and near not in (first["id"], entry["id"]) else ""
-    return f"{how}  {title}{via}"
+    return str(entry["about"]["file"]), how, f"{title}{via}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import closing
@@ -16,7 +15,7 @@ from producer.collection.catalogue import open_catalogue
 from producer.collection.paths import resolved_root
 from producer.host import program
 from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
-from producer.output import notify
+from producer.output import emit, emit_json, notify
 from producer.settings import Settings, load_settings
 from producer.vectors.base import SpaceInfo, VectorStore
 
@@ -40,16 +39,16 @@ def spaces(context: click.Context, as_json: bool) -> None:
         current = store.current()
         found = [(info, completeness(store, info.space.id, settings.root, catalogue)) for info in store.spaces()]
     if as_json:
-        click.echo(json.dumps([_entry(info, state, current) for info, state in found]))
+        emit_json([_entry(info, state, current) for info, state in found])
         return
     if not found:
         notify(f"the store holds no vectors yet: run `{program()} index`")
     for info, state in found:
         mark = "*" if info.space.id == current else " "
         held = f"{info.count:,} vectors  {_size(info.bytes)}"
-        click.echo(f"{mark} {info.space.id}  {info.space.model}  {held}  {_how_far(state)}")
+        emit(f"{mark} {info.space.id}  {info.space.model}  {held}  {_how_far(state)}")
         for line in _provenance(info):
-            click.echo(f"    {line}")
+            emit(f"    {line}")
 
 
 @example("python -m producer spaces use vit-l-14")
@@ -69,7 +68,7 @@ def use(name: str, yes: bool) -> None:
             notify(objection)
             sys.exit(EX_USAGE)
         store.use(info.space.id)
-        click.echo(f"readers now use {info.space.id}, with {info.count:,} vectors; {before} stays until it is dropped")
+        emit(f"readers now use {info.space.id}, with {info.count:,} vectors; {before} stays until it is dropped")
 
 
 @example("python -m producer spaces drop vit-b-32")
@@ -91,7 +90,7 @@ def drop(name: str, yes: bool) -> None:
         notify(f"dropping {info.space.id}: {info.count:,} vectors, {_size(info.bytes)}")
         gone, current = store.drop(info.space.id), store.current()
         after = f"readers use {current}" if current else "the store is empty now"
-        click.echo(f"dropped {info.space.id} with {gone:,} vectors; {after}")
+        emit(f"dropped {info.space.id} with {gone:,} vectors; {after}")
 
 
 def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:

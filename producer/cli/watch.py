@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import click
-
 from producer.cli.main import EX_INTERRUPTED
 from producer.client import Producer
 from producer.host import program
-from producer.output import ledger_entry, notify
+from producer.output import emit_json, ledger_entry, notify
 from producer.queue.progress import NOTHING
 from producer.watch.sync import SyncPass, WatchOptions
 
@@ -27,7 +24,7 @@ def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *
         if options.prune:
             entry["pruned"] = done.pruned
         if as_json:
-            click.echo(json.dumps(entry))
+            emit_json(entry)
         else:
             numbers = " ".join(f"{name} {value}" for name, value in entry.items() if value != "")
             notify(f"{time.strftime('%H:%M:%S')} {numbers}")

@@ -107,11 +107,10 @@ def as_entry(result: Identified, info: SpaceInfo) -> dict[str, Any]:
     return entry | {"matches": matches}
 
 
-def as_lines(result: Identified) -> list[str]:
-    """The result for one image as lines of text: rank, score, title, file."""
-    width = max((len(title_of(match)) for match in result.matches), default=0)
+def as_rows(result: Identified) -> list[tuple[str, str, str, str]]:
+    """The result for one image as rows of a table: rank, score, title, file."""
     return [
-        f"{rank:>3}  {match.score:.4f}  {title_of(match):<{width}}  {match.about['file']}".replace("\n", " ")
+        (f"{rank:>3}", f"{match.score:.4f}", title_of(match), str(match.about["file"]))
         for rank, match in enumerate(result.matches, 1)
     ]
 
