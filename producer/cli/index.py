@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import click
@@ -13,7 +16,7 @@ from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_inte
 from producer.cli.prune import preview_prune, prune_and_notify, yes_option
 from producer.cli.watch import run_watch
 from producer.client import Producer
-from producer.collection.paths import EXTENSIONS
+from producer.collection.paths import EXTENSIONS, inside_root, resolved_root
 from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all
@@ -81,6 +84,8 @@ def index_command(
     _refuse_both(ctx, "detach", "prune_too", "watch")
     _refuse_both(ctx, "watch", "force", "verify", "dry_run")
     producer = Producer(load_settings(posters_per_batch=batch))
+    if not prune_too:  # which a deleted folder may be named for
+        _require_existing(producer.settings.root, paths)
     if watch:
         run_watch(producer, paths, WatchOptions(prune_too, yes, settle, rescan), as_json=as_json)
     if dry_run:
@@ -113,6 +118,14 @@ def index_command(
         _notify_notes(producer, progress, waited=not detach)
     emit_ledger(progress, as_json=as_json)
     sys.exit(status)
+
+
+def _require_existing(root: Path, paths: Sequence[str]) -> None:
+    """Raise UsageError for a path that does not exist."""
+    base = resolved_root(root)
+    for path in paths:
+        if not os.path.lexists(base / inside_root(base, path)):
+            raise click.UsageError(f"{path} does not exist, neither in {base} nor in the current folder")
 
 
 def _refuse_both(ctx: click.Context, one: str, *others: str) -> None:

@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any, Final
 
 import click
+from tqdm import tqdm
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted
 from producer.client import Producer
 from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
 from producer.host import program, worker_command
-from producer.indexing.dispatch import follow, progress_bar
+from producer.indexing.dispatch import POLL_S, follow, progress_bar, show_progress
 from producer.indexing.waiting import WaitStatus
 from producer.output import (
     emit,
     emit_json,
     emit_json_list,
     emit_ledger,
+    emit_table,
     ledger_entry,
-    ledger_line,
     notify,
     notify_failures,
     notify_imbalance,
 )
 from producer.queue.messages import Poster
 from producer.queue.progress import NOTHING, Failure, Progress
+from producer.queue.workers import READY, Announcement
 from producer.redis_client import retry_until_available
 
+FOLLOW_EVERY_S: Final = 2.0  # between two rows, where stdout is no terminal
+JOB_COLUMNS: Final = ("job", "state", "done", "posters", "embedded", "reused", "unchanged", "failed", "speed", "left")
+JOB_NUMBERS: Final = range(2, len(JOB_COLUMNS))  # columns aligned to the right
+WORKER_COLUMNS: Final = ("worker", "state", "model", "device", "precision", "speed", "")
+WORKER_NUMBERS: Final = {"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float}
 
-@example("python -m producer status last")
+
+@example("python -m producer status last --follow")
 @click.command()
 @click.argument("job", required=False)
+@click.option("--follow", "follow_it", is_flag=True, help="Show the progress of JOB (default: last) until its end.")
 @as_json
-def status(job: str | None, as_json: bool) -> None:
-    """Show the workers and the newest jobs, or one JOB (an id, or `last`)."""
+def status(job: str | None, follow_it: bool, as_json: bool) -> None:
+    """Show the workers and the newest jobs, or one JOB (an id, or `last`).
+
+    A job is `sending` while its producer sends more, `sent` while batches are open, then `finished`; or it was
+    `cancelled`, or `abandoned` by a producer that died.
+    """
     producer = Producer()
+    if follow_it:
+        progress = _follow(producer, job or "last", as_json=as_json)
+        notify_imbalance(progress)
+        sys.exit(EX_OK if progress.is_balanced and not progress.failed else EX_SOME_FAILED)
     jobs = [producer.job(job)] if job else [producer.job(name) for name in producer.job_store.list_jobs()]
     progresses = [entry.progress() for entry in jobs]
     workers = producer.workers()
@@ -46,25 +67,86 @@ def status(job: str | None, as_json: bool) -> None:
         notify_imbalance(progress)
     exit_code = EX_OK if all(progress.is_balanced for progress in progresses) else EX_SOME_FAILED
     if as_json:
-        entries = [
-            ledger_entry(progress) | {"state": _state(progress), "open_batches": progress.open_batches}
-            for progress in progresses
-        ]
-        worker_entries = [{"name": worker.name, "state": worker.state, **worker.fields} for worker in workers]
-        emit_json({"jobs": entries, "workers": worker_entries})
+        emit_json({"jobs": list(map(_job_entry, progresses)), "workers": list(map(_worker_entry, workers))})
         sys.exit(exit_code)
-    for worker in workers:
-        about = " ".join(filter(None, (worker.get("model"), worker.get("device"), worker.get("precision"))))
-        notify(f"worker {worker.name}: {worker.state} {about}")
-        if worker.get("bottleneck"):
-            notify(f"  {worker.get('images_per_second')} images/s; {worker.get('bottleneck')}")
-    if not workers:
-        notify(f"no worker is alive: start one with `{worker_command()}`")
-    for progress in progresses:
-        emit(f"{_state(progress)} {ledger_line(progress)} open_batches {progress.open_batches}")
-    if not progresses:
-        notify(f"no jobs yet: `{program()} index posters/`")
+    if workers:
+        emit_table([WORKER_COLUMNS, *map(_worker_row, workers)])
+    else:
+        emit(f"no worker is alive: start one with `{worker_command()}`")
+    emit("")
+    if progresses:
+        emit_table([JOB_COLUMNS, *map(_job_row, progresses)], right=JOB_NUMBERS)
+    else:
+        emit(f"no jobs yet: `{program()} index posters/`")
     sys.exit(exit_code)
+
+
+def _follow(producer: Producer, name: str, *, as_json: bool) -> Progress:
+    """Show a job's progress until its end: a bar on a terminal, else a row, or an object, for each change."""
+    job, wait_status = producer.job(name), WaitStatus(producer)
+    progress = retry_until_available(job.progress, wait_status.report)
+    shown, shown_at = None, -FOLLOW_EVERY_S
+    # where the bar begins, so that its speed is today's, not the average since the job began
+    begin = {"initial": progress.done, "total": progress.total, "desc": progress.job, "unit": "poster"}
+    with tqdm(**begin, file=sys.stdout, disable=True if as_json else None, leave=False) as bar:
+        while True:
+            bar.total = progress.total
+            show_progress(bar, progress)
+            is_due = time.monotonic() - shown_at >= FOLLOW_EVERY_S
+            if (progress != shown and is_due and bar.disable) or progress.at_rest:
+                if as_json:
+                    emit_json(_job_entry(progress))
+                else:
+                    emit_table([JOB_COLUMNS] * (shown is None) + [_job_row(progress)], right=JOB_NUMBERS)
+                shown, shown_at = progress, time.monotonic()
+            if progress.at_rest:
+                return progress
+            wait_status.refresh()
+            time.sleep(POLL_S)
+            progress = retry_until_available(job.progress, wait_status.report)
+
+
+def _job_entry(progress: Progress) -> dict[str, Any]:
+    total, left = progress.total, progress.seconds_left
+    return ledger_entry(progress) | {
+        "state": progress.state if progress.is_balanced else "incomplete",  # Redis has lost some of it
+        "open_batches": progress.open_batches,
+        "done": progress.done,
+        "total": total,
+        "percent": None if total is None else math.floor(1000 * progress.done / total) / 10 if total else 100.0,
+        "posters_per_second": round(progress.per_second, 1),
+        "seconds_left": None if left is None else round(left, 1),
+    }
+
+
+def _job_row(progress: Progress) -> tuple[str, ...]:
+    entry = _job_entry(progress)
+    counts = (f"{entry[name]:,}" for name in ("embedded", "reused", "unchanged", "failed"))
+    total, percent, left = entry["total"], entry["percent"], entry["seconds_left"]
+    return (
+        *(progress.job, entry["state"]),
+        "" if percent is None else f"{math.floor(percent)} %",
+        f"{progress.done:,} of {progress.submitted:,}+" if total is None else f"{progress.done:,} of {total:,}",
+        *counts,
+        f"{progress.per_second:.1f}/s",
+        "" if progress.at_rest or left is None else tqdm.format_interval(left),
+    )
+
+
+def _worker_entry(worker: Announcement) -> dict[str, Any]:
+    """A worker's entry; Redis holds its numbers as text."""
+    entry: dict[str, Any] = {"name": worker.name, "state": worker.state, **worker.fields}
+    for field, number in WORKER_NUMBERS.items():
+        with suppress(KeyError, ValueError):  # not set yet; a batch size may be `auto`
+            entry[field] = number(entry[field])
+    return entry
+
+
+def _worker_row(worker: Announcement) -> tuple[str, ...]:
+    about = (worker.get(field) for field in ("model", "device", "precision"))
+    speed = worker.get("images_per_second")
+    note = worker.get("bottleneck") if worker.state == READY else worker.get("reason") or worker.get("stage")
+    return (worker.name, worker.state, *about, f"{speed} images/s" if speed else "", note)
 
 
 @example("python -m producer failures last --json")
@@ -99,12 +181,6 @@ def cancel(job: str) -> None:
     emit_ledger(entry.progress())
 
 
-def _state(progress: Progress) -> str:
-    if not progress.is_balanced:
-        return "incomplete"  # Redis has lost some of it
-    return "finished" if progress.at_rest and progress.state == "sent" else str(progress.state)
-
-
 @example("python -m producer retry last --only crashed-worker")
 @click.command()
 @click.argument("job")
@@ -124,6 +200,8 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     else:
         new = producer.begin()
         notify(f"sending the failed posters of job {entry.id} as job {new.id}")
+        if only is None:
+            call(partial(producer.job_store.note_expected, new.id, failed))
         posters = (_retried(failure, producer.settings.catalogue) for failure in chain([first], found))
         try:
             with progress_bar(quiet=as_json, total=None if only else failed) as bar:

@@ -60,7 +60,7 @@ def follow(
         while True:
             wait_status.refresh()
             progress = wait(job.progress)
-            _show(bar, progress)
+            show_progress(bar, progress)
             if sent and progress.at_rest:
                 return balanced(progress)
             wait(partial(job.redeliver, notify))
@@ -111,8 +111,9 @@ def _renew_sending(producer: Producer, job: Job, wait_status: WaitStatus) -> Non
         wait_status.report(error)
 
 
-def _show(bar: tqdm[Any], progress: Progress) -> None:
-    bar.n = progress.settled + progress.doing
+def show_progress(bar: tqdm[Any], progress: Progress) -> None:
+    """Set a progress bar to what is done, and to the number of failures."""
+    bar.n = progress.done
     if bar.total is not None:
         bar.total = max(bar.total, bar.n)  # entries without a file were not counted
     if progress.failed:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.scan import PosterScan, ScanNote
-from producer.errors import JobUnknown, LedgerSetBack
+from producer.errors import JobUnknown, LedgerSetBack, PosterError
 from producer.indexing.dispatch import follow, progress_bar, send_detached
 from producer.indexing.freshness import UpToDateFilter
 from producer.indexing.waiting import WaitStatus
@@ -26,6 +26,8 @@ from producer.queue.progress import Progress
 from producer.queue_client import OnWait
 from producer.redis_client import retry_until_available
 from producer.settings import Settings
+
+COUNT_ENDS_S: Final = 5.0  # the counting may be waiting for a folder of a disk that hangs, or for Redis
 
 
 def scan(
@@ -125,8 +127,8 @@ def _send_job(
         if detach:
             progress = send_detached(producer, job, feed)
         else:
-            with progress_bar(quiet=quiet) as bar:
-                _count_in_background(found, bar)
+            note_expected = partial(producer.job_store.note_expected, job.id)
+            with progress_bar(quiet=quiet) as bar, _counting(found, bar, note_expected):
                 progress = follow(producer, job, feed, bar)
     finally:
         up_to_date.close()
@@ -134,12 +136,25 @@ def _send_job(
     return progress
 
 
-def _count_in_background(found: PosterScan, bar: tqdm[Any]) -> None:
-    """Set the bar's total when it is known; until then it shows count and rate, and no time left."""
-    if bar.disable:
-        return
+@contextmanager
+def _counting(found: PosterScan, bar: tqdm[Any], note_expected: Callable[[int], None]) -> Iterator[None]:
+    """Count the files inside the block, for the bar's total and for `status`; until then, both show no time left."""
+    ended = threading.Event()
 
     def count() -> None:
-        bar.total = sum(1 for _ in found.files())
+        total = 0
+        for _ in found.files():
+            total += 1
+            if ended.is_set():
+                return
+        bar.total = total
+        with suppress(PosterError):  # a hint
+            note_expected(total)
 
-    threading.Thread(target=count, name="count", daemon=True).start()
+    thread = threading.Thread(target=count, name="count", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(COUNT_ENDS_S)

@@ -41,7 +41,7 @@ class JobStore:
         self._create, self._record_step = script("create_job"), script("record_step")
         self._mark_sent, self._mark_cancelled = script("mark_sent"), script("mark_cancelled")
         self._retire, self._progress = script("retire_job"), script("job_progress")
-        self._keep_active = script("keep_active")
+        self._keep_active, self._note_expected = script("keep_active"), script("note_expected")
 
     # for producers
 
@@ -88,6 +88,10 @@ class JobStore:
         """Show that the producer is alive while its window is full."""
         self.redis.set(sender_key(job), "alive", ex=SENDER_S)
 
+    def note_expected(self, job: str, posters: int) -> None:
+        """Note how many posters the whole job will have."""
+        self._note_expected(job_keys(job, ""), [posters])
+
     def mark_sent(self, job: str, steps: int = 0) -> None:
         """Mark a job as sent: no more batches will come.
 
@@ -121,6 +125,8 @@ class JobStore:
         if state == "sending" and not sender:
             state = "abandoned"  # its producer died; the same command again goes on where it stopped
         at_rest = state != "sending" and open_batches == 0
+        if at_rest and state == "sent":
+            state = "finished"
         return Progress(
             job=job,
             state=state,
@@ -130,6 +136,7 @@ class JobStore:
             steps=int(entry.get("step", 0)),
             created=float(entry["created"]),
             ended=float(entry.get("ended", entry["created"])) if at_rest else None,
+            expected=int(entry.get("expected", 0)),
         )
 
     def list_jobs(self, limit: int = 20) -> list[str]:

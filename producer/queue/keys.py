@@ -2,7 +2,7 @@
 
 posters:jobs            zset    job id → the order in which jobs began   the newest MAX_JOBS
 posters:active          set     jobs that may hold open batches          until the job is at rest
-posters:job:J           hash    state, counts, step, created, …          settings.keep_jobs_days after the end
+posters:job:J           hash    state, counts, step, expected, …         settings.keep_jobs_days after the end
 posters:job:J:open      hash    batch id → EmbedBatch as JSON            until the batch is finished
 posters:job:J:tries     hash    batch id → attempts counted,             until the batch is finished
                                 batch id + # → attempts begun,

@@ -54,7 +54,13 @@ class Progress:
 
     `doing` counts posters of
     unfinished batches that are already stored, for a progress bar; they are in no other count yet.
-    `steps` is how many steps of sending the ledger holds.
+    `steps` is how many steps of sending the ledger holds. `state` is one of
+
+    sending     a producer sends more
+    sent        all is sent, and batches are open
+    finished    all is sent, and none is open
+    cancelled   what no worker had begun was withdrawn
+    abandoned   its producer died while it sent
     """
 
     job: str
@@ -70,11 +76,38 @@ class Progress:
     steps: int
     created: float
     ended: float | None
+    expected: int = 0  # posters that its producer has counted; 0: unknown
 
     @property
     def settled(self) -> int:
         """Posters that are embedded, reused, unchanged or failed."""
         return self.embedded + self.reused + self.unchanged + self.failed
+
+    @property
+    def done(self) -> int:
+        """Posters that are settled, or stored by a batch in progress."""
+        return self.settled + self.doing
+
+    @property
+    def total(self) -> int | None:
+        """Posters of the whole job; None while its producer still sends and has not counted them."""
+        if self.state != "sending":
+            return self.submitted
+        return max(self.expected, self.submitted) if self.expected else None
+
+    @property
+    def per_second(self) -> float:
+        """Posters done per second since the job began."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end at the speed so far; None where that is unknown, 0 at rest."""
+        if self.at_rest:
+            return 0.0
+        if self.total is None or not self.done:
+            return None
+        return max(0, self.total - self.done) / max(self.per_second, 1e-9)
 
     @property
     def at_rest(self) -> bool:
@@ -92,4 +125,4 @@ class Progress:
         return max(0.0, (self.ended if self.ended is not None else time.time()) - self.created)
 
 
-NOTHING: Final = Progress("", "sent", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)  # of no job: nothing had to be sent
+NOTHING: Final = Progress("", "finished", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)  # of no job: nothing had to be sent

@@ -322,7 +322,7 @@ def test_a_job_at_rest_cannot_be_cancelled(ledger, claims):
     begin(ledger, batch())
     claims.finish(batch(), Outcome(embedded=4))
     assert claims.cancel("job") == 0
-    assert ledger.progress("job").state == "sent"
+    assert ledger.progress("job").state == "finished"
 
 
 def test_a_job_of_a_newer_version_can_be_cancelled(ledger, claims, redis_server):

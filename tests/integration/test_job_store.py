@@ -91,7 +91,7 @@ def test_a_producer_that_was_only_silent_goes_on(ledger, claims, redis_server):
         assert client.ttl("posters:job:job") == -1
     claims.finish(batch(2), Outcome(embedded=4))
     ledger.mark_sent("job", 2)
-    assert (ledger.progress("job").state, ledger.progress("job").at_rest) == ("sent", True)
+    assert (ledger.progress("job").state, ledger.progress("job").at_rest) == ("finished", True)
 
 
 def test_active_jobs_are_those_that_may_hold_batches(ledger, claims, redis_server):

@@ -52,6 +52,6 @@ def test_the_bottleneck_is_reported(installation):
     assert "bound" in sentence
     assert "% of the time" in sentence
     assert sentence in result.stderr
-    assert sentence in installation.run("status").stderr
+    assert sentence in installation.run("status").stdout
     assert "s on the device, waited" in worker.log_text()
     assert "-bound" in worker.log_text() or "bound by no one thing" in worker.log_text()
