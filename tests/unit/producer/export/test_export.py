@@ -1,5 +1,6 @@
 """Exports: what clip-retrieval, autofaiss and FAISS read, whole or not at all, of one space, in constant memory."""
 
+import errno
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -387,6 +389,72 @@ def test_staging_is_invisible_until_it_is_over(tmp_path):
         assert not (tmp_path / "deep" / "out").exists()
     assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+@pytest.fixture
+def volume(tmp_path, monkeypatch):
+    """A mount point, as a container's volume is: it cannot be renamed or removed, and holds what mkfs made."""
+    folder, rename = tmp_path / "volume", os.rename
+    (folder / "lost+found").mkdir(parents=True)
+
+    def refuse(path, target):
+        if folder in (Path(path), Path(target)):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(path, target)
+
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
+    monkeypatch.setattr(os, "rename", refuse)
+    return folder
+
+
+def test_a_mount_point_takes_an_export(store, volume):
+    """Written inside it, the manifest last; again only with --replace; on an error the earlier one stays."""
+    fill(store, ["a", "b"])
+    assert export(source(store), volume).rows == 2
+    names = {"export.json", "img_emb", "lost+found", "metadata"}
+    assert {path.name for path in volume.iterdir()} == names
+    with pytest.raises(ConfigurationError, match="add --replace"):
+        export(source(store), volume)
+    (volume / "img_emb" / "of_the_first.npy").touch()
+    export(source(store), volume, "parquet", replace=True)
+    assert {path.name for path in volume.iterdir()} == {"export.json", "lost+found", "posters.parquet"}
+
+
+def test_a_mount_point_keeps_its_export_where_a_new_one_cannot_be_moved_in(store, volume, monkeypatch):
+    """Whole: with its manifest, and nothing beside it."""
+    fill(store, ["a", "b"])
+    export(source(store), volume)
+    before = sorted(volume.rglob("*"))
+    rename = os.rename
+
+    def refuse(path, target):
+        if ".partial-" in str(path) and Path(path).name == "export.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        export(source(store), volume, "parquet", replace=True)
+    assert sorted(volume.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")
+def test_a_link_stays_and_its_target_is_written(store, tmp_path):
+    """One that leads nowhere yet, an empty folder, and an export that is replaced through the link `current`."""
+    fill(store, ["a", "b"])
+    link, target = tmp_path / "current", tmp_path / "exports" / "v1"
+    link.symlink_to(target)
+    export(source(store), link)
+    assert (link.is_symlink(), (target / "export.json").is_file()) == (True, True)
+    with pytest.raises(ConfigurationError, match="add --replace"):
+        export(source(store), link)
+    export(source(store), link, "parquet", replace=True)
+    assert (link.is_symlink(), (target / "posters.parquet").is_file()) == (True, True)
+    assert not list(tmp_path.rglob(".*"))
+    page = tmp_path / "page.html"
+    page.symlink_to(tmp_path / "exports" / "page-1.html")
+    write_atomically(page, b"x")
+    assert (page.is_symlink(), page.read_bytes()) == (True, b"x")
 
 
 def test_a_file_is_replaced_whole(tmp_path):
