@@ -13,7 +13,7 @@ import redis
 from redis.backoff import ConstantBackoff, EqualJitterBackoff
 from redis.client import Pipeline
 from redis.connection import parse_url
-from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, WatchError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ReadOnlyError, WatchError
 from redis.retry import Retry
 
 from producer.errors import ConfigurationError, PosterError, RedisUnreachable
@@ -56,6 +56,8 @@ def unreachable(url: str, error: BaseException) -> RedisUnreachable:
         return RedisUnreachable(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
     if isinstance(error, NoPermissionError) or any(text in str(error) for text in FORBIDDEN_IN_SCRIPT):
         return RedisUnreachable(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
+    if isinstance(error, ReadOnlyError):
+        return RedisUnreachable(f"Redis at {shown} is a replica and takes no writes: set the URL of its primary.")
     if isinstance(error, OutOfMemoryError):
         return RedisUnreachable(f"Redis at {shown} is full (maxmemory): {error}")
     text = f"Redis at {shown} does not answer ({error}). Start it, or set POSTERS_REDIS_URL to the one that runs."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -19,6 +21,14 @@ from producer.host import program, worker_command
 from producer.output import emit, emit_json, notify
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, WorkerRegistry
 from producer.settings import load_settings, without_password
+from producer.vectors import store_exists
+
+# Variables of other Celery programs, which people set in the belief that they choose the Redis.
+CELERY_VARIABLES: Final = (
+    *("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"),
+    *("CELERY_RESULT_BACKEND", "CELERY_CONFIG_MODULE", "REDIS_URL"),
+)
+SAME_STORE: Final = "set POSTERS_STORE to the same for both, best with an absolute path, and start the worker again"
 
 
 @dataclass(frozen=True)
@@ -44,31 +54,53 @@ class Finding:
 
 
 def examine(producer: Producer) -> Iterator[Finding]:
-    """Yield a finding for Redis, worker, model, posters root, store and dead letters; stops without Redis."""
+    """Yield a finding for Redis, worker, model, posters root, store and dead letters.
+
+    Without Redis, for what can be seen without it.
+    """
     settings = producer.settings
-    url = without_password(settings.redis_url)
+    ready: list[Announcement] = []
+    is_reachable = True
     try:
         workers = producer.workers()
     except PosterError as error:
+        is_reachable = False
         advice = "start it: `redis-server`, or `docker compose up -d redis`"
-        yield Finding("redis", str(error), advice, in_reach=False)
-        return
-    yield _attempt("redis", lambda: _redis(producer, url), "see docs/redis.acl")
-    yield _alive(workers)
-    ready = [worker for worker in workers if worker.state == READY]
-    yield _model(workers, ready)
+        yield Finding("redis", f"{error}{_foreign_variables()}", advice, in_reach=False)
+    else:
+        ready = [worker for worker in workers if worker.state == READY]
+        yield _attempt("redis", lambda: _redis(producer), "see docs/redis.acl")
+        yield _alive(workers)
+        yield _model(workers, ready)
     yield _root(settings.root, ready)
     yield _attempt("store", lambda: _store(producer, ready), "check the path, its owner, and the free space")
-    yield _attempt("dead letters", lambda: _dead_letters(producer), "see docs/redis.acl")
+    if is_reachable:
+        yield _attempt("dead letters", lambda: _dead_letters(producer), "see docs/redis.acl")
 
 
-def _redis(producer: Producer, url: str) -> Finding:
-    policy, is_kept = producer.job_store.persistence()
-    seen = f"answers at {url}" + ("" if is_kept else "; it loses everything when it stops (appendonly no)")
+def _redis(producer: Producer) -> Finding:
+    url = without_password(producer.settings.redis_url)
+    info = producer.job_store.server_info()
+    if info.get("role") in ("slave", "replica"):
+        primary = f"{info.get('master_host')}:{info.get('master_port')}"
+        return Finding("redis", f"{url} is a replica of {primary}", "set POSTERS_REDIS_URL to the primary")
+    if info.get("cluster_enabled"):
+        advice = "use a Redis that is no cluster: the keys of a job must lie on one server"
+        return Finding("redis", f"{url} is a node of a cluster", advice)
+    producer.job_store.check_write()
+    is_kept = "" if info.get("aof_enabled") else "; it loses everything when it stops (appendonly no)"
+    seen = f"{url} takes a write{is_kept}{_foreign_variables()}"
+    policy = str(info.get("maxmemory_policy", ""))
     if policy in ("noeviction", ""):
         return Finding("redis", seen)
     advice = "set `maxmemory-policy noeviction`: any other may evict queued batches"
     return Finding("redis", f"{seen}; its policy is {policy}", advice)
+
+
+def _foreign_variables() -> str:
+    """A note on variables that look as if they chose the Redis, which POSTERS_REDIS_URL alone does."""
+    found = sorted(name for name in os.environ if name in CELERY_VARIABLES)
+    return f"; {', '.join(found)} in the environment does not apply here, POSTERS_REDIS_URL does" if found else ""
 
 
 def _alive(workers: list[Announcement]) -> Finding:
@@ -110,21 +142,31 @@ def _root(root: Path, ready: list[Announcement]) -> Finding:
     if not os.access(root, os.R_OK | os.X_OK):
         return Finding("posters root", f"{here} cannot be read", "check its owner and mode")
     seen = f"{here} is readable"
-    if other := [worker for worker in ready if worker.get("root") != str(here)]:
-        seen += f"; {other[0].name} uses {other[0].get('root')} (right if both are the same folder, as in containers)"
+    inode = str(here.stat().st_ino)  # the same folder has the same one in a container and on a network drive
+    for worker in ready:
+        theirs = worker.get("root")
+        if theirs == str(here) or worker.get("root_inode") == inode:
+            continue
+        if worker.get("host") == socket.gethostname():
+            advice = "set POSTERS_ROOT to the same folder for both"
+            return Finding("posters root", f"{seen}; but {worker.name} reads {theirs}", advice)
+        seen += f"; {worker.name} on {worker.get('host')} uses {theirs} (right if both are the same folder)"
+        break
     return Finding("posters root", seen)
 
 
 def _store(producer: Producer, ready: list[Announcement]) -> Finding:
+    url = producer.settings.store
+    shown = _absolute(without_password(url))
+    if not store_exists(url):
+        return _absent_store(Path(url.removeprefix("sqlite:")).absolute(), ready)
     with closing(producer.store()) as store:
-        store.check()
-        current = store.current()
+        identity, current = store.check(), store.current()
         held = f"{store.count(current)} vectors in {current}" if current else "no vectors yet"
-    store_url = without_password(producer.settings.store)
-    seen = f"{store_url} is writable, {held}"
-    if other := [worker for worker in ready if _without_user(worker.get("store")) != _without_user(store_url)]:
-        advice = "set POSTERS_STORE to the same for both"
-        return Finding("store", f"{seen}; but {other[0].name} writes to {other[0].get('store')}", advice)
+    seen = f"{shown} takes a write, {held}"
+    for worker in ready:
+        if not _is_same_store(worker, url, identity):
+            return Finding("store", f"{seen}; but {_writes_to(worker)}", SAME_STORE)
     made = ready[0].get("space") if ready else ""
     if current and made and made != current:
         advice = f"`{program()} spaces` shows when {made} is complete, `spaces use {made}` switches the readers"
@@ -137,13 +179,51 @@ def _without_user(url: str) -> str:
     return re.sub("//[^@/]*@", "//", url)
 
 
+def _absent_store(path: Path, ready: list[Announcement]) -> Finding:
+    """The finding where the SQLite file does not exist; it is not created."""
+    seen = f"there is no file {path}"
+    if ready:
+        return Finding("store", f"{seen}; {_writes_to(ready[0])}", SAME_STORE)
+    if not path.parent.is_dir():
+        advice = "set POSTERS_STORE to the right place; if this is it, the worker will create both"
+        return Finding("store", f"{seen}, nor its folder", advice)
+    if not os.access(path.parent, os.W_OK):
+        return Finding("store", f"{seen}, and none can be created in its folder", "check its owner and mode")
+    return Finding("store", f"{seen} yet; the worker creates it")
+
+
+def _is_same_store(worker: Announcement, url: str, identity: str) -> bool:
+    """By the store's own id. On one host by the file as well: a copy of a file has the id of the original."""
+    if worker.get("store_id") not in ("", identity):
+        return False
+    if not worker.get("store_id"):  # of an older version
+        return _without_user(worker.get("store")) == _without_user(without_password(url))
+    if not url.startswith("sqlite:") or worker.get("host") != socket.gethostname():
+        return True
+    theirs, ours = (
+        text.removeprefix("sqlite:") for text in (_absolute(worker.get("store"), worker.get("folder")), _absolute(url))
+    )
+    return not os.path.exists(theirs) or os.path.samefile(theirs, ours)
+
+
+def _writes_to(worker: Announcement) -> str:
+    return f"{worker.name} writes to another one: {_absolute(worker.get('store'), worker.get('folder'))}"
+
+
+def _absolute(store: str, folder: str = "") -> str:
+    """A store's URL with the whole path of its file; `folder`: where a relative path begins."""
+    scheme, _, path = store.partition(":")
+    return f"sqlite:{os.path.join(folder or os.getcwd(), path)}" if scheme == "sqlite" else store
+
+
 def _dead_letters(producer: Producer) -> Finding:
     count = producer.dead_letters.count()
     if not count:
         return Finding("dead letters", "no message was rejected")
     seen = f"{count} message(s) rejected; the newest: {producer.dead_letters.newest_reason()}"
     cause = "another program writes to these queues, or a producer is newer than the workers"
-    advice = f"list them with `redis-cli lrange posters:quarantine 0 9`; {cause}"
+    listing, removal = "redis-cli lrange posters:quarantine 0 9", f"{program()} doctor --clear-dead-letters"
+    advice = f"list them with `{listing}`, remove them with `{removal}`; {cause}"
     return Finding("dead letters", seen, advice)
 
 
@@ -156,10 +236,18 @@ def _attempt(name: str, check: Callable[[], Finding], advice: str) -> Finding:
 
 @example("python -m producer doctor")
 @click.command()
+@click.option("--clear-dead-letters", is_flag=True, help="First, remove the messages that were rejected.")
 @as_json
-def doctor(as_json: bool) -> None:
-    """Check Redis, worker, model, posters root, store and dead letters, and print what to do."""
-    findings = list(examine(Producer()))
+def doctor(clear_dead_letters: bool, as_json: bool) -> None:
+    """Check Redis, worker, model, posters root, store and dead letters, and print what to do.
+
+    It asks whether each takes a write, and whether the workers use the same store and the same posters root. It
+    creates no store.
+    """
+    producer = Producer()
+    if clear_dead_letters:
+        notify(f"{producer.dead_letters.clear()} rejected message(s) removed")
+    findings = list(examine(producer))
     if as_json:
         emit_json([asdict(finding) | {"ok": finding.ok} for finding in findings])
     else:

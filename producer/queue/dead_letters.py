@@ -55,6 +55,13 @@ class DeadLetters:
         """How many there are; at most MAX_DEAD_LETTERS are kept."""
         return int(self._redis.llen(DEAD_LETTERS))
 
+    def clear(self) -> int:
+        """Remove them all; the number of them."""
+        pipe = self._redis.pipeline()
+        pipe.llen(DEAD_LETTERS)
+        pipe.delete(DEAD_LETTERS)
+        return int(pipe.execute()[0])
+
     def newest_reason(self) -> str:
         """Why the newest message was rejected; empty when there is none."""
         entries = cast(list[str], self._redis.lrange(DEAD_LETTERS, 0, 0))

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from producer.errors import JobUnknown, LedgerSetBack
-from producer.queue.keys import ACTIVE, JOBS, MAX_JOBS, SENDER_S, job_keys, sender_key
+from producer.queue.keys import ACTIVE, JOBS, MAX_JOBS, PROBE, PROBE_S, SENDER_S, job_keys, sender_key
 from producer.queue.messages import EmbedBatch
 from producer.queue.progress import Failure, Progress
 from producer.queue.scripts import load_script
@@ -173,10 +173,13 @@ class JobStore:
         """Put a job with open batches back among the active ones, which redelivery searches. True if it was missing."""
         return bool(self._keep_active([*job_keys(job, "", "open"), ACTIVE], [job]))
 
-    def persistence(self) -> tuple[str, bool]:
-        """Redis' policy when memory runs out, and whether its data survives a restart."""
-        info = self.redis.info()
-        return str(info.get("maxmemory_policy", "")), bool(info.get("aof_enabled"))
+    def server_info(self) -> dict[str, Any]:
+        """What Redis says about itself (INFO)."""
+        return dict(self.redis.info())
+
+    def check_write(self) -> None:
+        """Write a probe, which expires."""
+        self.redis.set(PROBE, "1", ex=PROBE_S)
 
     def _retire_if_at_rest(self, job: str) -> bool:
         keys = [*_state_keys(job), *job_keys(job, "doing")]

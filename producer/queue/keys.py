@@ -16,6 +16,7 @@ posters:sender:J        string  a producer still sends                   SENDER_
 posters:claim:B         string  who works on batch B                     settings.claim_s, renewed meanwhile
 posters:returned        hash    batch that was returned → its job        until its pause is over
 posters:quarantine      list    rejected messages, with a reason         the newest MAX_DEAD_LETTERS
+posters:probe           string  `doctor` can write                       PROBE_S
 posters:put-aside:B     string  batch B is a dead letter already         ONCE_S
 posters:repairer        string  who looks for lost batches               locks.py
 posters:card:C          string  who works on card C                      locks.py
@@ -37,6 +38,8 @@ ONCE_S: Final = 86400  # a batch of a newer version is sent again and again; a l
 NOBODY: Final = "nobody, on purpose"  # holds the claim of a batch that rests; others are OWNER#NONCE
 REDELIVERY_LEASE: Final = "posters:repairer"
 REPLY_S: Final = 300  # longer than any backend waits for one vector
+PROBE: Final = "posters:probe"
+PROBE_S: Final = 1
 SENDER_S: Final = 30  # a producer renews it with every batch; silence means that it died
 
 

@@ -142,8 +142,12 @@ class VectorStore(Protocol):
     def drop(self, space_id: str) -> int:
         """Remove a space with its rows. Returns how many there were."""
 
-    def check(self) -> None:
-        """Write and remove a probe; StoreError says why the store cannot be written."""
+    def check(self) -> str:
+        """Write to the store; StoreError says why that is impossible.
+
+        Returns:
+            The store's own id, by which two programs see whether they use the same one, whatever path or URL each has.
+        """
 
     def close(self) -> None:
         """Close files and connections; the store must not be used afterwards."""

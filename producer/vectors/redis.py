@@ -12,6 +12,7 @@ posters:probe             string written by `check`, for a second
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -27,6 +28,7 @@ from producer.vectors.codec import checked, first_version, pack, unpack, unpack_
 SPACES: Final = "posters:spaces"
 CURRENT: Final = "posters:current-space"
 PROBE: Final = "posters:probe"
+STORE_ID: Final = "posters:store-id"
 ROWS_PAGE: Final = 512  # rows per round trip: one megabyte of 512-number vectors
 CANDIDATES: Final = 4  # rows read per content: two writers of one id may leave a stale index entry
 ANSWER_TIMEOUT_S: Final = 10.0  # a megabyte over a slow line, and a Redis that writes its AOF
@@ -195,8 +197,10 @@ class RedisStore:
                 self._redis.delete(CURRENT)
         return gone
 
-    def check(self) -> None:
+    def check(self) -> str:
         self._redis.set(PROBE, "1", ex=1)
+        self._redis.setnx(STORE_ID, secrets.token_hex(8))
+        return cast(bytes, self._redis.get(STORE_ID)).decode()
 
     def close(self) -> None:
         self._redis.close()

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import sqlite3
 import threading
 import time
@@ -195,10 +196,12 @@ class SQLiteStore:
             db.execute("INSERT OR IGNORE INTO facts SELECT 'current', id FROM spaces ORDER BY key LIMIT 1")
         return gone
 
-    def check(self) -> None:
+    def check(self) -> str:
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO facts VALUES ('probe', ?)", (str(time.time()),))
             db.execute("DELETE FROM facts WHERE name = 'probe'")
+            db.execute("INSERT OR IGNORE INTO facts VALUES ('id', ?)", (secrets.token_hex(8),))
+            return str(db.execute("SELECT value FROM facts WHERE name = 'id'").fetchone()[0])
 
     def close(self) -> None:
         with self._lock:

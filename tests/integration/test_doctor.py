@@ -1,5 +1,8 @@
 """`doctor` says what is wrong with Redis and with the queue, and what to do."""
 
+import socket
+from contextlib import closing
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -10,6 +13,7 @@ from producer.cli.doctor import examine
 from producer.embedding import Space
 from producer.queue.workers import LOADING, READY, WAITING
 from producer.settings import load_settings
+from producer.vectors import open_store
 from producer.vectors.base import Row
 
 
@@ -53,6 +57,7 @@ def test_the_exit_status_tells_a_wrong_redis_from_one_out_of_reach(producer, red
         return CliRunner().invoke(main, ["doctor"], env=variables | others).exit_code
 
     assert status() == 3
+    producer.store().close()  # as the worker has opened it
     fields = {"space": "s", "space_json": "{}", "root": str(tmp_path), "store": producer.settings.store}
     producer.registry.publish("w", READY, fields)
     assert status() == 0
@@ -74,6 +79,10 @@ def test_the_dead_letters_are_counted_with_the_newest_reason(producer):
     assert not dead_letters.ok
     assert "1 message(s) rejected; the newest: it is not JSON" in dead_letters.seen
     assert "redis-cli lrange" in dead_letters.advice
+    variables = {"POSTERS_REDIS_URL": producer.settings.redis_url, "POSTERS_STORE": producer.settings.store}
+    done = CliRunner().invoke(main, ["doctor", "--clear-dead-letters"], env=variables)
+    assert "1 rejected message(s) removed" in done.stderr
+    assert found(producer)["dead letters"].ok
 
 
 def test_a_worker_that_waits_for_its_card_is_shown_with_the_reason(producer):
@@ -120,3 +129,99 @@ def test_ready_is_for_health_checks(producer, redis_url):
     assert ready("--worker", "b@h")[0] == 0
     status, said = ready(url="redis://127.0.0.1:1/0")
     assert (status, "does not answer" in said) == (1, True)
+
+
+def test_two_files_of_one_name_are_two_stores(producer, tmp_path, monkeypatch):
+    """The worker and this program were started in different folders, each with `sqlite:data/e.db`."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    ids = {}
+    for name in ("there", "here"):
+        monkeypatch.chdir(tmp_path / name)
+        with closing(open_store("sqlite:data/e.db")) as store:
+            ids[name] = store.check()
+    relative = Producer(load_settings(redis_url=producer.settings.redis_url, root=tmp_path, store="sqlite:data/e.db"))
+    with closing(relative):
+
+        def seen(folder, **fields):
+            about = {"space": "s", "space_json": "{}", "root": tmp_path, "store": "sqlite:data/e.db", "folder": folder}
+            relative.registry.publish("w", READY, about | fields)
+            return found(relative)["store"]
+
+        there = seen(tmp_path / "there", store_id=ids["there"])
+        assert not there.ok
+        assert str(tmp_path / "there" / "data" / "e.db") in there.seen
+        assert str(tmp_path / "here" / "data" / "e.db") in there.seen
+        assert seen(tmp_path / "here", store_id=ids["here"]).ok
+        assert seen("/srv", store="sqlite:volume/e.db", store_id=ids["here"], host="container").ok, "as mounted there"
+        copy = tmp_path / "there" / "data" / "copy.db"
+        copy.write_bytes((tmp_path / "here" / "data" / "e.db").read_bytes())
+        same_host = {"store_id": ids["here"], "host": socket.gethostname()}
+        assert not seen("/", store=f"sqlite:{copy}", **same_host).ok, "a copy has the id of the original"
+        assert seen("/", store=f"sqlite:{tmp_path}/here/data/e.db", **same_host).ok
+
+
+def test_a_store_at_a_mistyped_place_is_reported_and_not_created(producer, tmp_path):
+    """Neither file nor folder; what the worker writes to is named."""
+    url = producer.settings.redis_url
+
+    def seen(store):
+        with closing(Producer(load_settings(redis_url=url, root=tmp_path, catalogue="none", store=store))) as other:
+            return found(other)["store"]
+
+    assert seen(f"sqlite:{tmp_path}/v.db").ok, "of an installation that begins"
+    assert not seen(f"sqlite:{tmp_path}/dta/v.db").ok
+    fields = {"space": "s", "space_json": "{}", "root": tmp_path, "store": f"sqlite:{tmp_path}/data/v.db"}
+    producer.registry.publish("w", READY, fields)
+    absent = seen(f"sqlite:{tmp_path}/v.db")
+    assert not absent.ok
+    assert f"{tmp_path}/data/v.db" in absent.seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replica_and_a_full_redis_take_no_writes(producer, redis_server):
+    """They answer, and that is all; the primary is named."""
+    with redis_server.client as client:
+        client.replicaof("127.0.0.1", 1)
+        try:
+            redis = found(producer)["redis"]
+        finally:
+            client.replicaof("NO", "ONE")
+        assert (redis.ok, "is a replica of 127.0.0.1:1" in redis.seen) == (False, True)
+        client.config_set("maxmemory", 1)
+        try:
+            redis = found(producer)["redis"]
+        finally:
+            client.config_set("maxmemory", 0)
+        assert (redis.ok, "is full" in redis.seen) == (False, True)
+        assert found(producer)["redis"].ok
+
+
+def test_a_redis_cluster_is_refused(producer, monkeypatch):
+    """A job's keys lie on several nodes of it."""
+    info = producer.job_store.server_info()
+    monkeypatch.setattr(producer.job_store, "server_info", lambda: info | {"cluster_enabled": 1})
+    assert not found(producer)["redis"].ok
+
+
+def test_all_points_that_need_no_redis_are_seen_without_it(tmp_path, monkeypatch):
+    """And a variable that looks as if it chose the Redis is named."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://elsewhere/0")
+    settings = load_settings(redis_url="redis://127.0.0.1:1/0", root=tmp_path / "x", store=f"sqlite:{tmp_path}/no/v.db")
+    with closing(Producer(settings)) as producer:
+        findings = found(producer)
+    assert [name for name, finding in findings.items() if not finding.ok] == ["redis", "posters root", "store"]
+    assert "CELERY_BROKER_URL in the environment does not apply" in findings["redis"].seen
+
+
+def test_two_roots_on_one_machine_are_reported(producer, tmp_path):
+    """In a container the same folder has another path: its inode says that it is the same."""
+    mine = {"space": "s", "space_json": "{}", "store": producer.settings.store}
+
+    def root(**fields):
+        producer.registry.publish("w", READY, mine | fields)
+        return found(producer)["posters root"]
+
+    assert not root(root="/other", root_inode=1, host=socket.gethostname()).ok
+    assert "right if both" in root(root="/other", root_inode=1, host="elsewhere").seen
+    assert "/other" not in root(root="/other", root_inode=tmp_path.stat().st_ino, host="elsewhere").seen

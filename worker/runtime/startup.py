@@ -69,6 +69,7 @@ def _register(settings: Settings, heartbeat: Heartbeat) -> None:
         pid=os.getpid(),
         root=settings.root.resolve(),
         store=without_password(settings.store),
+        folder=os.getcwd(),
         model=settings.model_name,
         pretrained=settings.pretrained,
         batch_size=settings.batch_size,
@@ -97,6 +98,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
+    heartbeat.fields["root_inode"] = root.stat().st_ino
     store = _wait_for_store(settings, heartbeat)
     gpu = _gpu_uuid(settings)
     if gpu is not None:
@@ -131,7 +133,7 @@ def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
         try:
             store = open_store(settings.store, settings.store_mode)
             try:
-                store.check()
+                heartbeat.fields["store_id"] = store.check()
             except BaseException:
                 store.close()
                 raise
