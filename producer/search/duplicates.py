@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from producer.embedding import Vectors
-from producer.search.similar_pairs import Positions, similar_pairs
+from producer.errors import ConfigurationError
+from producer.search.similar_pairs import Pairs, Positions, similar_pairs
 from producer.vectors.base import SpaceInfo, VectorStore
+
+MAX_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted
+MAX_LARGEST: Final = 1000  # steps of a pass over all vectors each: minutes for a million
 
 
 class Member(NamedTuple):
@@ -62,14 +67,14 @@ def find_duplicates(
         on_pairs: as similar_pairs calls it.
 
     Raises:
-        ConfigurationError: the threshold is so low that there are too many pairs.
+        ConfigurationError: the threshold is so low that nearly everything is near to everything.
     """
     contents, vectors = _distinct(store, info, with_vectors=threshold is not None)
     rank = np.empty(len(contents), np.int64)  # of each content by id: breaks ties
     rank[sorted(range(len(contents)), key=lambda i: contents[i].ids[0])] = np.arange(len(contents))
     clusters: list[Cluster] = []
     if threshold is not None:
-        clusters = _cluster(_Neighbors(*similar_pairs(vectors, threshold, on_pairs)), vectors, rank)
+        clusters = _Clustering(vectors, threshold, rank).run(on_pairs)
     near = {i for cluster in clusters for i, _, _ in cluster}
     clusters += [[(i, 1.0, i)] for i, content in enumerate(contents) if len(content.ids) > 1 and i not in near]
     groups = [list(_members(cluster, contents)) for cluster in clusters]
@@ -121,27 +126,92 @@ class _Neighbors:
         return list(zip(self._others[start:stop].tolist(), self._cosines[start:stop].tolist(), strict=True))
 
 
-def _cluster(neighbors: _Neighbors, vectors: Vectors, rank: npt.NDArray[np.int64]) -> list[Cluster]:
+class _Clustering:
     """Greedy clusters around the content with the most free neighbors, as find_duplicates describes."""
-    clusters: list[Cluster] = []
-    cluster_of: dict[int, int] = {}
-    left_over = []
-    by_count = np.lexsort((rank[neighbors.ends], -neighbors.counts))
-    for end in neighbors.ends[by_count].tolist():
-        if end in cluster_of:
-            continue
-        taken = [(other, cosine, end) for other, cosine in neighbors.of(end) if other not in cluster_of]
+
+    def __init__(self, vectors: Vectors, threshold: float, rank: npt.NDArray[np.int64]) -> None:
+        self._vectors, self._threshold, self._rank = vectors, threshold, rank
+        self._clusters: list[Cluster] = []
+        self._cluster_of: dict[int, int] = {}
+
+    def run(self, on_pairs: Callable[[int], None]) -> list[Cluster]:
+        """The clusters. Where there are too many pairs to hold, the largest ones are formed without."""
+        counts = np.zeros(len(self._vectors), np.int64)
+        kept: list[Pairs] = []
+        pairs = 0
+        for found in similar_pairs(self._vectors, self._threshold, on_pairs):
+            for ends in found[:2]:
+                np.add.at(counts, ends, 1)
+            pairs += len(found[0])
+            if pairs <= MAX_PAIRS:
+                kept.append(found)
+            else:
+                kept.clear()
+        if pairs > MAX_PAIRS:
+            self._cluster_largest(counts)
+            kept = list(self._pairs_of_free_ones(on_pairs))
+        if any(len(i) for i, _, _ in kept):
+            self._cluster(_Neighbors(*map(np.concatenate, zip(*kept, strict=True))))
+        return self._clusters
+
+    def _cluster_largest(self, counts: npt.NDArray[np.int64]) -> None:
+        """Cluster until no more than MAX_PAIRS are left of those that are in no cluster yet."""
+        left = int(counts.sum())
+        for number, end in enumerate(self._by_count(np.flatnonzero(counts), counts[counts > 0])):
+            if left <= MAX_PAIRS:
+                return
+            if number > MAX_LARGEST:
+                raise ConfigurationError(
+                    f"nearly all posters have a cosine of {self._threshold:g} or more with others: raise --threshold"
+                )
+            if end in self._cluster_of:
+                continue
+            cosines = self._vectors @ self._vectors[end]
+            near = np.flatnonzero(cosines >= self._threshold).tolist()
+            neighbors = [(other, float(cosines[other])) for other in near if other != end]
+            before = len(self._cluster_of)
+            if not self._begin_cluster(end, neighbors) and neighbors:
+                self._join_cluster(end, neighbors)
+            left -= int(counts[list(islice(reversed(self._cluster_of), len(self._cluster_of) - before))].sum())
+
+    def _pairs_of_free_ones(self, on_pairs: Callable[[int], None]) -> Iterator[Pairs]:
+        """The pairs again, of which one at least is in no cluster yet."""
+        is_free = np.ones(len(self._vectors), np.bool_)
+        is_free[list(self._cluster_of)] = False
+        for i, j, cosines in similar_pairs(self._vectors, self._threshold, on_pairs):
+            keep = is_free[i] | is_free[j]
+            yield i[keep], j[keep], cosines[keep]
+
+    def _cluster(self, neighbors: _Neighbors) -> None:
+        left_over = []
+        for end in self._by_count(neighbors.ends, neighbors.counts):
+            if end not in self._cluster_of and not self._begin_cluster(end, neighbors.of(end)):
+                left_over.append(end)
+        for end in left_over:  # all of its neighbors are in clusters, so none of them is left over
+            self._join_cluster(end, neighbors.of(end))
+
+    def _by_count(self, ends: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> list[int]:
+        """Those with the most neighbors first."""
+        order: list[int] = ends[np.lexsort((self._rank[ends], -counts))].tolist()
+        return order
+
+    def _begin_cluster(self, end: int, neighbors: Sequence[tuple[int, float]]) -> bool:
+        """Form a cluster of `end` and its free neighbors; False where it has none."""
+        taken = [(other, cosine, end) for other, cosine in neighbors if other not in self._cluster_of]
         if not taken:
-            left_over.append(end)
-            continue
-        taken.sort(key=lambda member: (-member[1], rank[member[0]]))
-        clusters.append([(end, 1.0, end), *taken])
-        cluster_of.update((member, len(clusters) - 1) for member, _, _ in clusters[-1])
-    for end in left_over:  # all of its neighbors are in clusters, so none of them is left over
-        nearest, _ = max(neighbors.of(end), key=lambda found: (found[1], -rank[found[0]]))
-        cluster = clusters[cluster_of[nearest]]
-        cluster.append((end, float(vectors[end] @ vectors[cluster[0][0]]), nearest))
-    return clusters
+            return False
+        taken.sort(key=lambda member: (-member[1], self._rank[member[0]]))
+        self._clusters.append([(end, 1.0, end), *taken])
+        self._cluster_of.update((member, len(self._clusters) - 1) for member, _, _ in self._clusters[-1])
+        return True
+
+    def _join_cluster(self, end: int, neighbors: Sequence[tuple[int, float]]) -> None:
+        """Add `end` to the cluster of its nearest neighbor."""
+        nearest, _ = max(neighbors, key=lambda found: (found[1], -self._rank[found[0]]))
+        number = self._cluster_of[nearest]
+        first = self._clusters[number][0][0]
+        self._clusters[number].append((end, float(self._vectors[end] @ self._vectors[first]), nearest))
+        self._cluster_of[end] = number
 
 
 def _members(cluster: Cluster, contents: Sequence[_Content]) -> Iterable[Member]:

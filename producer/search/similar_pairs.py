@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations_with_replacement
 from typing import Final
 
@@ -10,61 +10,50 @@ import numpy as np
 import numpy.typing as npt
 
 from producer.embedding import Vectors
-from producer.errors import ConfigurationError
 
 Positions = npt.NDArray[np.int32]
+Pairs = tuple[Positions, Positions, Vectors]
 BLOCK_ROWS: Final = 4096  # a block of products has 64 MB
 DIRECTIONS: Final = 62  # plus the two columns that turn products into distances: 64
 SAMPLE_ROWS: Final = 16384  # enough to estimate the directions of largest variance
 SLACK: Final = 1e-4  # rounding errors of 512 float32 products stay below 1e-5: no near pair is ruled out
 SPARSE: Final = 16  # where fewer than 1 pair in SPARSE remains, they are computed one by one
-MAX_PAIRS: Final = 10_000_000  # 120 MB, and four times that while they are sorted; no collection has as many
+STRIP_ROWS: Final = 256  # otherwise so many rows of a block at a time: at most a million pairs, 20 MB
 
 
 def similar_pairs(
     vectors: Vectors, threshold: float, on_pairs: Callable[[int], None] = lambda done: None
-) -> tuple[Positions, Positions, Vectors]:
-    """Every pair ``i < j`` of rows with a cosine of at least `threshold`: all i, all j, all cosines.
+) -> Iterator[Pairs]:
+    """Every pair ``i < j`` of rows with a cosine of at least `threshold`, once: arrays of i, of j and of cosines.
 
     Two unit vectors of cosine c lie sqrt(2 - 2c) apart, and their projections into any subspace no farther. So the
     pairs are first compared in the DIRECTIONS of largest variance; only those whose projections are near enough
-    are computed in full, so no pair is lost. Memory: a quarter of the vectors, and the pairs.
+    are computed in full, so no pair is lost. Memory: a quarter of the vectors.
 
     Args:
         vectors: (n, dimension) float32, unit length.
         threshold: cosine.
         on_pairs: called with the number of pairs compared since the last call.
-
-    Raises:
-        ConfigurationError: more than MAX_PAIRS are nearer than the threshold.
     """
     projections, counterparts = _projections(vectors) if len(vectors) > BLOCK_ROWS else (vectors, vectors)
     # A product of projections is -distance²/2, and distance²/2 of the vectors 1 - cosine. One block is compared whole.
     minimum = threshold - SLACK - (len(vectors) > BLOCK_ROWS)
     side = min(BLOCK_ROWS, len(vectors))
     products, nears = np.empty((side, side), np.float32), np.empty((side, side), np.bool_)  # reused for every block
-    found: list[tuple[Positions, Positions, Vectors]] = []
-    count = 0
     for row, column in combinations_with_replacement(range(0, len(vectors), BLOCK_ROWS), 2):
         rows, columns = vectors[row : row + BLOCK_ROWS], vectors[column : column + BLOCK_ROWS]
         product, near = products[: len(rows), : len(columns)], nears[: len(rows), : len(columns)]
         np.matmul(projections[row : row + BLOCK_ROWS], counterparts[column : column + BLOCK_ROWS].T, out=product)
-        if np.greater_equal(product, minimum, out=near).any():
-            i, j, cosine = _exact_pairs(rows, columns, near, threshold)
+        candidates = np.count_nonzero(np.greater_equal(product, minimum, out=near))
+        step = len(rows) if candidates * SPARSE < near.size else STRIP_ROWS
+        for start in range(0, len(rows), step) if candidates else ():
+            i, j, cosine = _exact_pairs(rows[start : start + step], columns, near[start : start + step], threshold)
+            i += start
             if row == column:
                 keep = i < j
                 i, j, cosine = i[keep], j[keep], cosine[keep]
-            found.append(((i + row).astype(np.int32), (j + column).astype(np.int32), cosine))
-            count += len(i)
-            if count > MAX_PAIRS:
-                raise ConfigurationError(
-                    f"more than {MAX_PAIRS:,} pairs of posters have a cosine of {threshold:g} or more: "
-                    "raise --threshold"
-                )
+            yield (i + row).astype(np.int32), (j + column).astype(np.int32), cosine
         on_pairs(len(rows) * len(columns) if row != column else len(rows) * (len(rows) - 1) // 2)
-    empty = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
-    firsts, seconds, cosines = zip(empty, *found, strict=True)
-    return np.concatenate(firsts), np.concatenate(seconds), np.concatenate(cosines)
 
 
 def _projections(vectors: Vectors) -> tuple[Vectors, Vectors]:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from producer.errors import ConfigurationError
 from producer.maintenance.spaces import find_space
+from producer.search import duplicates
 from producer.search.duplicates import find_duplicates
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 from tests.support.memory_store import MemoryStore
@@ -116,3 +118,45 @@ def test_an_empty_space_has_no_duplicates():
     store.put(SPACE, [], unit(0))
     assert find_duplicates(store, find_space(store), 0.97).groups == []
     assert find_duplicates(store, find_space(store), None).posters == 0
+
+
+@pytest.mark.parametrize("most", [0, 30, 200, 1000])
+@pytest.mark.parametrize("degrees", [6, 25])
+def test_groups_do_not_depend_on_how_many_pairs_can_be_held(monkeypatch, most, degrees):
+    """Where the pairs are too many, the largest groups are formed without them: the result is the same."""
+    random = np.random.default_rng(3)
+    angles = np.concatenate([random.normal(0, 4, 60), random.normal(90, 2, 30), random.uniform(0, 360, 60)])
+    store = MemoryStore()
+    fill(store, [f"{n:03}" for n in range(len(angles))], at_degrees(*angles))
+    info = find_space(store)
+    threshold = float(np.cos(np.radians(degrees)))
+
+    def found():
+        """Without the scores, whose last bits depend on how they are computed."""
+        return [(group[0].id, {(m.id, m.near_to) for m in group}) for group in groups(store, threshold, info.space)]
+
+    whole = found()
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", most)
+    assert found() == whole
+    assert len(whole) > 3
+
+
+def test_placeholders_are_one_group_however_many_pairs_they_make(monkeypatch):
+    """They differ in a line of text: 5,000 make twelve million pairs, and are no reason to refuse the collection."""
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 20_000)
+    random = np.random.default_rng(0)
+    near = unit(1) + 0.02 * random.standard_normal((500, SPACE.dimension))
+    vectors = np.concatenate([near / np.linalg.norm(near, axis=1, keepdims=True), unit(50, seed=1)])
+    store = MemoryStore()
+    fill(store, [f"{n:03}" for n in range(len(vectors))], vectors.astype(np.float32))
+    assert len(groups(store, 0.97)[0]) == 500
+
+
+def test_a_threshold_that_says_nothing_is_refused(monkeypatch):
+    """Before hours have passed; the error says what to change."""
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 0)
+    monkeypatch.setattr(duplicates, "MAX_LARGEST", 3)
+    store = MemoryStore()
+    fill(store, [f"{n:02}" for n in range(60)], at_degrees(*range(0, 360, 6)))
+    with pytest.raises(ConfigurationError, match=r"a cosine of 0.98 or more with others: raise --threshold"):
+        find_duplicates(store, find_space(store), 0.98)

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from producer.errors import ConfigurationError
 from producer.search import similar_pairs as module
-from producer.search.similar_pairs import similar_pairs
 from tests.support.filled_store import unit
 
 
@@ -25,6 +23,12 @@ def with_copies(vectors, share=0.1, noise=0.02, seed=1):
     vectors = vectors.copy()
     vectors[-count:] = copies / np.linalg.norm(copies, axis=1, keepdims=True)
     return vectors
+
+
+def similar_pairs(vectors, threshold, on_pairs=lambda done: None):
+    """All of them at once."""
+    none = np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    return tuple(map(np.concatenate, zip(none, *module.similar_pairs(vectors, threshold, on_pairs), strict=True)))
 
 
 def brute(vectors, threshold):
@@ -75,10 +79,3 @@ def test_every_pair_is_reported_once_as_compared(monkeypatch):
     seen = []
     similar_pairs(unit(300), 0.99, seen.append)
     assert sum(seen) == 300 * 299 // 2
-
-
-def test_a_threshold_that_says_nothing_is_refused(monkeypatch):
-    """Before memory is full; the error says what to change."""
-    monkeypatch.setattr(module, "MAX_PAIRS", 1000)
-    with pytest.raises(ConfigurationError, match=r"more than 1,000 pairs.*cosine of 0.1 or more: raise --threshold"):
-        similar_pairs(clip_like(200), 0.1)
