@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -13,11 +14,11 @@ from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.paths import resolved_root, starts_of
 from producer.indexing.index_job import notify_ambiguous, warn_of_wrong_catalogue
 from producer.maintenance.prune import Prune, Survey
-from producer.output import emit, emit_json, notify
+from producer.output import emit, emit_json, notify, printable
 from producer.vectors import store_exists
 
 yes_option = click.option(
-    "--yes", is_flag=True, help="Prune even if more than half would be deleted or a disk may be unmounted."
+    "--yes", is_flag=True, help="Prune even if more than a fifth would be deleted or a disk may be unmounted."
 )
 
 
@@ -81,9 +82,24 @@ def prune_and_notify(
         candidates = Prune(store, producer.settings.root, starts, catalogue, yes=yes)
         survey = candidates.survey()
         _notify_kept(survey)
-        pruned = candidates.remove(survey) if survey.gone else 0
+        pruned = candidates.remove(survey, confirm=_confirm) if survey.gone else 0
         notify(f"pruned {pruned} of {survey.held} poster(s)")
     return survey, pruned
+
+
+def _confirm(doubt: str) -> bool:
+    """Ask a person at a terminal; anybody else has to give --yes."""
+    if not _is_terminal():
+        return False
+    try:
+        return click.confirm(f"{printable(doubt)} Prune them?", err=True)
+    except click.Abort:  # Ctrl-C, or the end of the input
+        notify("")
+        return False
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _notify_kept(survey: Survey) -> None:

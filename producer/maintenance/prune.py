@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain, groupby, islice
@@ -18,6 +18,8 @@ from producer.files import COARSEST_TIME_NS, folder_identity
 from producer.vectors.base import VectorStore
 
 PAGE_IDS: Final = 500  # checked, and deleted in one transaction
+ASKED_SHARE: Final = 5  # a fifth: whoever cleans up deletes less, and a folder that is not mounted may be as small
+ASKED_LEAST: Final = 10  # of a small store, up to half: a handful of deleted posters is no accident
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Prune:
             root: the posters root.
             starts: relative to it, what to prune below; ``[""]``: everything.
             catalogue: gives ids their files.
-            yes: prune more than half, and below folders that are empty.
+            yes: prune any number, also below folders that are empty.
 
         Raises:
             ConfigurationError: the posters root is not a folder.
@@ -87,25 +89,31 @@ class Prune:
         """The status of the file of each of these ids that is in the store and below the given paths."""
         return self._check(ids, Counter())
 
-    def remove(self, survey: Survey, *, of: int | None = None) -> int:
+    def remove(
+        self, survey: Survey, *, of: int | None = None, confirm: Callable[[str], bool] = lambda question: False
+    ) -> int:
         """Delete what is still gone when it is checked again; the number of ids.
 
         Args:
             survey: what was found, and perhaps shown, before.
-            of: what `more than half` refers to; None: survey.held.
+            of: the number of posters whose fifth is the limit; None: survey.held.
+            confirm: called with the question where more than a fifth would be deleted without `yes`.
 
         Raises:
-            PruneRefused: more than half would be deleted without `yes`; or the posters root is another
-                one than before. What was deleted until then was gone.
+            PruneRefused: more than a fifth would be deleted, and neither `yes` nor `confirm` allows it; or the posters
+                root is another one than before. What was deleted until then was gone.
         """
         held = survey.held if of is None else of
-        limit = held if self._yes else held // 2
+        limit = held if self._yes else max(held // ASKED_SHARE, min(held // 2, ASKED_LEAST))
         if survey.gone > limit:
-            raise PruneRefused(
-                f"{survey.gone} of {held} posters in the store no longer have a file, more than half: is "
-                f"{self._base} the right folder, all of it mounted, and the catalogue the right one? Nothing was "
-                "pruned. List them with --dry-run; add --yes to prune them"
+            share = 100 * survey.gone // held
+            doubt = (
+                f"{survey.gone:,} of {held:,} posters in the store no longer have a file ({share} %): is "
+                f"{self._base} the right folder, all of it mounted, and the catalogue the right one?"
             )
+            if not confirm(doubt):
+                raise PruneRefused(f"{doubt} Nothing was pruned. List them with --dry-run; add --yes to prune them")
+            limit = survey.gone
         pruned = 0
         for page in self._gone(Survey()):
             pruned += len(page)

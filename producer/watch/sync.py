@@ -154,7 +154,7 @@ class Sync:
                 self._hold_back(failure.path)
 
     def _prune(self, deleted: Sequence[str], catalogue: Catalogue) -> int:
-        """Prune below these paths; `more than half` refers to the whole store."""
+        """Prune below these paths; the limit refers to the whole store."""
         try:
             with closing(self._producer.store()) as store:
                 whole = max((info.count for info in store.spaces()), default=0)

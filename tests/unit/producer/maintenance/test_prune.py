@@ -94,13 +94,35 @@ def test_only_what_lies_below_the_given_paths_goes(store, root):
     assert held(store)[:3] == ["b.png", "deep-sea/x.jpg", "deep.jpg"]
 
 
+def test_a_fifth_of_a_large_store_is_asked_about(store, root):
+    """Forty are in the store: ten may go, eleven need a person, and no more go than were shown."""
+    fill(store, OLD, [f"new{number:02}.jpg" for number in range(32)])
+    asked = []
+
+    def answer(reply):
+        prune = prune_of(store, root)
+        return prune.remove(prune.survey(), confirm=lambda doubt: asked.append(doubt) or reply)
+
+    for number in range(32):
+        if number >= 11:
+            (root / f"new{number:02}.jpg").touch()
+    with pytest.raises(PruneRefused, match=r"11 of 40 posters .*27 %.*--yes"):
+        answer(False)
+    assert len(held(store)) == 40
+    assert answer(True) == 11
+    assert len(asked) == 2
+    assert "--yes" not in asked[0]
+    (root / "new11.jpg").unlink()
+    assert answer(False) == 1, "a few are nobody's accident"
+
+
 def test_more_than_half_is_refused_and_yes_allows_it(store, root):
-    """Half is allowed; one more is not, and then nothing goes; of a given path, half of what lies below it."""
+    """Of a small store half; one more is not, and then nothing goes; of a given path, half of what lies below it."""
     for name in FILES[:4]:
         (root / name).unlink()
     fill(store, OLD, ["x.jpg"])
     prune = prune_of(store, root)
-    with pytest.raises(PruneRefused, match=r"5 of 9 posters .* more than half.*--dry-run.*--yes"):
+    with pytest.raises(PruneRefused, match=r"5 of 9 posters .*55 %.*--dry-run.*--yes"):
         prune.remove(prune.survey())
     assert len(held(store)) == 9
     prune = prune_of(store, root, str(root / "deep"))
