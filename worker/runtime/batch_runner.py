@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.errors import BadMessage, DeviceLost, NewerMessage, PosterError, RedisUnreachable
+from producer.output import printable
 from producer.queue.claims import Claimed, Claims, new_holder
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
@@ -209,7 +210,7 @@ class BatchRunner:
             reason = f"the worker died {crashes} times while processing this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
             self._claims.finish(batch, outcome)
-            logger.error("%s: crashed-worker: %s", poster.path, reason)
+            logger.error("%s: crashed-worker: %s", printable(poster.path), reason)
             return
         # A half that crashes its worker once is split at once: log2(n) crashes find the poster.
         if self._claims.split(batch, self._settings.attempts - 1):
