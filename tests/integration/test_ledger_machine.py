@@ -57,7 +57,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.claims, self.now = Claims(self.store), 0.0
         self.redeliveries = [Redelivery(self.claims, self.store, self.send, lambda: self.now) for _ in range(2)]
         self.steps, self.counts, self.failures, self.cancelled = {}, {}, {}, set()
-        self.open, self.holder, self.attempts, self.granted = {}, {}, {}, {}
+        self.open, self.holder, self.attempts, self.crashes, self.granted = {}, {}, {}, {}, {}
         self.batches, self.deliveries = [], []  # all that ever were; a delivery is (batch, holder)
         for job in range(2):
             self.create()
@@ -200,6 +200,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert released == self.is_holders(batch, holder)
         if released:
             self.attempts[batch.batch] -= not is_counted
+            self.crashes[batch.batch] += is_counted
             self.granted.pop(batch.batch)
             self.holder[batch.batch] = NOBODY if pause_s else None
         assert not self.claims.renew(batch, holder, 1)
@@ -232,13 +233,14 @@ class LedgerMachine(RuleBasedStateMachine):
             for half in halves:
                 self.add(half, counted if len(half.posters) > 1 else 0)
 
-    @rule(batch=NUMBER, owner=OWNER)
-    def release_what_a_child_died_with(self, batch, owner):
+    @rule(batch=NUMBER, owner=OWNER, crashed=st.booleans())
+    def release_what_a_child_died_with(self, batch, owner, crashed):
         batch = newest(self.batches, batch)
         last = self.granted.get(batch.batch, "")
         is_its_own = last.startswith(f"{owner}#") and self.is_holders(batch, last)
-        assert self.claims.release_dead(batch, owner, crashed=False) == is_its_own
+        assert self.claims.release_dead(batch, owner, crashed=crashed) == is_its_own
         if is_its_own:
+            self.crashes[batch.batch] += crashed
             self.granted.pop(batch.batch)
             self.holder[batch.batch] = None
 
@@ -274,7 +276,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert counts["submitted"] == sum(counts[name] for name in NAMES) + waiting
         assert (set(opened), failures) == (batches, self.failures[job])
         assert {field.rstrip("#!@+") for field in tries} <= batches
-        assert {name: int(tries.get(name, 0)) for name in batches} == {name: self.attempts[name] for name in batches}
+        for known, mark in ((self.attempts, ""), (self.crashes, "!")):
+            assert {name: int(tries.get(name + mark, 0)) for name in batches} == {name: known[name] for name in batches}
         assert all(self.attempts[name] >= 0 for name in batches)
 
     # helpers
@@ -294,7 +297,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return newest(self.deliveries, number) if self.deliveries else (self.batches[0], new_holder(OWNERS[0]))
 
     def add(self, batch, attempts):
-        self.open[batch.batch], self.attempts[batch.batch] = batch, attempts
+        self.open[batch.batch], self.attempts[batch.batch], self.crashes[batch.batch] = batch, attempts, 0
         self.batches.append(batch)
 
     def count(self, job, **more):
@@ -302,7 +305,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.counts[job][name] += number
 
     def close(self, name):
-        for known in (self.open, self.holder, self.attempts, self.granted):
+        for known in (self.open, self.holder, self.attempts, self.crashes, self.granted):
             known.pop(name, None)
 
     def withdraw(self, name):
