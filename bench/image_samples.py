@@ -162,7 +162,7 @@ def samples() -> list[Sample]:
     add("tiny 1x1", encoded(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG"), Image.new("RGB", (1, 1), (10, 200, 30)))
     large = picture(2101, 3001, seed=4)
     for mode in ("RGB", "L", "P", "1", "CMYK"):
-        converted = large.quantize(64) if mode == "P" else large.convert(mode)
+        converted = large.quantize(64, Image.Quantize.FASTOCTREE) if mode == "P" else large.convert(mode)
         format = "TIFF" if mode == "CMYK" else "PNG"
         data = encoded(converted, format, compress_level=1)  # TIFF ignores the level
         add(f"{format.lower()} large {mode}", data, converted.convert("RGB"))
