@@ -24,7 +24,7 @@ from producer.settings import without_password
 # a command: it would double that, and the second try also replaces a connection that a firewall dropped.
 CONNECT_TIMEOUT_S: Final = 1.5
 ANSWER_TIMEOUT_S: Final = 2.0  # our commands take milliseconds; a Redis that writes its AOF may pause
-# A connection that died without a word (a firewall forgot it, a cable is cut) must end within half of the 45 s in
+# A half-open connection (a firewall dropped its state, a cable is cut) must end within half of the 45 s in
 # which a lost batch is sent again. kombu polls for the answer to its BRPOP, so no time-out of the socket covers that.
 # Keep-alive probes are sent on a silent connection only: what was sent and not acknowledged is TCP_USER_TIMEOUT's,
 # which on Linux also bounds the probes. Elsewhere, PING_AFTER_S bounds it.

@@ -1,4 +1,4 @@
-"""Connections that die without a word, in network namespaces: worker, router and Redis each have their own kernel side.
+"""Half-open connections, in network namespaces: worker, router and Redis each have their own kernel side.
 
 A proxy could not show this: its own kernel would go on acknowledging what the worker sends, and answer its keep-alive
 probes. Here the router drops every packet of the connections that exist, and lets new ones through, as a firewall
@@ -96,7 +96,7 @@ def cut_all(server):
 
 @pytest.mark.chaos
 @scenario(
-    "every connection between worker and Redis dies without a word (half-open); new ones are let through",
+    "every connection between worker and Redis becomes half-open; new ones work",
     f"noticed, and a waiting batch taken, within {NOTICED_S:.0f} s",
 )
 def test_half_open_connections_of_a_worker(installation, measured):

@@ -192,7 +192,7 @@ def test_a_single_poster_that_crashes_its_worker_fails(installation, redis_serve
     assert "died 2 times" in failure.reason
 
 
-def test_a_kill_from_outside_condemns_no_poster(installation, redis_server):
+def test_a_kill_from_outside_fails_no_poster(installation, redis_server):
     """Power cuts and `kill -9` hit whatever is in progress; one poster that is hit twice is embedded all the same."""
     batch = installation.batch(1)
     for number in range(4):
@@ -309,7 +309,7 @@ def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
     assert installation.job_store.progress("J").open_batches == 1
 
 
-def test_stops_while_redis_is_unreachable_condemn_no_poster(installation, redis_server, monkeypatch):
+def test_stops_while_redis_is_unreachable_fail_no_poster(installation, redis_server, monkeypatch):
     """Such an attempt cannot be taken back; more of them than `attempts` must not fail a poster that did no harm."""
     batch = installation.batch(1)
     for _ in range(3):

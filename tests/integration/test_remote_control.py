@@ -1,4 +1,4 @@
-"""Celery's remote control: a worker where it is switched on answers inspections, and nothing else steers or ends it."""
+"""Celery's remote control: a worker that has it on answers inspections, and nothing controls or ends it."""
 
 import base64
 import json

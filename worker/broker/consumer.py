@@ -1,4 +1,4 @@
-"""Celery's consumer, changed: nobody steers it through Redis, it takes messages only while a process can run them,
+"""Celery's consumer, changed: nobody controls it through Redis, it takes messages only while a process can run them,
 and it pauses between reconnects.
 
 The undocumented parts of Celery that are used are listed in __init__.py.

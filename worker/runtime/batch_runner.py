@@ -118,7 +118,7 @@ class BatchRunner:
         except BadMessage as error:
             self._defer_or_fail(message, holder, claimed.text, error)
             return True
-        if claimed.attempt > self._settings.attempts and self._is_condemned(batch, claimed.attempt - 1):
+        if claimed.attempt > self._settings.attempts and self._is_given_up(batch, claimed.attempt - 1):
             self._split_or_fail(batch, claimed.attempt - 1)
             return True
         if self._leave_to_other_worker(batch, holder):
@@ -197,7 +197,7 @@ class BatchRunner:
         ready = {other.state for other in others if other.state == READY and other.get("space") == batch.space}
         return ready | {other.state for other in others if other.state == LOADING}
 
-    def _is_condemned(self, batch: EmbedBatch, deaths: int) -> bool:
+    def _is_given_up(self, batch: EmbedBatch, deaths: int) -> bool:
         """Whether a batch is not tried again as it is; a single poster only for what was its own fault."""
         if len(batch.posters) > 1 or deaths >= self._settings.attempts + UNEXPLAINED_DEATHS:
             return True

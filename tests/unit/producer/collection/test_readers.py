@@ -172,7 +172,7 @@ def test_csv_entries_have_the_line_that_they_begin_in(write):
     ],
 )
 def test_a_csv_that_cannot_be_trusted_is_refused(write, text, expected):
-    """No header, or a quotation mark that would swallow the rest without a word."""
+    """No header, or a quotation mark that would silently swallow the rest."""
     with pytest.raises(ConfigurationError, match=r"posters\.csv is not readable CSV") as error:
         read_catalogue(write("posters.csv", text))
     assert expected in str(error.value)
