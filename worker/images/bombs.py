@@ -18,7 +18,9 @@ _SCAN_BYTES: Final = b"\xff\xda"
 _END_OF_IMAGE: Final = 0xD9
 _SEQUENTIAL_FRAMES: Final = frozenset((0xC0, 0xC1, 0xC9))
 _WITHOUT_LENGTH: Final = frozenset((0x01, 0xD8))  # TEM, SOI
-_NEXT_MARKER: Final = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # except stuffed bytes and restart markers
+# Except stuffed bytes and restart markers. Without a repeat for fill bytes (FF FF … DA): the search would try each of
+# them as a start, in quadratic time, and hold Python's lock: 400 kB of FF before a 00 froze the process for minutes.
+_NEXT_MARKER: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 

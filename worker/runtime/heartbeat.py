@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import threading
@@ -20,6 +21,13 @@ from producer.settings import Settings
 
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
 FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a chunk takes less
+# A process in which no Python thread has run for this long ends. Code in C that never returns the interpreter's lock
+# stops the heartbeat, the handling of signals, and every other limit. The longest known stretch during work is 0.2 s
+# (a WebP of 30 megapixels), and a heartbeat waits for Redis for 20 s at most; loading the model, where imports hold the
+# lock for seconds, is not watched. Below the default time limit of a batch, at which the parent kills the process. A
+# process that was suspended for longer (SIGSTOP) may end as well: as after any crash, its batch is done again, and the
+# attempt counts.
+STALL_S: Final = 60.0
 JOIN_S: Final = 5.0  # how long a heartbeat blocked on an unresponsive Redis can take
 EX_SOFTWARE: Final = 70  # sysexits.h: internal software error
 EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
@@ -71,17 +79,19 @@ class Heartbeat(threading.Thread):
 
     @contextmanager
     def watch(self, name: str, claim: tuple[EmbedBatch, str] | None = None) -> Iterator[None]:
-        """Renew the claim inside the block; in a solo worker, also end the process if the block hangs.
+        """Renew the claim inside the block, and end the process if no thread can run; a solo worker also if it hangs.
 
         Args:
             name: what the block works on, for the log.
             claim: batch and holder; None for an image request.
         """
         self._done, self._lost, self._work = 0, False, _Work(name, claim, time.monotonic())
+        _end_if_stalled()
         try:
             yield
         finally:
             self._work = None
+            faulthandler.cancel_dump_traceback_later()
 
     def report(self, done: int) -> None:
         """Note how many posters are done; raises BatchInterrupted when this worker must abandon the batch."""
@@ -109,6 +119,10 @@ class Heartbeat(threading.Thread):
         reported = -1
         while not self._ended.wait(HEARTBEAT_S):
             now, work = time.monotonic(), self._work
+            if work:
+                _end_if_stalled()
+            else:
+                faulthandler.cancel_dump_traceback_later()  # `watch` may have ended while it was being armed
             claim = work.claim if work else None
             try:
                 if claim and (self._done != reported or now - claim_renewed > self._settings.claim_s / 3):
@@ -130,6 +144,7 @@ class Heartbeat(threading.Thread):
         self._ended.set()
         if self.is_alive():
             self.join(JOIN_S)  # so that it does not publish the entry again
+        faulthandler.cancel_dump_traceback_later()
         try:
             self._registry.withdraw(self.owner)
         except RedisUnreachable:
@@ -171,6 +186,15 @@ class Heartbeat(threading.Thread):
             with suppress(RedisUnreachable):  # it expires by itself
                 self._claims.release(*claim, count=count)
         exit_now(EX_TEMPFAIL)
+
+
+def _end_if_stalled() -> None:
+    """End the process with status 1, and print what its threads do, unless this is called again within STALL_S.
+
+    faulthandler's own thread does so without the interpreter's lock.
+    """
+    # 2 is the file descriptor of stderr: Celery replaces sys.stderr by an object that has none.
+    faulthandler.dump_traceback_later(STALL_S, exit=True, file=2)
 
 
 def exit_now(status: int) -> NoReturn:
