@@ -59,8 +59,8 @@ chaos: setup faketime  ## Kill, stop, fill, and cut everything, then a soak of S
 faketime:
 	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || .ci/install-package faketime || true
 
-fuzz: setup  ## Mutate images; CASES=5000 sets how many
-	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest tests/unit/worker/images/test_fuzz.py
+fuzz: setup  ## Mutate images, print the slowest and the fattest; CASES=5000 sets how many
+	FUZZ_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest -s tests/unit/worker/images/test_fuzz.py
 
 bench: setup  ## Compare with open_clip, clip-retrieval and transformers, on this machine
 	$(BIN)/python -m bench

@@ -72,6 +72,18 @@ def wide_gamut_profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
 
 
+def swapped_profile() -> bytes:
+    """sRGB's profile with red and blue swapped: valid, and visibly different."""
+    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", raw[128:132])[0]
+    places = {bytes(raw[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    raw[red + 4 : red + 12], raw[blue + 4 : blue + 12] = raw[blue + 4 : blue + 12], raw[red + 4 : red + 12]
+    text = struct.unpack(">II", raw[places[b"desc"] + 4 : places[b"desc"] + 12])
+    raw[text[0] : text[0] + text[1]] = raw[text[0] : text[0] + text[1]].replace(b"\0s\0R\0G\0B", b"\0x\0R\0G\0B")
+    return bytes(raw)
+
+
 # cjpeg -arithmetic -quality 60, of picture(48, 72); Pillow reads arithmetic coding but does not write it
 ARITHMETIC_JPEG = base64.b85decode(
     "|JeWF01!$>Nk#wx0RR9200961|JwjV01XKW3knDg3knMk4h;_zAQcl55)&sJ9v2`kDKRiEDJ?8BI!Zn>HbyrrEkIX6ModmpQ&KWM"

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     decode_memory_bytes: int = _field(
         "images", 1 << 30, "bytes that large posters may take together while they are decoded", ge=1
     )
+    decode_time_limit_s: int = _field(
+        "images", 30, "seconds of processor time; posters that take longer to decode fail as too-large", ge=1
+    )
     max_file_bytes: int = _field("images", 100_000_000, "bytes; larger files fail as too-large", ge=1)
 
     posters_per_batch: int = _field("queue", 256, "posters per message", ge=1, le=4096)

@@ -145,7 +145,7 @@ class CLIPEmbedder:
             gpu_memory_fraction=settings.gpu_memory_fraction,
             decode_threads=settings.decode_threads,
             max_file_bytes=settings.max_file_bytes,
-            limits=Limits(settings.max_pixels),
+            limits=Limits.from_settings(settings),
         )
 
     @property

@@ -8,31 +8,41 @@ from __future__ import annotations
 import io
 import math
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from producer.errors import UnreadablePoster
-from worker.images.bombs import MAX_SCANS, decoded_pixels, has_too_many_scans
-from worker.images.color import srgb_transform, to_rgb
-from worker.images.memory_budget import MemoryBudget
+from producer.settings import Settings
+from worker.images.color import BACKGROUND, INVERTED, ToSrgb, has_alpha, srgb_transform, to_rgb
+from worker.images.jpeg import MAX_SCANS, completions, has_too_many_scans
+from worker.images.memory_budget import BASE_BYTES, MemoryBudget, decoder_bytes, partial_frame, stored_bytes
 from worker.images.pillow_defaults import own_pillow_defaults
-from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink
-from worker.images.webp import shrink_webp
+from worker.images.png import SIGNATURE, TRANSPARENT_16, describe, mask_of_16_bits, read_png
+from worker.images.profiles import avif_profile, profile_of_gamma
+from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink, working_bytes
+from worker.images.tiff import (
+    Directory,
+    check_tags,
+    decoded_pixels,
+    unsupported_layout,
+    with_black_as_zero,
+    wrong_in_pillow,
+)
+from worker.images.webp import shrink_webp, webp_size
 
 # The only formats accepted; Pillow tries them in this order.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
 # Draft decoding (a JPEG at 1/2, 1/4 or 1/8) keeps at least this multiple of the required size: at 2 the cosine
 # to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
 DRAFT_MARGIN: Final = 2
-# Memory while decoding, measured (docs/images.md); for other formats: Pillow's 4 bytes, and a fifth for bands.
-BYTES_PER_PIXEL: Final = {"WEBP": 16, "AVIF": 10}
-DEFAULT_BYTES_PER_PIXEL: Final = 5
 ORIENTATION_TAG: Final = 0x0112  # Exif 2.32, table 4
 TRANSPOSE: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,6 +53,7 @@ TRANSPOSE: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+LOWER_BITS: Final = "RGB;16L"  # Pillow's unpacker of which gives the lower half of PNG's 16 bits
 # Signatures of formats that are not decoded, so that the error can name them: offset, bytes, reason.
 SIGNATURES: Final = (
     (4, b"ftyphei", "HEIC is not supported: convert it, for example with pillow-heif"),
@@ -55,6 +66,7 @@ SIGNATURES: Final = (
     (0, b"%PDF", "PDF is not supported: convert it"),
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not supported: convert it"),
 )
+UNKNOWN_LAYOUT: Final = "unknown raw mode"  # how Pillow's error for samples that it cannot unpack begins
 # What Pillow's decoders raise for damaged files, found by fuzzing (tests/unit/worker/images/test_fuzz.py).
 DECODER_ERRORS: Final = (
     OSError,
@@ -76,9 +88,39 @@ DECODER_ERRORS: Final = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that are checked on the header, before anything is decoded."""
+    """Limits of one image.
+
+    Attributes:
+        max_pixels: checked on the header, before anything is decoded.
+        max_seconds: of this thread's processor time: an overloaded or suspended machine makes no image too large.
+    """
 
     max_pixels: int = 100_000_000
+    max_seconds: float = 30
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Limits:
+        """The limits that the settings give."""
+        return cls(settings.max_pixels, settings.decode_time_limit_s)
+
+
+class _TimedFile(io.BytesIO):
+    """A file in memory that cannot be read once the time of its image is over.
+
+    Most of Pillow's decoders read blocks of 64 kB in a loop, which nothing else can interrupt.
+    """
+
+    def __init__(self, data: bytes, max_seconds: float) -> None:
+        super().__init__(data)
+        self._max_seconds, self._until = max_seconds, time.thread_time() + max_seconds
+        self._reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1  # headers are read byte by byte, for which a look at the clock is too much
+        if (self._reads % 64 == 0 or not size or size > 64) and time.thread_time() > self._until:
+            reason = f"decoding it takes more than {self._max_seconds:g} s (POSTERS_DECODE_TIME_LIMIT_S)"
+            raise UnreadablePoster("", "too-large", reason)
+        return super().read(size)
 
 
 def decode(
@@ -99,37 +141,103 @@ def decode(
     """
     if not data:
         raise UnreadablePoster(name, "unreadable", "the file is empty")
-    with (
-        own_pillow_defaults(),
-        _errors_translated(name, data),
-        Image.open(io.BytesIO(data), formats=FORMATS) as image,
-    ):
-        width, height = image.size
-        limit, pixels = (limits or Limits()).max_pixels, decoded_pixels(image)
-        if pixels > limit:
-            tiles = "" if width * height > limit else f" in tiles of {pixels:,}"
-            raise UnreadablePoster(
-                name, "too-large", f"it has {width}×{height} pixels{tiles}, the limit is {limit:,} in total"
-            )
-        profile = image.info.get("icc_profile")
-        if image.format in ("JPEG", "MPO"):
-            if has_too_many_scans(data):
-                raise UnreadablePoster(name, "too-large", f"it has more than {MAX_SCANS} scans")
-            scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # rotated or not
-            needed = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
-            if needed < (width, height):
-                image.draft(None, needed)
-                pixels = image.width * image.height
-        per_pixel = BYTES_PER_PIXEL.get(image.format or "", DEFAULT_BYTES_PER_PIXEL)
-        with budget.reserve(pixels * per_pixel) if budget else nullcontext():
-            small = None
-            if image.format == "WEBP":
-                small = shrink_webp(image, data, geometry, rotated=orientation_of(image) >= 5)
-            if small is None:
-                image.load()
-            # Read the orientation after the load: a PNG's Exif data may follow its pixels. Pillow would load
-            # them to find it, and for a damaged file a second load would return without an error.
-            return _finish(small or image, geometry, profile, orientation_of(image))
+    limits = limits or Limits()
+    with _errors_translated(name, data):
+        try:
+            return _decode(data, geometry, limits, budget)
+        except OSError as error:
+            # A JPEG of which only the end marker is missing is whole. Compared as a whole: the model's crop may not
+            # show where the pixels end.
+            copies = completions(data) if data.startswith(b"\xff\xd8") and "truncated" in str(error) else []
+            whole = Geometry(geometry.height, geometry.width, "squash")
+            pictures = [_decode(copy, whole, limits, budget) for copy in copies]
+            if not pictures or not all(torch.equal(pictures[0], other) for other in pictures):
+                raise
+            return _decode(copies[0], geometry, limits, budget)
+
+
+def _decode(data: bytes, geometry: Geometry, limits: Limits, budget: MemoryBudget | None) -> torch.Tensor:
+    with open_image(data, limits) as image:
+        return _load(image, data, geometry, budget)
+
+
+@contextmanager
+def open_image(data: bytes, limits: Limits) -> Iterator[ImageFile.ImageFile]:
+    """The image of a file, not loaded yet, within the limits; raises what Pillow raises, or UnreadablePoster.
+
+    Its `info` says what is known of its colors and orientation, whatever the format: `icc_profile`, `exif`, and
+    `transparency` in the units of Pillow's pixels.
+    """
+    with own_pillow_defaults():
+        _check_pixels(*webp_size(data), limits)
+        info: dict[str | tuple[int, int], object] = {}
+        png = read_png(data) if data.startswith(SIGNATURE) else None
+        if png is not None:
+            data = png.data
+        elif data[:2] in (b"II", b"MM"):
+            directory = Directory(data)
+            check_tags(directory)
+            data, info[INVERTED] = with_black_as_zero(data, directory)
+        with Image.open(_TimedFile(data, limits.max_seconds), formats=FORMATS) as image:
+            _check_pixels(*image.size, limits, decoded_pixels(image))
+            image.info |= info
+            if png is not None:
+                describe(image, png)
+            yield image
+
+
+def _check_pixels(width: int, height: int, limits: Limits, decoded: int = 0) -> None:
+    """`decoded`: pixels that the decoder holds, if more."""
+    if max(width * height, decoded) > limits.max_pixels:
+        tiles = f" in tiles of {decoded:,}" if width * height <= limits.max_pixels else ""
+        reason = f"it has {width}×{height} pixels{tiles}, the limit is {limits.max_pixels:,} (POSTERS_MAX_PIXELS)"
+        raise UnreadablePoster("", "too-large", reason)
+
+
+def _load(image: ImageFile.ImageFile, data: bytes, geometry: Geometry, budget: MemoryBudget | None) -> torch.Tensor:
+    """Decode an open image within the budget, at reduced size if that is enough."""
+    width, height = image.size
+    if problem := wrong_in_pillow(image):
+        raise UnreadablePoster("", "unsupported", problem)
+    if image.format == "AVIF" and not image.info.get("icc_profile"):
+        image.info["icc_profile"] = avif_profile(data)
+    to_srgb = srgb_transform(image.info.get("icc_profile"), image.mode, translucent=has_alpha(image))
+    needed_bytes = BASE_BYTES + decoder_bytes(image, data, geometry)
+    if image.format in ("JPEG", "MPO"):
+        if has_too_many_scans(data):
+            raise UnreadablePoster("", "too-large", f"it has more than {MAX_SCANS} scans")
+        scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # rotated or not
+        needed = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
+        if needed < (width, height):
+            image.draft(None, needed)
+    needed_bytes += stored_bytes(image) + working_bytes(image, geometry)
+    orientation = exif_orientation(image.info.get("exif"))
+    with budget.reserve(needed_bytes) if budget else nullcontext():
+        if image.format == "WEBP" and not (to_srgb and to_srgb.early):
+            small = shrink_webp(image, data, geometry, rotated=orientation >= 5)
+            if small is not None:
+                return _finish(small, geometry, to_srgb, orientation)
+        return _finish(_loaded(image, data), geometry, to_srgb, orientation)
+
+
+def _loaded(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The image with its pixels, as a viewer shows them."""
+    frame, color = partial_frame(image), image.info.pop(TRANSPARENT_16, None)
+    image.load()
+    if frame is not None:
+        canvas = Image.new("RGB", image.size, BACKGROUND)
+        canvas.paste(to_rgb(image.crop(frame)), frame[:2])
+        return canvas
+    if color is not None:
+        with Image.open(io.BytesIO(read_png(data).data), formats=("PNG",)) as lower:
+            lower.tile = [tile._replace(args=LOWER_BITS) for tile in lower.tile]
+            lower.load()
+            image.putalpha(mask_of_16_bits(image, lower, color))
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # an alpha channel that nobody filled in, as Windows and browsers treat it
+    if image.format == "PNG" and image.mode == "RGBA" and not data[25] & 2:
+        return image.convert("LA")  # gray of 16 bits, which Pillow gives as RGBA
+    return image
 
 
 def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
@@ -139,29 +247,44 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
         UnreadablePoster: its mode cannot be converted to color, or its pixels cannot be loaded.
     """
     name = str(getattr(image, "filename", "") or "the image")
-    with own_pillow_defaults(), _errors_translated(name, b""):
+    with _errors_translated(name, b""), own_pillow_defaults():
         image.load()
-        return _finish(image, geometry, image.info.get("icc_profile"), orientation_of(image))
+        profile = image.info.get("icc_profile")
+        if image.format == "PNG" and not profile and "srgb" not in image.info:
+            gray = image.mode in ("1", "L", "LA", "I;16")
+            profile = profile_of_gamma(image.info.get("gamma"), image.info.get("chromaticity"), gray=gray)
+        return _finish(
+            image, geometry, srgb_transform(profile, image.mode, translucent=has_alpha(image)), orientation_of(image)
+        )
 
 
-def _finish(image: Image.Image, geometry: Geometry, profile: object, orientation: int) -> torch.Tensor:
-    to_srgb = srgb_transform(profile, image.mode)
+def _finish(image: Image.Image, geometry: Geometry, to_srgb: ToSrgb | None, orientation: int) -> torch.Tensor:
+    def convert(part: Image.Image) -> Image.Image:
+        return to_rgb(part, to_srgb)
 
-    def convert(part: Image.Image) -> Image.Image:  # CMYK by its profile, already before the resize
-        return to_srgb.apply(part) if to_srgb and part.mode == "CMYK" else to_rgb(part)
-
-    pixels = shrink(image, geometry, convert, rotated=orientation >= 5) or convert(image)
+    early = to_srgb is not None and to_srgb.early
+    plain = image.mode in ("RGB", "L") and "transparency" not in image.info and not early
+    pixels = shrink(image, geometry, convert, rotated=orientation >= 5, is_converted=plain) or convert(image)
     if orientation in TRANSPOSE:
         pixels = pixels.transpose(TRANSPOSE[orientation])
     sized = resize(pixels, geometry)
-    if to_srgb and image.mode != "CMYK":  # after the resize: a hundredth of the work without a visible difference
-        corrected = to_srgb.apply(Image.fromarray(sized.permute(1, 2, 0).contiguous().numpy(), "RGB"))
+    if to_srgb is not None and not early:
+        colors = np.ascontiguousarray(sized.permute(1, 2, 0).numpy())
+        corrected = to_srgb.apply(Image.fromarray(colors.squeeze(2) if colors.shape[2] == 1 else colors))
         sized = as_tensor(corrected).squeeze(0)[:3]
     return sized.expand(3, -1, -1).contiguous()
 
 
+def exif_orientation(exif: object) -> int:
+    """The orientation in Exif data, 1 to 8, from 5 on with sides exchanged; damaged or absent data counts as 1."""
+    if not isinstance(exif, bytes):
+        return 1
+    values = Directory(exif.removeprefix(b"Exif\0\0")).integers(ORIENTATION_TAG)
+    return values[0] if values[:1] and values[0] in TRANSPOSE else 1
+
+
 def orientation_of(image: Image.Image) -> int:
-    """The Exif orientation, 1 to 8, from 5 on with sides exchanged; damaged Exif data counts as none."""
+    """The Exif orientation of an image in memory, whose program may have changed it."""
     try:
         value = image.getexif().get(ORIENTATION_TAG)
         return int(value) if value in TRANSPOSE else 1
@@ -180,6 +303,8 @@ def _errors_translated(name: str, data: bytes) -> Iterator[None]:
         for offset, signature, reason in SIGNATURES:
             if data.startswith(signature, offset):
                 raise UnreadablePoster(name, "unsupported", reason) from error
+        if layout := unsupported_layout(data):
+            raise UnreadablePoster(name, "unsupported", f"no decoder for this kind of TIFF: {layout}") from error
         raise UnreadablePoster(name, "unreadable", "its content is not an image of a supported format") from error
     except DECODER_ERRORS as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
@@ -189,6 +314,8 @@ def _errors_translated(name: str, data: bytes) -> Iterator[None]:
             )
             raise UnreadablePoster(name, "internal", reason) from error
         text = str(error) or type(error).__name__
+        if text.startswith(UNKNOWN_LAYOUT) and (layout := unsupported_layout(data)):
+            raise UnreadablePoster(name, "unsupported", f"no decoder for this kind of TIFF: {layout}") from error
         if "truncated" in text.lower() or isinstance(error, EOFError) or _is_short_riff(data):
             raise UnreadablePoster(name, "truncated", f"the file ends too early ({text})") from error
         raise UnreadablePoster(name, "unreadable", f"it is damaged ({text})") from error

@@ -1,10 +1,91 @@
-"""A limit in bytes on the memory that several threads use at the same time."""
+"""A limit in bytes on the memory that several threads use at the same time, and what a decoder takes of it."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+from PIL import Image, ImageFile
+
+from worker.images.jpeg import keeps_coefficients
+from worker.images.png import TRANSPARENT_16
+from worker.images.resize import Geometry, target_if_large
+from worker.images.webp import is_plain
+
+# What decoding takes, measured as the growth of a process (tests/unit/worker/images/test_memory_budget.py).
+BASE_BYTES: Final = 2_000_000  # tables and buffers of any decoder
+ROW_POINTER_BYTES: Final = 8  # Pillow keeps a pointer per row: of a picture one pixel wide, two thirds
+STORED_BYTES: Final = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # others: 4 per pixel
+_BITS_PER_SAMPLE, _ORIENTATION, _ROWS_PER_STRIP = 258, 274, 278  # TIFF 6.0, section 8
+TILE_BYTES: Final = 500  # Python objects per strip or tile of a TIFF
+WEBP_CANVAS_BYTES: Final = 12  # per pixel beside the picture: two canvases of libwebp's animation decoder, and a copy
+WEBP_LOSSLESS_BYTES: Final = 5
+WEBP_RGB_BYTES: Final = 3  # per pixel: torchvision's, in place of the picture
+AVIF_BYTES: Final = 8  # per pixel beside the picture: the planes of the AV1 decoder, and their conversion
+JPEG_ROW_BYTES: Final = 200  # per pixel of width: buffers of a few rows of blocks
+
+
+def stored_bytes(image: Image.Image) -> int:
+    """Memory of the decoded pixels in Pillow, whose rows are aligned to 4 bytes."""
+    row = -(-image.width * STORED_BYTES.get(image.mode, 4) // 4) * 4
+    return image.height * (row + ROW_POINTER_BYTES)
+
+
+def partial_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The box of a GIF's first frame, before it is loaded, if the frame is smaller than the canvas."""
+    box = image.tile[0].extents if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    return box if image.format == "GIF" and box != (0, 0, *image.size) else None
+
+
+def decoder_bytes(image: Image.Image, data: bytes, geometry: Geometry) -> int:
+    """Memory that the decoder of an open image takes beside the pixels, at its peak; before a JPEG's `draft`."""
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        return _jpeg_bytes(image, data)
+    if image.format == "WEBP":
+        lossless = WEBP_LOSSLESS_BYTES if b"VP8L" in data[:4096] else 0
+        if is_plain(image) and target_if_large(image, geometry, rotated=False):
+            return pixels * (WEBP_RGB_BYTES + lossless) + len(data) - stored_bytes(image)
+        return pixels * (WEBP_CANVAS_BYTES + lossless)
+    if image.format == "AVIF":
+        return pixels * AVIF_BYTES
+    if image.format == "TIFF":
+        return _tiff_bytes(image)
+    if image.format == "PNG" and TRANSPARENT_16 in image.info:
+        return 40 * pixels  # decoded twice, and compared as numbers
+    if partial_frame(image) is not None:
+        return pixels * 4 + image.height * ROW_POINTER_BYTES  # drawn on a canvas
+    row = image.width * len(image.getbands()) * 2  # of a file with 16 bits
+    run_length = image.format == "BMP" and image.info.get("compression") in (1, 2)
+    return 3 * row + (2 * pixels if run_length else 0)
+
+
+def _jpeg_bytes(image: Image.Image, data: bytes) -> int:
+    """All coefficients, of 2 bytes, if several scans give them; else those of a few rows."""
+    layers = getattr(image, "layer", [])
+    if not layers or not keeps_coefficients(data):
+        return JPEG_ROW_BYTES * image.width
+    down, across = (max(1, *(layer[n] for layer in layers)) for n in (1, 2))
+    blocks = sum(
+        math.ceil(image.height * layer[1] / (8 * down)) * math.ceil(image.width * layer[2] / (8 * across))
+        for layer in layers
+    )
+    return JPEG_ROW_BYTES * image.width + 2 * 64 * blocks
+
+
+def _tiff_bytes(image: Image.Image) -> int:
+    """A strip, which libtiff decompresses as a whole, and the pixels again when Pillow turns them."""
+    tags = getattr(image, "tag_v2", {})
+    turned = stored_bytes(image) if tags.get(_ORIENTATION, 1) != 1 else 0
+    if image.info.get("compression") == "raw":
+        return turned + TILE_BYTES * len(getattr(image, "tile", ()))
+    rows, bits = tags.get(_ROWS_PER_STRIP), tags.get(_BITS_PER_SAMPLE, (1,))
+    rows = min(rows, image.height) if isinstance(rows, int) else image.height
+    pixel = max(1, sum(bits) / 8) if isinstance(bits, tuple) and len(bits) > 1 else 4
+    return turned + math.ceil(rows * image.width * pixel)
 
 
 class MemoryBudget:

@@ -14,15 +14,17 @@ from torch.nn import functional
 
 from worker.images.zero_copy import zero_copy_rgb
 
-# If resizing before the crop would give more than this many times the model's area, only the crop is resized:
-# a 1×5000 image would otherwise become 224×1,120,000 pixels.
+# If resizing before the crop would give more than this many times the model's area, only the crop is converted and
+# resized: a 1×5000 image would otherwise become 224×1,120,000 pixels.
 MAX_RESIZED_AREAS: Final = 8
+FILTER_SUPPORT: Final = 4  # pixels of the result that antialiased filters read beyond it; bicubic: 2
 # Larger images are shrunk before they are converted or copied: first by an integer factor that leaves
-# REDUCE_MARGIN times the required size, then like all others. The first step works on bands of BAND_ROWS rows of
-# its result, so that a converted copy of the whole image is never in memory.
+# REDUCE_MARGIN times the required size, then like all others. The first step works on bands of about BAND_PIXELS, so
+# that a converted copy of the whole image is never in memory.
 LARGE_IMAGE_PIXELS: Final = 6_000_000
 REDUCE_MARGIN: Final = 4  # at 4 the cosine to the direct resize stays above 0.9999 (measured, docs/images.md)
-BAND_ROWS: Final = 64
+BAND_PIXELS: Final = 500_000
+CONVERTED_BYTES: Final = 16  # per pixel, of the copies that a conversion takes: RGBA and its background, or numbers
 
 
 @dataclass(frozen=True)
@@ -37,22 +39,33 @@ class Geometry:
 
 
 def shrink(
-    image: Image.Image, geometry: Geometry, convert: Callable[[Image.Image], Image.Image], *, rotated: bool
+    image: Image.Image,
+    geometry: Geometry,
+    convert: Callable[[Image.Image], Image.Image],
+    *,
+    rotated: bool,
+    is_converted: bool,
 ) -> Image.Image | None:
-    """Convert and shrink a large image to the size that `resize` needs; None where that saves nothing."""
+    """Convert and shrink a large or long image to the size that `resize` needs; None where that saves nothing.
+
+    `is_converted`: `convert` would change nothing.
+    """
+    if _is_long(image, geometry, rotated=rotated):
+        return _resize_crop(image, geometry, convert, rotated=rotated)
     target = target_if_large(image, geometry, rotated=rotated)
     if target is None:
         return None
     factor = int(min(image.width / target[0], image.height / target[1]) / REDUCE_MARGIN)
     if factor < 2:
         return None
-    if image.mode in ("RGB", "L") and "transparency" not in image.info:
+    if is_converted:
         reduced = image.reduce(factor)
     else:
         size = math.ceil(image.width / factor), math.ceil(image.height / factor)
+        rows = max(1, BAND_PIXELS // (image.width * factor))  # of the result
         reduced = Image.new("L", (1, 1))
-        for top in range(0, image.height, BAND_ROWS * factor):
-            bottom = min(image.height, top + BAND_ROWS * factor)
+        for top in range(0, image.height, rows * factor):
+            bottom = min(image.height, top + rows * factor)
             band = convert(image.crop((0, top, image.width, bottom))).reduce(factor)
             if top == 0:
                 reduced = Image.new(band.mode, size)
@@ -61,13 +74,31 @@ def shrink(
     return reduced.resize(target, Image.Resampling[geometry.interpolation.upper()], box=box)
 
 
+def _is_long(image: Image.Image, geometry: Geometry, *, rotated: bool) -> bool:
+    """Whether the image, resized before the crop, would have far more pixels than the model uses."""
+    width, height = _resized_size(*(image.size[::-1] if rotated else image.size), geometry)
+    return width * height > MAX_RESIZED_AREAS * geometry.width * geometry.height
+
+
+def working_bytes(image: Image.Image, geometry: Geometry) -> int:
+    """Memory that `shrink` and `resize` take beside an image of this mode and size, at most."""
+    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+    pixels, reduced = float(image.width * image.height), 0.0
+    if any(_is_long(image, geometry, rotated=rotated) for rotated in (False, True)):
+        short, (low, high) = min(image.size), sorted((geometry.width, geometry.height))
+        pixels = min(pixels, short * (short * high / low + 2 * FILTER_SUPPORT))
+    elif pixels > LARGE_IMAGE_PIXELS:
+        # the reduced image has less than twice REDUCE_MARGIN times the required width and height
+        reduced = pixels * min(1, 2 * REDUCE_MARGIN * scale_to(image.width, image.height, geometry)) ** 2
+        pixels = 0.0 if plain else max(BAND_PIXELS, 2.0 * image.width)
+    return math.ceil(pixels * (4 if plain else CONVERTED_BYTES) + 4 * reduced)
+
+
 def target_if_large(image: Image.Image, geometry: Geometry, *, rotated: bool) -> tuple[int, int] | None:
     """Width and height to shrink a large image to, before it is rotated; None for all others."""
-    if image.width * image.height <= LARGE_IMAGE_PIXELS:
+    if image.width * image.height <= LARGE_IMAGE_PIXELS or _is_long(image, geometry, rotated=rotated):
         return None
     target = _resized_size(*(image.size[::-1] if rotated else image.size), geometry)
-    if target[0] * target[1] > MAX_RESIZED_AREAS * geometry.width * geometry.height:
-        return None
     return target[::-1] if rotated else target
 
 
@@ -89,10 +120,8 @@ def _resized_size(width: int, height: int, geometry: Geometry) -> tuple[int, int
 
 
 def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    """Resize, then crop or pad around the center: uint8 (1 or 3, height, width)."""
+    """Resize an image that `shrink` returned or left alone, then crop or pad: uint8 (1 or 3, height, width)."""
     width, height = _resized_size(image.width, image.height, geometry)
-    if width * height > MAX_RESIZED_AREAS * geometry.width * geometry.height:
-        return _resize_crop(image, width, height, geometry)
     source = as_tensor(image)
     if (width, height) != image.size:
         source = functional.interpolate(source, (height, width), mode=geometry.interpolation, antialias=True)
@@ -106,14 +135,24 @@ def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
     return pixels[:3, top : top + geometry.height, left : left + geometry.width]
 
 
-def _resize_crop(image: Image.Image, width: int, height: int, geometry: Geometry) -> torch.Tensor:
-    """Resize only the part that the crop keeps; Pillow's filter reads the pixels around it."""
-    left, top = round((width - geometry.width) / 2.0), round((height - geometry.height) / 2.0)
-    across, down = image.width / width, image.height / height
-    box = (left * across, top * down, (left + geometry.width) * across, (top + geometry.height) * down)
-    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(image.width), box[2]), min(float(image.height), box[3]))
-    resample = Image.Resampling[geometry.interpolation.upper()]
-    return as_tensor(image.resize((geometry.width, geometry.height), resample, box=box)).squeeze(0)[:3]
+def _resize_crop(
+    image: Image.Image, geometry: Geometry, convert: Callable[[Image.Image], Image.Image], *, rotated: bool
+) -> Image.Image:
+    """The model's crop of a long image: only the part that it shows is converted and resized."""
+    wanted = (geometry.height, geometry.width) if rotated else (geometry.width, geometry.height)
+    resized = _resized_size(*(image.size[::-1] if rotated else image.size), geometry)
+    low, high = [0.0, 0.0], [0.0, 0.0]  # the crop in pixels of the image, by axis
+    part = [0, 0, 0, 0]  # it, with the pixels around it that the filter reads
+    for axis, size in enumerate(resized[::-1] if rotated else resized):
+        scale = image.size[axis] / size
+        start = round((size - wanted[axis]) / 2.0)
+        low[axis], high[axis] = max(0.0, start * scale), min(image.size[axis], (start + wanted[axis]) * scale)
+        margin = FILTER_SUPPORT * max(1.0, scale)
+        part[axis] = max(0, math.floor(low[axis] - margin))
+        part[axis + 2] = min(image.size[axis], math.ceil(high[axis] + margin))
+    box = (low[0] - part[0], low[1] - part[1], high[0] - part[0], high[1] - part[1])
+    converted = convert(image.crop((part[0], part[1], part[2], part[3])))
+    return converted.resize(wanted, Image.Resampling[geometry.interpolation.upper()], box=box)
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:

@@ -12,9 +12,8 @@ from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.host import usable_cores
 from producer.settings import Settings
-from worker.images.decode import FORMATS, Limits, decode, orientation_of
+from worker.images.decode import Limits, decode, exif_orientation, open_image
 from worker.images.memory_budget import MemoryBudget
-from worker.images.pillow_defaults import own_pillow_defaults
 from worker.images.resize import Geometry
 
 WEBP_QUALITY: Final = 80  # about 20 kB for a poster of 320×480
@@ -30,14 +29,14 @@ def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], sid
     Returns:
         None where the file is missing or cannot be decoded.
     """
-    budget = MemoryBudget(settings.decode_memory_bytes)
+    limits, budget = Limits.from_settings(settings), MemoryBudget(settings.decode_memory_bytes)
 
     def thumbnail(file: tuple[Path | None, str]) -> bytes | None:
         root, path = file
         try:
             data = read_file(path, root=root.resolve() if root else None, max_bytes=settings.max_file_bytes).data
-            size = _thumbnail_size(data, side)
-            pixels = decode(data, size, name=path, limits=Limits(settings.max_pixels), budget=budget)
+            size = _thumbnail_size(data, limits, side)
+            pixels = decode(data, size, name=path, limits=limits, budget=budget)
         except (UnreadablePoster, OSError):
             return None
         buffer = io.BytesIO()
@@ -48,12 +47,12 @@ def thumbnails(settings: Settings, files: Sequence[tuple[Path | None, str]], sid
         return list(pool.map(thumbnail, files))
 
 
-def _thumbnail_size(data: bytes, side: int) -> Geometry:
+def _thumbnail_size(data: bytes, limits: Limits, side: int) -> Geometry:
     """The image's own aspect ratio, no side longer than `side`, never enlarged."""
     try:
-        with own_pillow_defaults(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data, limits) as image:
             width, height = image.size
-            if orientation_of(image) >= 5:
+            if exif_orientation(image.info.get("exif")) >= 5:
                 width, height = height, width
     except Exception:  # noqa: BLE001 - whatever is wrong with the file, decode reports it
         width = height = side

@@ -53,7 +53,7 @@ class PosterReader:
     def __init__(self, embedder: Embedder, store: VectorStore, settings: Settings, clock: Callable[[], float]) -> None:
         self._embedder, self._store, self._clock = embedder, store, clock
         self.root, self._max_file_bytes = PostersRoot(settings.root), settings.max_file_bytes
-        self._limits, self._budget = Limits(settings.max_pixels), MemoryBudget(settings.decode_memory_bytes)
+        self._limits, self._budget = Limits.from_settings(settings), MemoryBudget(settings.decode_memory_bytes)
         self._failing: dict[str, tuple[int, float]] = {}  # path → failed tries, and the time of the first
 
     def read(self, poster: Poster, target: torch.Tensor, state: BatchState) -> ReadPoster:

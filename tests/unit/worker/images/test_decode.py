@@ -20,11 +20,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
-from bench.image_samples import Sample, encoded, picture, samples, translucent
+from bench.image_samples import Sample, encoded, picture, samples, swapped_profile, translucent
 from producer.errors import UnreadablePoster
 from tests.support.project import PROJECT
-from worker.images.bombs import MAX_SCANS
 from worker.images.decode import Geometry, Limits, decode, fit
+from worker.images.jpeg import MAX_SCANS
 
 CLIP = Geometry(224, 224)
 # The samples themselves take seconds to make, which a process that runs none of their tests need not spend.
@@ -175,18 +175,6 @@ def test_an_embedded_profile_is_converted_to_srgb():
     ours = decode(data, CLIP, name="x")
     assert closeness(ours, reference(meant)) >= 0.9995
     assert closeness(ours, reference(picture())) < 0.9
-
-
-def swapped_profile() -> bytes:
-    """sRGB's profile with red and blue swapped: valid, and visibly different."""
-    raw = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    count = struct.unpack(">I", raw[128:132])[0]
-    places = {bytes(raw[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(count)}
-    red, blue = places[b"rXYZ"], places[b"bXYZ"]
-    raw[red + 4 : red + 12], raw[blue + 4 : blue + 12] = raw[blue + 4 : blue + 12], raw[red + 4 : red + 12]
-    text = struct.unpack(">II", raw[places[b"desc"] + 4 : places[b"desc"] + 12])
-    raw[text[0] : text[0] + text[1]] = raw[text[0] : text[0] + text[1]].replace(b"\0s\0R\0G\0B", b"\0x\0R\0G\0B")
-    return bytes(raw)
 
 
 @pytest.mark.parametrize("profile", [b"x" * 200, b"", b"short"])
@@ -456,17 +444,10 @@ def test_an_image_at_the_limit_is_in_memory_only_once(format, options, bytes_per
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_png_does_not_pass_on_a_second_load():
-    """Pillow loads a PNG to find Exif data after its pixels, and a second load of a damaged one raises nothing."""
+def test_no_damaged_pixel_of_a_png_passes():
+    """Not even one that still decodes, which Pillow lets pass: the checksum of its chunk is wrong."""
     data = encoded(picture(60, 90), "PNG")
-    for place in range(60, len(data), 41):
+    for place in range(60, len(data) - 12, 41):
         damaged = data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
-        try:
-            with Image.open(io.BytesIO(damaged)) as image:
-                image.load()
-                strict = fit(image, CLIP)
-        except (OSError, SyntaxError, UnreadablePoster):
-            with pytest.raises(UnreadablePoster):
-                decode(damaged, CLIP, name="x")
-        else:
-            assert torch.equal(decode(damaged, CLIP, name="x"), strict)
+        with pytest.raises(UnreadablePoster):
+            decode(damaged, CLIP, name="x")

@@ -1,10 +1,16 @@
-"""Mutated images: nothing but UnreadablePoster comes out, and what decodes is what Pillow decodes.
+"""Mutated images: nothing but UnreadablePoster comes out, what decodes is what Pillow decodes, and none is costly.
 
-``make fuzz CASES=100000`` runs as many cases as asked; ``make test`` runs a few hundred.
+``make fuzz CASES=100000`` runs as many cases as asked and prints the slowest and the fattest; ``make test`` runs a few
+hundred. Time is the thread's processor time. Memory is the growth of the process's peak, which Linux resets on request.
 """
 
 import io
 import os
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,16 +20,56 @@ from PIL import Image
 
 from bench.image_samples import encoded, picture, translucent
 from producer.errors import UnreadablePoster
-from worker.images.decode import FORMATS, Geometry, Limits, decode, fit
+from worker.images.decode import FORMATS, Geometry, Limits, decode, fit, open_image
+from worker.images.memory_budget import partial_frame
+from worker.images.png import SIGNATURE, read_png
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 SMALL = Geometry(32, 32)
 SIZE = (60, 90)  # less than twice SMALL: a JPEG of this size is decoded in full
 LIMITS = Limits(max_pixels=1_000_000)
+MOST_S = 5  # of processor time, for files of at most MAX_RUN bytes
+MOST_BYTES = 80_000_000  # 1 megapixel takes 21 MB at most; the rest is what the allocator keeps
+MAX_RUN = 200_000
+
+
+class Cost(NamedTuple):
+    """What decoding a file took."""
+
+    amount: float
+    outcome: str
+    data: bytes
+
+
+costliest = {"seconds": Cost(0, "", b""), "bytes": Cost(0, "", b"")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _print_the_costliest():
+    """After the run."""
+    yield
+    for unit, cost in costliest.items():
+        print(f"\nmost {unit}: {cost.amount:,.3f} for {len(cost.data):,} bytes {cost.data[:16]!r}: {cost.outcome:.80}")
+
+
+def peak_bytes() -> int:
+    """The peak of this process since `reset_peak`; 0 where the system does not tell."""
+    with suppress(OSError):
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    return 0
+
+
+def reset_peak() -> int:
+    """Let the peak begin anew with what is in use now, which is returned."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
 
 SEEDS = [
     encoded(picture(*SIZE), "JPEG", quality=80),
     encoded(picture(*SIZE), "JPEG", quality=80, progressive=True, exif=Image.Exif()),
+    encoded(picture(*SIZE).convert("CMYK"), "JPEG", progressive=True),
     encoded(picture(*SIZE), "PNG"),
     encoded(picture(*SIZE).quantize(16), "PNG", transparency=3),
     encoded(translucent().resize(SIZE), "PNG"),
@@ -33,6 +79,8 @@ SEEDS = [
     encoded(picture(*SIZE), "BMP"),
     encoded(picture(*SIZE), "TIFF"),
     encoded(picture(*SIZE), "TIFF", compression="tiff_lzw"),
+    encoded(picture(*SIZE), "TIFF", compression="jpeg"),
+    encoded(picture(*SIZE), "TIFF", compression="tiff_deflate"),
     encoded(picture(*SIZE), "AVIF", quality=60),
 ]
 
@@ -45,7 +93,7 @@ def mutated(draw):
         place = draw(st.integers(0, max(0, len(data) - 1)))
         near_head = draw(st.booleans())
         place = place % 128 if near_head else place
-        kind = draw(st.sampled_from(["flip", "set", "length", "cut", "double", "end"]))
+        kind = draw(st.sampled_from(["flip", "set", "length", "cut", "double", "run", "end"]))
         if kind == "flip" and data:
             data[place % len(data)] ^= 1 << draw(st.integers(0, 7))
         elif kind == "set" and data:
@@ -56,17 +104,29 @@ def mutated(draw):
             del data[place : place + draw(st.integers(1, 64))]
         elif kind == "double":
             data[place:place] = data[place : place + draw(st.integers(1, 64))]
+        elif kind == "run":  # what a scanner may try again at each byte
+            part = bytes(data[place : place + draw(st.integers(1, 32))]) or b"\xff"
+            data[place:place] = (part * MAX_RUN)[: draw(st.sampled_from([1000, MAX_RUN // 6]))]
         else:
             del data[place:]
     return bytes(data)
 
 
 def outcome(data: bytes) -> torch.Tensor | UnreadablePoster:
-    """The pixels, or why there are none; any other exception fails the test."""
+    """The pixels, or why there are none; any other exception fails the test, and so does a costly file."""
+    before, began = reset_peak(), time.thread_time()
+    result: torch.Tensor | UnreadablePoster
     try:
-        return decode(data, SMALL, name="x.jpg", limits=LIMITS)
+        result = decode(data, SMALL, name="x.jpg", limits=LIMITS)
     except UnreadablePoster as error:
-        return error
+        result = error
+    spent = {"seconds": time.thread_time() - began, "bytes": peak_bytes() - before}
+    for unit, amount in spent.items():
+        text = str(result) if isinstance(result, UnreadablePoster) else "decoded"
+        costliest[unit] = max(costliest[unit], Cost(amount, text, data), key=lambda cost: cost.amount)
+    assert spent["seconds"] < MOST_S
+    assert spent["bytes"] < MOST_BYTES
+    return result
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow comments on damaged files; what counts is what comes out
@@ -79,7 +139,12 @@ def test_a_damaged_file_is_a_named_failure_or_exactly_what_pillow_sees(data):
         assert ours.path == "x.jpg"
         assert ours.reason
         return
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.format in ("JPEG", "MPO") and image.size != SIZE:
-            return  # may have been decoded at reduced scale, which test_images.py compares
+    png = read_png(data).data if data.startswith(SIGNATURE) else data
+    with Image.open(io.BytesIO(png), formats=FORMATS) as image:
+        if image.format in ("JPEG", "MPO") and (image.size != SIZE or not data.endswith(b"\xff\xd9")):
+            return  # may have been decoded at reduced scale, or completed, which test_decode.py compares
+        if image.format == "GIF" and partial_frame(image):
+            return  # drawn on white
+        with open_image(data, LIMITS) as described:
+            image.info |= described.info
         assert torch.equal(ours, fit(image, SMALL))

@@ -1,12 +1,16 @@
 """MemoryBudget: the sum of reservations stays within the limit, and no thread waits forever."""
 
+import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from bench.image_samples import encoded, picture
-from worker.images import decode as decode_module
+from tests.support.project import PROJECT
 from worker.images.decode import Geometry, decode
 from worker.images.memory_budget import MemoryBudget
 
@@ -62,8 +66,77 @@ def test_a_budget_of_nothing_is_refused():
         MemoryBudget(0)
 
 
-def test_decoding_reserves_the_memory_of_the_image(monkeypatch):
-    """Before the pixels are decoded; for a JPEG, the memory of its reduced size."""
+MEASURE = """
+import os, pickle, re, sys
+from pathlib import Path
+from worker.images.decode import Geometry, Limits, decode
+from worker.images.memory_budget import MemoryBudget
+class Recording(MemoryBudget):
+    def reserve(self, amount_bytes):
+        self.amount_bytes = amount_bytes
+        return super().reserve(amount_bytes)
+import torch, torchvision.io
+torch.set_num_threads(1)  # a process that was forked beside threads of OpenMP would hang
+files = pickle.load(sys.stdin.buffer)
+first = files.pop("first")
+in_use = lambda kind: 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+for name, data in files.items():
+    if os.fork():  # a process for each, so that none uses memory that another left
+        os.wait()
+        continue
+    decode(first, Geometry(224, 224), name="x")  # what is loaded once is not an image's
+    Path("/proc/self/clear_refs").write_text("5")
+    before, budget = in_use("VmRSS"), Recording(1 << 40)
+    decode(data, Geometry(224, 224), name="x", budget=budget)
+    print(in_use("VmHWM") - before, budget.amount_bytes, name, flush=True)
+    os._exit(0)
+"""
+
+
+def tiled(mode: str, width: int, height: int) -> Image.Image:
+    """Noise, repeated: quick to encode, and no decoder's shortcut for a single color."""
+    noise = Image.effect_noise((64, 64), 60)
+    bands = Image.merge(mode, [noise] * len(mode)) if len(mode) > 1 else noise
+    return bands.resize((width, height), Image.Resampling.NEAREST)
+
+
+SHAPES = {
+    "png of one column": lambda: encoded(Image.new("RGB", (1, 5_000_000)), "PNG", compress_level=1),
+    "png, transparent, of few columns": lambda: encoded(Image.new("RGBA", (3, 2_000_000)), "PNG", compress_level=1),
+    "png, transparent": lambda: encoded(tiled("RGBA", 4000, 4000), "PNG", compress_level=1),
+    "png, transparent, below the size of bands": lambda: encoded(tiled("RGBA", 2400, 2400), "PNG", compress_level=1),
+    "jpeg, progressive": lambda: encoded(tiled("RGB", 3000, 3000), "JPEG", progressive=True),
+    "jpeg, progressive, CMYK": lambda: encoded(tiled("CMYK", 3000, 3000), "JPEG", progressive=True),
+    "webp, transparent": lambda: encoded(tiled("RGBA", 3000, 3000), "WEBP", method=0),
+    "webp, transparent, lossless": lambda: encoded(tiled("RGBA", 3000, 3000), "WEBP", lossless=True, method=0),
+    "webp": lambda: encoded(tiled("RGB", 3000, 3000), "WEBP", method=0),
+    "avif": lambda: encoded(tiled("RGB", 3000, 3000), "AVIF", speed=10),
+    "tiff in one strip": lambda: encoded(
+        tiled("RGB", 4000, 4000), "TIFF", compression="tiff_lzw", tiffinfo={278: 4000}
+    ),
+    "tiff, turned": lambda: encoded(tiled("RGB", 4000, 4000), "TIFF", tiffinfo={274: 6}),
+    "gif": lambda: encoded(tiled("L", 5000, 5000).quantize(16), "GIF"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_what_is_reserved_is_what_decoding_takes():
+    """At least the growth of a process, and at most about one and a half times as much."""
+    files = pickle.dumps({"first": encoded(picture(), "PNG")} | {name: make() for name, make in SHAPES.items()})
+    done = subprocess.run([sys.executable, "-c", MEASURE], input=files, capture_output=True, check=True, cwd=PROJECT)
+    measured = [line.split(maxsplit=2) for line in done.stdout.decode().splitlines()]
+    assert [name for *_, name in measured] == list(SHAPES)
+    wrong = [
+        f"{name}: reserved {reserved}, took {taken}"
+        for taken, reserved, name in measured
+        if not int(taken) - 4_000_000 <= int(reserved) <= 1.6 * int(taken) + 8_000_000
+    ]
+    assert not wrong, done.stdout.decode()
+
+
+def test_a_jpeg_reserves_its_reduced_size_and_a_png_all_of_its_pixels():
+    """Before the pixels are decoded."""
     amounts = []
 
     class Recording(MemoryBudget):
@@ -72,6 +145,6 @@ def test_decoding_reserves_the_memory_of_the_image(monkeypatch):
             return super().reserve(amount_bytes)
 
     budget = Recording(1 << 30)
-    decode(encoded(picture(1000, 1500), "PNG"), Geometry(224, 224), name="x", budget=budget)
-    decode(encoded(picture(1000, 1500), "JPEG"), Geometry(224, 224), name="x", budget=budget)
-    assert amounts == [pixels * decode_module.DEFAULT_BYTES_PER_PIXEL for pixels in (1_500_000, 375_000)]
+    for format in ("PNG", "JPEG"):
+        decode(encoded(picture(1000, 1500), format), Geometry(224, 224), name="x", budget=budget)
+    assert amounts[0] > 4 * 1_500_000 > amounts[1]
