@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -158,43 +159,49 @@ class CLIPEmbedder:
 
         Raises:
             UnreadablePoster: names the file and the reason; `word` is ``missing`` if the file does not exist.
+            TypeError: it is not a path.
         """
+        if not isinstance(image_path, (str, os.PathLike)):
+            raise TypeError(f"embed_image takes one path, not {_kind(image_path)}; embed_paths takes several")
         result = self.embed_paths([image_path], batch_size=1)
         for failure in result.failures.values():
             raise failure
         row: Vectors = result.vectors[0]
         return row
 
-    def embed_batch(self, image_paths: Sequence[str | Path], batch_size: int = 16) -> Vectors:
+    def embed_batch(self, image_paths: Iterable[str | Path], batch_size: int = 16) -> Vectors:
         """Embed files: float32 (N, dimension), unit length, in the order of the paths.
 
         A path that cannot be embedded (missing, damaged …) has no row, so that N is smaller than the number
         of paths; a warning names it and its position. embed_paths also returns which row belongs to which
         path. An empty list gives (0, dimension).
         """
-        result = self.embed_paths(image_paths, batch_size)
+        paths = _as_paths(image_paths)
+        result = self.embed_paths(paths, batch_size)
         if result.failures:
             listed = "; ".join(f"[{position}] {failure}" for position, failure in result.failures.items())
             warnings.warn(
-                f"{len(result.failures)} of {len(image_paths)} paths have no row: {listed}. "
+                f"{len(result.failures)} of {len(paths)} paths have no row: {listed}. "
                 "embed_paths() also returns which row belongs to which path",
                 stacklevel=2,
             )
         return result.vectors
 
-    def embed_paths(self, image_paths: Sequence[str | Path], batch_size: int = 16) -> EmbeddedPaths:
+    def embed_paths(self, image_paths: Iterable[str | Path], batch_size: int = 16) -> EmbeddedPaths:
         """Embed files; returns which row belongs to which path, and why others have none.
 
         Args:
+            image_paths: in any iterable that has an order; read to its end before the first is embedded.
             batch_size: most images that are embedded together, at least 1.
 
         Raises:
+            TypeError: one path instead of several, or something that is no path.
             DeviceLost: the accelerator needs a fresh process.
             OSError: the file system failed, not a single file (too many open files, a dead disk).
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        paths = list(image_paths)
+        paths = _as_paths(image_paths)
         rows: dict[int, Vectors] = {}  # position → vector, ascending because chunks come in order
         failures: dict[int, UnreadablePoster] = {}
         on_device: deque[tuple[list[int], Pending]] = deque()
@@ -222,7 +229,12 @@ class CLIPEmbedder:
 
         Raises:
             UnreadablePoster: its pixels cannot be loaded, or its mode cannot be converted to color.
+            TypeError: it is not a PIL image.
         """
+        given: object = image
+        if not isinstance(given, Image.Image):
+            hint = ": PIL.Image.fromarray makes one of it" if isinstance(given, np.ndarray) else ""
+            raise TypeError(f"preprocess takes a PIL image, not {_kind(given)}{hint}")
         mean, std = self._mean.view(3, 1, 1), self._std.view(3, 1, 1)
         return fit(image, self.geometry).to(torch.float32).sub_(mean).div_(std)
 
@@ -237,8 +249,10 @@ class CLIPEmbedder:
                 result was fetched.
 
         Raises:
+            TypeError: they are not a tensor of this type and shape.
             DeviceLost: the accelerator needs a fresh process.
         """
+        self._check_pixels(pixels)
         return self._engine.submit(pixels)
 
     def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk:
@@ -251,8 +265,10 @@ class CLIPEmbedder:
             pixels: uint8 (n, 3, height, width), on the CPU, pinned or not.
 
         Raises:
+            TypeError: they are not a tensor of this type and shape.
             DeviceLost: the accelerator needs a fresh process.
         """
+        self._check_pixels(pixels)
         if not len(pixels):
             return EmbeddedChunk(np.zeros((0, self.dimension), np.float32), {})
         return self._engine.submit(pixels).result()
@@ -265,6 +281,17 @@ class CLIPEmbedder:
     def close(self) -> None:
         """End the threads; the embedder must not be used afterwards."""
         self._engine.executor.close()
+
+    def _check_pixels(self, pixels: object) -> None:
+        """Raise TypeError for what embed_pixels would embed to something else, or not at all."""
+        shape = 3, self.geometry.height, self.geometry.width
+        if isinstance(pixels, torch.Tensor) and pixels.dtype == torch.uint8 and pixels.shape[1:] == shape:
+            return
+        given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else _kind(pixels)
+        hint = ""
+        if isinstance(pixels, torch.Tensor) and pixels.is_floating_point():
+            hint = "; preprocess() gives the normalized input of the model itself, which open_clip's encode_image takes"
+        raise TypeError(f"embed_pixels takes a torch.uint8 tensor {('n', *shape)} of 0 to 255, not {given}{hint}")
 
     def _decoded(
         self, paths: Sequence[str | Path], size: int, failures: dict[int, UnreadablePoster]
@@ -306,6 +333,24 @@ def _image_tower(weights: Weights) -> Any:
     """The model's image tower in inference mode; the text tower is not kept."""
     model: Any = build(weights)
     return model.visual.eval().requires_grad_(False)
+
+
+def _as_paths(image_paths: object) -> list[str | Path]:
+    """The paths as a list; TypeError for one path, for what has no order, and for what is no path."""
+    if isinstance(image_paths, (str, bytes, os.PathLike)):
+        raise TypeError(f"a list of paths is needed, not the one path {image_paths!r}: embed_image takes one")
+    if not isinstance(image_paths, Iterable) or isinstance(image_paths, (Set, Mapping)):
+        raise TypeError(f"a list of paths is needed, not {_kind(image_paths)}: row i belongs to path i")
+    paths = list(image_paths)
+    for position, path in enumerate(paths):
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"[{position}] is {_kind(path)}, not a path")
+    return paths
+
+
+def _kind(value: object) -> str:
+    """The type of a value that was not expected, for a message."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import gc
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -308,3 +309,37 @@ def test_defaults_of_the_host_program_change_no_vector(tiny, paths, host):
         assert np.array_equal(vectors, expected)
         assert np.array_equal(exact, reference._engine._fallback.embed(pixels(1)))
         reference.close()
+
+
+def test_paths_come_in_any_iterable_with_an_order(embedder, paths, bad):
+    """A generator gives the same rows as a list, also with a path that has none."""
+    expected = embedder.embed_batch(paths)
+    assert np.array_equal(embedder.embed_batch(path for path in paths), expected)
+    with pytest.warns(UserWarning, match="1 of 13 paths have no row"):
+        assert np.array_equal(embedder.embed_batch(iter([*paths, bad[1]])), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda e: e.embed_batch("a.jpg"), "not the one path 'a.jpg': embed_image takes one"),
+        (lambda e: e.embed_batch(b"a.jpg"), "embed_image takes one"),
+        (lambda e: e.embed_paths(Path("a.jpg")), "embed_image takes one"),
+        (lambda e: e.embed_paths({"a.jpg", "b.jpg"}), "not set: row i belongs to path i"),
+        (lambda e: e.embed_paths(None), "not NoneType"),
+        (lambda e: e.embed_paths(["a.jpg", Image.new("RGB", (3, 3))]), r"\[1\] is PIL.Image.Image, not a path"),
+        (lambda e: e.embed_image(["a.jpg"]), "takes one path, not list; embed_paths takes several"),
+        (lambda e: e.preprocess(np.zeros((9, 9, 3), np.uint8)), "not numpy.ndarray: PIL.Image.fromarray makes one"),
+        (lambda e: e.preprocess("a.jpg"), "takes a PIL image, not str"),
+        (lambda e: e.embed_pixels(e.preprocess(picture())), "preprocess.. gives the normalized input"),
+        (lambda e: e.embed_pixels(e.preprocess(picture()).unsqueeze(0)), "not torch.float32"),
+        (lambda e: e.embed_pixels(pixels(1)[0]), "not torch.uint8"),
+        (lambda e: e.embed_pixels(pixels(1)[:, :, 1:]), "not torch.uint8"),
+        (lambda e: e.embed_pixels(pixels(1).numpy()), "not numpy.ndarray"),
+        (lambda e: e.submit(pixels(1).float()), "not torch.float32"),
+    ],
+)
+def test_what_is_given_by_mistake_is_a_type_error(embedder, call, reason):
+    """Before anything is embedded: the pixels of `preprocess` had a vector of their own, without a word."""
+    with pytest.raises(TypeError, match=reason):
+        call(embedder)
