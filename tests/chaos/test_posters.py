@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.support.fault_injection import ABORT
+from tests.support.fault_injection import ABORT, FREEZE
 from tests.support.scenario_table import scenario
 from tests.support.wait import wait_for
 
@@ -32,6 +32,29 @@ def test_a_poster_that_aborts_the_decoder(new_installation, measured, count, att
     sizes = int(math.log2(count)) + 1
     assert 1 <= crashes <= attempts * sizes
     measured(seconds, installation.embedded() - (count - 1), f"until all was done, with {crashes} crashes")
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@scenario(
+    "a decoder that keeps Python's lock for one of 4 posters, so that no thread runs (`--pool {pool}`)",
+    "the process ends after `STALL_S` (60 s, here 3 s), without its heartbeat; the poster alone fails",
+)
+def test_a_poster_that_freezes_the_process(new_installation, measured, pool):
+    """As a regular expression that tries for minutes did. A service manager starts a solo worker again."""
+    installation = new_installation(pause_s=0, attempts="1", claim_s="3")
+    names = installation.draw(3)
+    bad = installation.draw(1, "bad", FREEZE)[0]
+    options = ["--pool", "solo"] if pool == "solo" else []
+    worker = installation.worker("w", *options, FAULT_STALL_S="3").wait_until_ready()
+    job = installation.producer.enqueue([installation.root / name for name in [*names, bad]])
+    began = time.monotonic()
+    while pool == "solo" and not job.wait(5).at_rest:
+        if worker.process.poll() is not None:
+            worker = installation.worker("w", *options, FAULT_STALL_S="3").wait_until_ready()
+    assert job.wait(200).at_rest, worker.log_text()
+    installation.check(job, [*names, bad], {bad: "crashed-worker"})
+    measured(time.monotonic() - began, None)
 
 
 @pytest.mark.chaos

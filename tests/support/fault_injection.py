@@ -1,7 +1,8 @@
 """Fault injection for a real worker (``--include tests.support.fault_injection``), and a journal of its work.
 
-A poster whose bytes end in KILL, ABORT or HANG kills, aborts or stops the process that decodes it, as a
-broken decoder would. The worker sleeps FAULT_SLEEP_S before each forward pass.
+A poster whose bytes end in KILL, ABORT, HANG or FREEZE kills, aborts or stops the process that decodes it, as a
+broken decoder would; FREEZE stops all of its threads. The worker sleeps FAULT_SLEEP_S before each forward pass, and
+its watchdog waits FAULT_STALL_S, if that is set.
 
 If FAULTS names a folder, each forward pass appends a line to its file ``passes`` (monotonic seconds,
 process id, images), and a file in it arms a fault that strikes once, when its place in the code is reached:
@@ -14,6 +15,7 @@ process id, images), and a file in it arms a fault that strikes once, when its p
     kill-after-pop   the whole worker is killed after it popped a message and before kombu notes it as unacked
 """
 
+import ctypes
 import os
 import signal
 import time
@@ -26,6 +28,7 @@ from kombu.transport import redis as kombu_redis
 from producer.queue.messages import QUEUES
 
 KILL, ABORT, HANG = b"#kill-this-process", b"#abort-this-process", b"#hang-for-ever"
+FREEZE = b"#keep-the-interpreters-lock"
 LANES = set(QUEUES.values())
 LONG_S = 1e6
 EX_SOFTWARE = 70
@@ -85,7 +88,9 @@ def _patch() -> None:
     from producer.vectors.sqlite import SQLiteStore
     from worker.model.executors import CpuExecutor
     from worker.pipeline import pipeline, poster_reader
+    from worker.runtime import heartbeat
 
+    heartbeat.STALL_S = float(os.environ.get("FAULT_STALL_S", heartbeat.STALL_S))
     decode, launch, run_batch = poster_reader.decode, CpuExecutor.launch, pipeline.Pipeline.run
     make_known = SQLiteStore._make_known
     pause_s = float(os.environ.get("FAULT_SLEEP_S", "0"))
@@ -98,6 +103,8 @@ def _patch() -> None:
             os.abort()
         if data.endswith(HANG):
             time.sleep(LONG_S)
+        if data.endswith(FREEZE):
+            ctypes.PyDLL(None).sleep(int(LONG_S))  # unlike CDLL, it keeps the interpreter's lock
         return decode(data, *arguments, **options)
 
     def launch_or_fail(self: CpuExecutor, pixels: torch.Tensor) -> object:

@@ -60,7 +60,8 @@ def decoder_bytes(image: Image.Image, data: bytes, geometry: Geometry) -> int:
         return pixels * 4 + image.height * ROW_POINTER_BYTES  # drawn on a canvas
     row = image.width * len(image.getbands()) * 2  # of a file with 16 bits
     run_length = image.format == "BMP" and image.info.get("compression") in (1, 2)
-    return 3 * row + (2 * pixels if run_length else 0)
+    copy = len(data) if image.format == "PNG" else 0  # without what has nothing to do with its pixels
+    return 3 * row + (2 * pixels if run_length else 0) + copy
 
 
 def _jpeg_bytes(image: Image.Image, data: bytes) -> int:

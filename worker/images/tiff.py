@@ -20,6 +20,7 @@ _SHORT: Final = 3
 # resolutions took 5 GB and minutes. A picture of 100 megapixels in tiles of 16×16 has 800,000 offsets and lengths.
 MAX_TAG_NUMBERS: Final = 1_000_000
 MAX_TAG_RATIONALS: Final = 10_000
+_FEW: Final = 64  # such as the bits of each sample
 _BYTE_TYPES: Final = frozenset((1, 2, 6, 7))  # these stay bytes
 _SUB_DIRECTORIES: Final = (34665, 34853, 40965)  # Exif, GPS, interoperability: Pillow reads them whole
 
@@ -61,9 +62,9 @@ class Directory:
                     continue
 
     def integers(self, tag: int) -> tuple[int, ...]:
-        """The values of a tag of unsigned integers; empty where it is absent, damaged, or of another type."""
+        """The values of a tag of few unsigned integers; empty where it is absent, damaged, or anything else."""
         entry = self.entries.get(tag)
-        if entry is None or entry.type not in _INTEGERS or entry.values > len(self._data):
+        if entry is None or entry.type not in _INTEGERS or entry.values > _FEW:
             return ()
         try:
             return struct.unpack_from(f"{self._order}{entry.values}{_INTEGERS[entry.type]}", self._data, entry.place)
