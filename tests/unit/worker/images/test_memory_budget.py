@@ -105,6 +105,7 @@ SHAPES = {
     "png, transparent, of few columns": lambda: encoded(Image.new("RGBA", (3, 2_000_000)), "PNG", compress_level=1),
     "png, transparent": lambda: encoded(tiled("RGBA", 4000, 4000), "PNG", compress_level=1),
     "png, transparent, below the size of bands": lambda: encoded(tiled("RGBA", 2400, 2400), "PNG", compress_level=1),
+    "jpeg": lambda: encoded(tiled("RGB", 6000, 6000), "JPEG"),
     "jpeg, progressive": lambda: encoded(tiled("RGB", 3000, 3000), "JPEG", progressive=True),
     "jpeg, progressive, CMYK": lambda: encoded(tiled("CMYK", 3000, 3000), "JPEG", progressive=True),
     "webp, transparent": lambda: encoded(tiled("RGBA", 3000, 3000), "WEBP", method=0),
