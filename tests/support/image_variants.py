@@ -435,12 +435,21 @@ def bmps() -> Iterator[Variant]:
         )
     palette = np.repeat(np.arange(256, dtype=np.uint8), 4).reshape(256, 4)
     palette[:, 1], palette[:, 3] = palette[::-1, 1].copy(), 0
+
+    def run_colors(values: np.ndarray) -> np.ndarray:
+        return palette[:, [2, 1, 0]][values].astype(float)
+
     runs = [b"".join(bytes([1, value]) for value in row) + b"\0\0" for row in gray_of(rgba)]
-    yield "bmp run lengths", bmp(8, [b"".join([*runs[::-1], b"\0\1"])], compression=1, palette=palette.tobytes())
+    yield (
+        "bmp run lengths",
+        bmp(8, [b"".join([*runs[::-1], b"\0\1"])], compression=1, palette=palette.tobytes()),
+        run_colors(gray_of(rgba)),
+    )
     empty = [*runs[:10], b"\0\0", b"\0\0", *runs[12:]]
     yield (
         "bmp run lengths, empty rows",
         bmp(8, [b"".join([*empty[::-1], b"\0\1"])], compression=1, palette=palette.tobytes()),
+        run_colors(np.concatenate([gray_of(rgba)[:10], np.zeros((2, WIDTH), np.uint8), gray_of(rgba)[12:]])),
     )
     skip = [*runs[:10], b"\1\7\0\2\5\1" + b"\1\7" * 3 + b"\0\0", *runs[12:]]
     yield (

@@ -67,6 +67,7 @@ SIGNATURES: Final = (
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 is not supported: convert it"),
 )
 UNKNOWN_LAYOUT: Final = "unknown raw mode"  # how Pillow's error for samples that it cannot unpack begins
+FEW_PIXELS: Final = "not enough image data"  # Pillow's error for a BMP whose run lengths skip a row, too
 # What Pillow's decoders raise for damaged files, found by fuzzing (tests/unit/worker/images/test_fuzz.py).
 DECODER_ERRORS: Final = (
     OSError,
@@ -316,6 +317,9 @@ def _errors_translated(name: str, data: bytes) -> Iterator[None]:
         text = str(error) or type(error).__name__
         if text.startswith(UNKNOWN_LAYOUT) and (layout := unsupported_layout(data)):
             raise UnreadablePoster(name, "unsupported", f"no decoder for this kind of TIFF: {layout}") from error
+        if text == FEW_PIXELS and data[:2] == b"BM":
+            reason = "its run lengths leave out pixels, which the decoder does not support, or end too early"
+            raise UnreadablePoster(name, "unsupported", reason) from error
         if "truncated" in text.lower() or isinstance(error, EOFError) or _is_short_riff(data):
             raise UnreadablePoster(name, "truncated", f"the file ends too early ({text})") from error
         raise UnreadablePoster(name, "unreadable", f"it is damaged ({text})") from error
