@@ -180,7 +180,7 @@ def test_a_backend_cannot_do_what_only_a_worker_does(backend, worker, deed):
 
 
 def test_the_compose_file_starts_redis_with_a_password_for_each_user(redis_program, tmp_path):
-    """Its script, with a real server: two users, each with its own password, and nobody else."""
+    """Its script, with a real server: an AOF, and two users, each with its own password, and nobody else."""
     service = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["redis"]
     environment = {"WORKER_PASSWORD": "w0rk", "REDISCLI_AUTH": "b4ck", "PATH": os.environ["PATH"]}
     assert set(service["environment"]) < set(environment)
@@ -196,6 +196,7 @@ def test_the_compose_file_starts_redis_with_a_password_for_each_user(redis_progr
 
     try:
         wait_for(path.exists, "the socket", 10)
+        wait_for((tmp_path / "appendonlydir").is_dir, "an AOF", 10)
         assert answer("posters-worker", "w0rk")
         assert answer("posters-backend", "b4ck")
         for user, password in ((None, None), ("default", ""), ("posters-worker", "b4ck"), ("posters-backend", "w0rk")):

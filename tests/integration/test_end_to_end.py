@@ -322,7 +322,7 @@ def test_an_unreachable_redis_is_status_3_within_seconds(installation, arguments
     assert done.returncode == 3
     assert "127.0.0.1:1" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 15  # 2 s on a machine with nothing else to do
 
 
 def test_a_backend_gets_an_error_for_an_unreachable_redis_within_5_seconds(tmp_path):

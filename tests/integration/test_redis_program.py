@@ -7,13 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import redis
-import yaml
 
 from producer.cli import demo
 from producer.cli.demo import find_redis_server, own_redis
 from producer.errors import ConfigurationError
 from tests.support.project import PROJECT
-from tests.support.wait import wait_for
 
 
 @pytest.fixture
@@ -66,20 +64,6 @@ def test_a_server_starts_from_a_path_without_redis(tmp_path, redis_program, monk
         assert client.ping()
     with redis.Redis.from_url(url) as client, pytest.raises(redis.ConnectionError):
         client.ping()
-
-
-def test_the_server_accepts_the_command_of_docker_compose(tmp_path, redis_program):
-    """AOF and all: the options are those of the very file."""
-    compose = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))
-    _, *options = compose["services"]["redis"]["command"]
-    command = [redis_program, *options, "--port", "0", "--unixsocket", str(tmp_path / "s"), "--dir", str(tmp_path)]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_for((tmp_path / "appendonlydir").is_dir, "an AOF", 10)
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_finding_a_server_imports_no_client_of_valkey():

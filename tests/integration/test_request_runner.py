@@ -28,9 +28,9 @@ class FakePipeline:
 
 
 @pytest.fixture
-def requests(redis_url):
-    """The client's side, and the runner's: it uses the same connections."""
-    requests = ImageRequests(redis_url)
+def requests(redis_server, redis_url):
+    """The client's side."""
+    requests = ImageRequests(redis_server.as_backend(redis_url))
     yield requests
     requests.close()
 
@@ -41,11 +41,13 @@ def pipeline():
 
 
 @pytest.fixture
-def runner(redis_url, requests, pipeline):
+def runner(redis_url, pipeline):
     """A RequestRunner without a model."""
     job_store = JobStore(redis_url)
     heartbeat = Heartbeat(load_settings(redis_url=redis_url), "w@tests", job_store, solo=False)
-    yield RequestRunner(requests, pipeline, heartbeat)
+    runner = RequestRunner(ImageRequests(redis_url), pipeline, heartbeat)
+    yield runner
+    runner.close()
     heartbeat.stop()
     job_store.close()
 
@@ -57,10 +59,12 @@ def test_a_request_is_answered_with_vector_and_space(runner, requests):
     assert requests.wait(token, 5) == Answer("space-1", np.full(4, 0.5, "<f4").tobytes())
 
 
-def test_a_request_that_ended_its_worker_is_answered_at_once(runner, requests):
+def test_a_request_that_ended_its_worker_is_answered_at_once(runner, requests, redis_url):
     """Its image was taken before: the client gets an error instead of a time-out."""
     token = requests.put(b"image", 5)
-    requests.take(token)
+    ended = ImageRequests(redis_url)
+    ended.take(token)
+    ended.close()
     runner.run(token)
     with pytest.raises(UnreadablePoster, match="the image: crashed-worker"):
         requests.wait(token, 5)

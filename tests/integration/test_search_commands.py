@@ -175,7 +175,7 @@ def test_the_documented_endpoint_answers(installation, shot, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", Web("fastapi"))
     for name, value in installation.environment.items():
         if name.startswith("POSTERS_"):
-            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, RedisServer.as_backend(value))
     found = {}
     exec(compile(block, "docs/search.md", "exec", dont_inherit=True), found)
 
@@ -268,7 +268,7 @@ def test_waiting_ends_at_the_timeout(own_server, tmp_path):
         installation.producer.enqueue(installation.draw(2))
         time.sleep(1)
         began = time.monotonic()
-        with pytest.raises(EmbedTimeout, match=r"no vector for the image within 1 s: the worker is busy"):
+        with pytest.raises(EmbedTimeout, match=r"no vector for the image within 1 s: w@tests is busy with a batch"):
             installation.producer.embed_image(good, timeout=1)
         assert time.monotonic() - began < 2.5
     finally:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from producer.queue.messages import BatchMessage
 from producer.queue.progress import Claim
 from tests.support.installation import Installation
 
@@ -42,8 +43,8 @@ def is_released(installation, job):
     with installation.redis.client as client:
         queued = [json.loads(text)["headers"]["id"] for text in client.lrange("posters.bulk", 0, -1)]
     assert name in queued or installation.claims().take_returned() == [(job.id, name)]
-    batch = installation.claims().load(job.id, name)
-    return installation.claims().claim(batch, "another#1") == (Claim.WORK, 1, True)
+    claimed = installation.claims().claim(BatchMessage(job.id, name), "another#1")
+    return (claimed.verdict, claimed.attempt, claimed.begun_before) == (Claim.WORK, 1, True)
 
 
 @pytest.mark.slow

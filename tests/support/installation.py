@@ -15,6 +15,7 @@ from typing import Any
 from bench.image_samples import encoded, picture
 from producer import Producer
 from producer.queue.claims import Claims
+from producer.queue.jobs import JobStore
 from producer.queue.workers import READY, Announcement
 from producer.settings import load_settings
 from tests.support.project import PROJECT
@@ -114,7 +115,9 @@ class Installation:
         # One thread for each operation of a tiny model: more only wait for each other where tests run side by side.
         self.environment = kept | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
         self.settings = load_settings(**chosen)
-        self.producer = Producer(self.settings)
+        as_backend = {name: RedisServer.as_backend(value) for name, value in chosen.items()}
+        self.producer = Producer(load_settings(**as_backend))
+        self._job_store = JobStore(self.settings.redis_url)
         self.workers: list[Worker] = []
 
     def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
@@ -164,8 +167,8 @@ class Installation:
         return names
 
     def claims(self) -> Claims:
-        """The claims of this installation's batches."""
-        return self.producer.claims
+        """The claims of this installation's batches, as a worker may change them."""
+        return Claims(self._job_store)
 
     def stored(self) -> set[str]:
         """Ids in the current space of the store."""
@@ -181,6 +184,7 @@ class Installation:
         for worker in self.workers:
             worker.kill()
         self.producer.close()
+        self._job_store.close()
 
 
 def adds_up(counts: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ def test_missing_pinned_memory_is_reported_once(monkeypatch, caplog):
     """The system limits pinned memory; without it, chunks are copied more slowly."""
     empty = torch.empty
 
-    def scarce(shape, *, dtype, pin_memory=False):
+    def scarce(shape, *, dtype, device=None, pin_memory=False):
         if pin_memory:
             raise RuntimeError("CUDA error: out of memory")
         return empty(shape, dtype=dtype)
