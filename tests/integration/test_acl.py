@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from producer import Producer
 from producer.__main__ import main
 from producer.embedding import Space
-from producer.errors import PosterError, StoreUnavailable
+from producer.errors import JobUnknown, PosterError, StoreUnavailable
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.image_requests import Answer, ImageRequests
 from producer.queue.jobs import JobStore
+from producer.queue.keys import job_keys, sender_key
 from producer.queue.locks import Lease
 from producer.queue.messages import QUEUES, BatchMessage, EmbedBatch, Poster
 from producer.queue.progress import Outcome
@@ -85,6 +86,17 @@ def test_a_backend_can_send_follow_cancel_and_redeliver(backend, worker):
     assert backend.claims.cancel(second.id) == 2
     assert backend.job_store.list_jobs() == [second.id, job.id]
     backend.job_store.list_active()
+
+
+def test_a_backend_can_take_a_job_at_rest_off_the_active_ones(backend, worker, redis_server):
+    """One whose producer died, and one whose entry Redis has lost: `index` does both while it waits, `cancel` too."""
+    abandoned, lost = (backend.begin() for _ in range(2))
+    with redis_server.client as client:
+        client.delete(sender_key(abandoned.id), sender_key(lost.id), *job_keys(lost.id, ""))
+    with pytest.raises(JobUnknown):
+        lost.cancel()
+    assert backend.job_store.list_active() == []
+    assert worker.progress(abandoned.id).state == "abandoned"
 
 
 def test_a_backend_can_have_an_image_embedded(backend, redis_url):
