@@ -9,19 +9,6 @@ from tests.support.scenario_table import scenario
 from tests.support.wait import wait_for
 
 
-def interrupted(installation, name, fault, *, count=120, batch=12, at=12):
-    """Run a job with `fault` in its middle; returns seconds to the next counted batch, and images embedded twice."""
-    names, before = installation.draw(count, f"{name}/"), installation.embedded()
-    running = installation.index_in_background(name, batch=batch)
-    installation.wait_for_some(running.job, at)
-    fault()
-    over = time.monotonic()
-    assert not running.job.progress().at_rest, "the fault came too late to be one"
-    recovered = installation.wait_for_a_finish(running.job, over)
-    installation.check(running.finish()["job"], names)
-    return recovered, installation.embedded() - before - count
-
-
 @pytest.mark.chaos
 @scenario("Redis stopped (SIGTERM) for 5 s and started again", "`index` and worker wait and continue; nothing is lost")
 def test_redis_stopped(shared_installation, measured):
@@ -32,7 +19,7 @@ def test_redis_stopped(shared_installation, measured):
         time.sleep(5)
         shared_installation.redis.start()
 
-    measured(*interrupted(shared_installation, "stopped", fault))
+    measured(*shared_installation.interrupted("stopped", fault))
 
 
 @scenario("Redis killed (SIGKILL), started again after 3 s", "the same: every acknowledged write is in the AOF")
@@ -44,7 +31,7 @@ def test_redis_killed(shared_installation, measured):
         time.sleep(3)
         shared_installation.redis.start()
 
-    measured(*interrupted(shared_installation, "killed", fault, count=72))
+    measured(*shared_installation.interrupted("killed", fault, count=72))
 
 
 @pytest.mark.chaos
@@ -59,7 +46,7 @@ def test_redis_flapping(shared_installation, measured):
             shared_installation.redis.start()
             time.sleep(2)
 
-    measured(*interrupted(shared_installation, "flapping", fault, count=240))
+    measured(*shared_installation.interrupted("flapping", fault, count=240))
 
 
 @pytest.mark.chaos
@@ -131,7 +118,7 @@ def test_redis_hangs(shared_installation, measured, seconds):
         time.sleep(max(0.0, ends - time.monotonic()))
         shared_installation.redis.resume()
 
-    recovered, twice = interrupted(shared_installation, f"hang{seconds}", fault, count=72)
+    recovered, twice = shared_installation.interrupted(f"hang{seconds}", fault, count=72)
     assert max(waited) < 5
     measured(recovered, twice, f"a backend's call failed after {max(waited):.1f} s")
 
@@ -147,7 +134,21 @@ def test_connections_cut(shared_installation, measured):
                 client.client_kill_filter(skipme=True, _type="normal")
                 time.sleep(0.5)
 
-    measured(*interrupted(shared_installation, "cut", fault, count=120))
+    measured(*shared_installation.interrupted("cut", fault, count=120))
+
+
+@pytest.mark.chaos
+@scenario("all scripts flushed (SCRIPT FLUSH), six times in 3 s", "each is loaded again at its next use; nothing waits")
+def test_scripts_flushed(shared_installation, measured):
+    """As after a failover, or by an administrator."""
+
+    def fault():
+        with shared_installation.redis.client as client:
+            for _ in range(6):
+                client.script_flush()
+                time.sleep(0.5)
+
+    measured(*shared_installation.interrupted("flushed", fault, count=240))
 
 
 @pytest.mark.chaos

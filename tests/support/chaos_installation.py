@@ -25,6 +25,7 @@ from tests.support.index_process import IndexProcess
 from tests.support.installation import Installation, Worker, adds_up
 from tests.support.redis_server import RedisServer
 from tests.support.reference_vectors import ReferenceVectors
+from tests.support.tcp_proxy import TCPProxy
 from tests.support.wait import POLL_S, TIMEOUT_S, wait_for
 
 AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-compose.yml starts it
@@ -33,11 +34,19 @@ AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-c
 class ChaosInstallation(Installation):
     """An installation with a Redis server of its own that keeps an AOF, and workers that load fault_injection."""
 
-    def __init__(self, folder: Path, *, pause_s: float = 0.05, **settings: str) -> None:
-        """Workers sleep `pause_s` before each forward pass, so that a fault can strike in the middle of a batch."""
-        (folder / "redis").mkdir(parents=True)
-        (folder / "faults").mkdir()
-        server = RedisServer(AOF, folder=folder / "redis")
+    proxy: TCPProxy | None = None
+
+    def __init__(
+        self, folder: Path, *, pause_s: float = 0.05, server: RedisServer | None = None, **settings: str
+    ) -> None:
+        """Workers sleep `pause_s` before each forward pass, so that a fault can strike in the middle of a batch.
+
+        `server`: Redis, if not one of its own; `close` closes either.
+        """
+        (folder / "faults").mkdir(parents=True)
+        if server is None:
+            (folder / "redis").mkdir()
+            server = RedisServer(AOF, folder=folder / "redis")
         if settings.get("store") == "redis":  # the same server, another database, as in docker-compose.yml
             settings["store"] = server.url.removesuffix("/0") + "/1"
         super().__init__(folder, server, **settings)
@@ -48,6 +57,12 @@ class ChaosInstallation(Installation):
         self.references = ReferenceVectors(self.root)
         self.references.learn(self.model)
         self._drawn = 0
+
+    def put_behind_proxy(self) -> TCPProxy:
+        """Let workers and the command line reach Redis through a proxy; the tests' own producer does not."""
+        self.proxy = TCPProxy(self.redis.port)
+        self.environment["POSTERS_REDIS_URL"] = self.redis.url.replace(f":{self.redis.port}/", f":{self.proxy.port}/")
+        return self.proxy
 
     # workers, producers and posters
 
@@ -81,6 +96,23 @@ class ChaosInstallation(Installation):
         temporary.replace(path)
 
     # faults
+
+    def interrupted(
+        self, name: str, fault: Callable[[], object], *, count: int = 120, batch: int = 12, at: int = 12
+    ) -> tuple[float, int]:
+        """Run a job with `fault` in its middle; returns seconds to the next counted batch, and images embedded twice.
+
+        `at`: posters that are stored before the fault.
+        """
+        names, before = self.draw(count, f"{name}/"), self.embedded()
+        running = self.index_in_background(name, batch=batch)
+        self.wait_for_some(running.job, at)
+        fault()
+        over = time.monotonic()
+        assert not running.job.progress().at_rest, "the fault came too late to be one"
+        recovered = self.wait_for_a_finish(running.job, over)
+        self.check(running.finish()["job"], names)
+        return recovered, self.embedded() - before - count
 
     def arm(self, fault: str, text: str = "") -> None:
         """Arm a fault of fault_injection.py; it strikes when its place in the code is reached."""
@@ -245,6 +277,8 @@ class ChaosInstallation(Installation):
             self.redis.resume()
         for running in list(self.running):
             running.close()
+        if self.proxy is not None:
+            self.proxy.close()
         for producer in self._producers:
             producer.close()
         super().close()
