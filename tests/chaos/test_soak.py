@@ -24,6 +24,7 @@ from tests.support.wait import wait_for
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
 POSTERS, BATCH = 80, 10  # of one round
+KILLS = 20
 MIN_SAMPLES = 6  # of one process, before growth can be told from noise
 GROWTH_KB = 20_000
 GROWTH_DESCRIPTORS = 8
@@ -184,6 +185,48 @@ def test_soak(new_installation, measured):
         installation.embedded() - needed,
         f"{struck} faults in {rounds} jobs, seed {SEED}; the slowest job ended so long after its last fault",
     )
+
+
+@pytest.mark.chaos
+@scenario(
+    f"two workers, {KILLS} times one of them or its child is killed (`kill -9`), drawn at random",
+    "every poster is stored: deaths that were not its own fail none",
+)
+def test_random_kills(new_installation, measured):
+    """Whole workers are started again at once, as by a service manager; most are killed before they are ready."""
+    print(f"\nkills: seed {SEED} (repeat with: make chaos SEED={SEED})")
+    chance = random.Random(SEED)
+    installation = new_installation(pause_s=0.3)
+    names = installation.draw(400)
+    workers = {name: installation.worker(name) for name in "ab"}
+    for worker in workers.values():
+        worker.wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 20)
+    children = 0
+    for _ in range(KILLS):
+        time.sleep(chance.uniform(0.2, 2.0))
+        name = chance.choice("ab")
+        child = _child_of(workers[name]) if chance.random() < 2 / 3 else None
+        if child is not None:
+            os.kill(child, signal.SIGKILL)
+            children += 1
+        else:
+            workers[name].kill()
+            workers[name] = installation.worker(name)
+    over = time.monotonic()
+    assert not running.job.progress().at_rest, "the last kills came too late to be any"
+    recovered = installation.wait_for_pass(after=over)
+    installation.check(running.finish()["job"], names)
+    noted = f"{children} children, {KILLS - children} workers, seed {SEED}"
+    measured(recovered, installation.embedded() - 400, noted)
+
+
+def _child_of(worker):
+    """Process id of a worker's child; None while there is none, or it is dead already."""
+    announcement = worker.announcement()
+    pid = int(announcement.get("pid") or 0) if announcement else 0
+    return pid if pid and _resources(pid) else None
 
 
 def _growth(role, samples):

@@ -1,7 +1,13 @@
 """Worker processes die, hang, or start late; afterwards the invariant of chaos_installation.py holds."""
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +129,94 @@ def test_two_workers(new_installation, measured):
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize(("until", "count"), [("for two claim lifetimes", 400), ("until the job is done", 160)])
+@pytest.mark.parametrize("process", ["child", "main process"])
+@scenario(
+    "the {process} of one of two workers stopped (SIGSTOP) in the middle of a batch, {until}",
+    "the other does what the first does not, that batch as well; the first works again when it wakes",
+)
+def test_a_stopped_process(new_installation, measured, process, until, count):
+    """A frozen child sends no heartbeats; the messages that a frozen main process has taken are on no lane."""
+    installation = new_installation(pause_s=0.3)
+    names = installation.draw(count)
+    first, second = (installation.worker(name) for name in "ab")
+    pids = {worker.wait_until_ready().child() for worker in (first, second)}
+    running = installation.index_in_background(batch=20)
+    wait_for(lambda: pids <= {pid for _, pid, _ in installation.passes()}, "both at work")
+    stopped = first.child() if process == "child" else first.process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        if until == "until the job is done":
+            job = running.finish()["job"]
+        else:
+            time.sleep(2 * installation.settings.claim_s)
+            assert not running.job.progress().at_rest, "the job ended too early"
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    if until != "until the job is done":
+        job = running.finish()["job"]
+    installation.check(job, names)
+    twice = installation.embedded() - count
+    assert twice <= 2 * 20, "more than the worker had in hand was embedded twice"
+    assert second.stop() == 0
+    later = installation.draw(20, "later/")
+    installation.check(installation.index(str(installation.root / "later"))["job"], later)
+    measured(None, twice)
+
+
+@pytest.fixture
+def busy_core():
+    """A core with four busy processes at the highest priority; whatever else runs on it starves."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("taskset") is None:
+        pytest.skip("the highest priority needs Linux and root, a core of its own taskset")
+    core = max(os.sched_getaffinity(0))
+    processes = []
+
+    def fill():
+        for _ in range(4):
+            command = ["taskset", "-c", str(core), "nice", "-n", "-20", sys.executable, "-c", "while True: pass"]
+            processes.append(subprocess.Popen(command, start_new_session=True))
+            # where the kernel shares the cores between sessions first, the niceness that counts is a session's
+            with suppress(OSError):
+                Path(f"/proc/{processes[-1].pid}/autogroup").write_text("-20")
+
+    def free():
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    yield core, fill, free
+    free()
+
+
+@pytest.mark.chaos
+@scenario(
+    "a worker's core is taken by four busy processes at the highest priority, for four claim lifetimes",
+    "a heartbeat that starves may cost a claim, and never a poster",
+)
+def test_a_starved_worker(new_installation, busy_core, measured):
+    """Heartbeat, batch and main process share what is left of one core."""
+    core, fill, free = busy_core
+    installation = new_installation()
+    installation.worker_prefix = ("taskset", "-c", str(core))
+    names = installation.draw(240)
+    worker = installation.worker("w").wait_until_ready()
+    running = installation.index_in_background(batch=20)
+    installation.wait_for_some(running.job, 20)
+    used, began = _cpu_s(worker), time.monotonic()
+    fill()
+    time.sleep(4 * installation.settings.claim_s)
+    share = (_cpu_s(worker) - used) / (time.monotonic() - began)
+    free()
+    freed = time.monotonic()
+    assert share < 0.1, f"it had {share:.0%} of a core"
+    assert not running.job.progress().at_rest, "the job ended too early"
+    recovered = installation.wait_for_a_finish(running.job, freed)
+    installation.check(running.finish()["job"], names)
+    measured(recovered, installation.embedded() - 240, f"the worker had {share:.1%} of a core")
+
+
+@pytest.mark.chaos
 @scenario(
     "worker started before Redis",
     "it waits; `index` meanwhile says what is missing (status 3); the job is done once Redis is up",
@@ -229,6 +323,15 @@ def test_a_changed_model(new_installation, measured):
     assert sorted(info.count for info in store.spaces()) == [20, 40]
     store.close()
     measured(None, None)
+
+
+def _cpu_s(worker):
+    """Seconds that main process and child have run."""
+    ticks = 0
+    for pid in (worker.process.pid, worker.child()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _is_alive(pid):
