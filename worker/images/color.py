@@ -63,7 +63,7 @@ def to_rgb(image: Image.Image, to_srgb: ToSrgb | None = None) -> Image.Image:
         to_srgb: applied if it is to be applied early.
 
     Raises:
-        UnreadablePoster: 32-bit integers beyond 16 bits, or floating point, which have no defined color.
+        UnreadablePoster: 32-bit integers or floating point, which have no defined color.
     """
     color, alpha = _split(image)
     if to_srgb is not None and to_srgb.early:
@@ -81,6 +81,8 @@ def to_rgb(image: Image.Image, to_srgb: ToSrgb | None = None) -> Image.Image:
 def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colors, in a mode of _SPACES or LAB, and the alpha."""
     mode, transparent = image.mode, image.info.get("transparency")
+    if mode == "I":
+        raise UnreadablePoster("", "unsupported", "its pixels are 32-bit numbers without a scale")
     if mode.startswith("I"):
         return _from_16_bits(image, transparent)
     if mode == "F":
@@ -103,8 +105,6 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def _from_16_bits(image: Image.Image, transparent: object) -> tuple[Image.Image, Image.Image | None]:
     """`transparent`: the pixel value that a PNG declares transparent, if any."""
     values = np.asarray(image)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise UnreadablePoster("", "unsupported", "its pixels are 32-bit numbers without a scale")
     gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if image.info.get(INVERTED):
         gray = 255 - gray
