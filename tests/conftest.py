@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from itertools import chain, groupby, islice
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of OpenMP that wait for a core keep it busy; set before torch loads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 from tests.support.fast_imports import sitecustomize  # noqa: F401 (before any test imports open_clip)
 from tests.support.redis_server import RedisServer, find_redis_program
 from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
+
+# A shell without job control starts what runs in the background with these ignored, and so would be the processes to
+# which tests send them.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGQUIT", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 
 def pytest_collection_finish():
