@@ -360,6 +360,7 @@ def test_an_outage_of_redis_is_waited_for(tmp_path):
 def test_an_unmounted_disk_deletes_nothing_and_may_return(installation, watched, tmp_path):
     """With --prune: an empty root, no root, then the posters again with a new one among them."""
     posters = tmp_path / "posters"
+    installation.draw(1, "disk")  # in the worker's own root, which is no mount point without its disk
     shutil.copytree(installation.root, posters)
     watch = Watched(
         installation, posters, "--prune", POSTERS_ROOT=str(posters), POSTERS_STORE=installation.settings.store
