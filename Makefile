@@ -1,5 +1,5 @@
 # make demo   watch a folder of posters become vectors
-# make unit   test without any server, in a minute
+# make unit   test without any server, in two minutes
 # make test   lint, type-check, test
 # make setup  only what these need: .venv, Python packages, a Redis server
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ redis: $(STAMP)
 demo: setup  ## Watch posters/ become vectors through a real Redis and a real worker
 	@$(BIN)/python -m producer demo
 
-unit: $(STAMP)  ## Run the tests that need no server, in a minute
+unit: $(STAMP)  ## Run the tests that need no server, in two minutes
 	$(BIN)/python -m pytest -m 'not slow and not chaos' -n 2 --durations=10 tests/unit tests/test_architecture.py
 
 test: setup lint  ## Lint, type-check, and run the tests
