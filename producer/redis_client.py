@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import partial
+from importlib.resources import files
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
@@ -109,6 +110,10 @@ class RedisClient(redis.Redis):
         answer = retry_until_available(call, self._report, self._stop)
         self._is_away = False
         return answer
+
+    def load_script(self, package: str, name: str) -> Callable[..., Any]:
+        """The script ``lua/NAME.lua`` of a package; the head of the file names its keys and arguments."""
+        return self.register_script((files(package) / "lua" / f"{name}.lua").read_text("utf-8"))
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """Like redis-py's. It never waits: what failed has emptied it."""

@@ -6,12 +6,11 @@ memory in the end, begins with a deletion, and what a producer does begins with 
 """
 
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 from producer.redis_client import RedisClient
 
 
 def load_script(client: RedisClient, name: str) -> Callable[..., Any]:
-    """The script ``lua/NAME.lua`` for a client; the head of the file names its keys and arguments."""
-    return client.register_script((files("producer.queue") / "lua" / f"{name}.lua").read_text("utf-8"))
+    """The script ``lua/NAME.lua`` of the queue for a client."""
+    return client.load_script("producer.queue", name)

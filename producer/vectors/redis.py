@@ -15,7 +15,6 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, Final, cast
 
 from producer.embedding import Space, Vectors
@@ -48,10 +47,8 @@ class RedisStore:
         """Connects on first use."""
         self._url = url
         self._redis = connect(url, _StoreClient, decode_responses=False, socket_timeout=ANSWER_TIMEOUT_S)
-        self._put_rows, self._get_fields = (
-            self._redis.register_script((files("producer.vectors") / "lua" / f"{name}.lua").read_text("utf-8"))
-            for name in ("put_rows", "get_fields")
-        )
+        self._put_rows = self._redis.load_script("producer.vectors", "put_rows")
+        self._get_fields = self._redis.load_script("producer.vectors", "get_fields")
 
     def put(
         self,
