@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -61,12 +62,6 @@ def translucent(seed: int = 1) -> Image.Image:
     return image
 
 
-def sixteen_bits(seed: int = 2) -> tuple[Image.Image, Image.Image]:
-    """A 16-bit gray image and its 8-bit equivalent."""
-    gray = np.asarray(picture(seed=seed).convert("L")).astype(np.uint16)
-    return Image.fromarray(gray * 257), Image.fromarray(gray.astype(np.uint8)).convert("RGB")
-
-
 def wide_gamut_profile() -> bytes:
     """An ICC profile whose primaries are far from sRGB's: Little CMS' XYZ profile."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
@@ -116,84 +111,147 @@ def interlaced_png(image: Image.Image) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + data
 
 
-def samples() -> list[Sample]:
-    """All samples; generated on each call, in about a second."""
-    rgb, gray = picture(), picture(seed=3).convert("L").convert("RGB")
-    out: list[Sample] = []
+@cache
+def _rgb() -> Image.Image:
+    return picture()
 
-    def add(name: str, data: bytes, expected: Image.Image | None = None) -> None:
-        out.append(Sample(name, data, expected if expected is not None else decoded(data)))
 
-    add("jpeg", encoded(rgb, "JPEG", quality=90))
-    add("jpeg progressive", encoded(rgb, "JPEG", quality=90, progressive=True))
-    add("jpeg 4:4:4", encoded(rgb, "JPEG", quality=95, subsampling=0))
-    add("jpeg large", encoded(picture(1000, 1500), "JPEG", quality=90))
-    add("jpeg huge", encoded(picture(2400, 3600), "JPEG", quality=90))
-    add("jpeg gray", encoded(gray.convert("L"), "JPEG", quality=90))
-    add("jpeg cmyk", encoded(rgb.convert("CMYK"), "JPEG", quality=95))
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        data = encoded(picture(420, 300, seed=orientation), "JPEG", quality=92, exif=exif)
-        add(f"jpeg exif {orientation}", data, oriented(decoded(data), orientation))
-    add("jpeg arithmetic", ARITHMETIC_JPEG)
-    add("png", encoded(rgb, "PNG"), rgb)
-    add("png interlaced", interlaced_png(rgb), rgb)
-    add("png gray", encoded(gray.convert("L"), "PNG"), gray)
-    add("png palette", encoded(rgb.quantize(64), "PNG"), rgb.quantize(64).convert("RGB"))
-    add("png rgba", encoded(translucent(), "PNG"), on_white(translucent()))
-    la = translucent().convert("LA")
-    add("png la", encoded(la, "PNG"), on_white(la))
-    palette = rgb.quantize(32)
-    clear = encoded(palette, "PNG", transparency=5)
-    add("png palette transparent", clear, on_white(Image.open(io.BytesIO(clear))))
-    key = encoded(Image.new("RGB", (60, 90), (1, 2, 3)), "PNG", transparency=(1, 2, 3))
-    add("png color key", key, Image.new("RGB", (60, 90), "white"))
-    add("png 1 bit", encoded(rgb.convert("1"), "PNG"), rgb.convert("1").convert("L").convert("RGB"))
-    deep, gray_8_bit = sixteen_bits()
-    add("png 16 bit", encoded(deep, "PNG"), gray_8_bit)
-    add("tiff 16 bit", encoded(deep, "TIFF"), gray_8_bit)
-    add("tiff", encoded(rgb, "TIFF"), rgb)
-    add("tiff lzw", encoded(rgb, "TIFF", compression="tiff_lzw"), rgb)
-    add("bmp", encoded(rgb, "BMP"), rgb)
-    add("gif", encoded(rgb.quantize(64), "GIF"), rgb.quantize(64).convert("RGB"))
-    frames = [picture(seed=n).quantize(64) for n in (7, 8, 9)]
-    moving = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    add("gif animated", moving, frames[0].convert("RGB"))
-    add("webp lossy", encoded(rgb, "WEBP", quality=90))
-    add("webp lossless", encoded(rgb, "WEBP", lossless=True), rgb)
-    add("webp rgba", encoded(translucent(), "WEBP", lossless=True, exact=True), on_white(translucent()))
-    pictures = [picture(seed=n) for n in (7, 8)]
-    add(
-        "webp animated",
-        encoded(pictures[0], "WEBP", lossless=True, save_all=True, append_images=pictures[1:]),
-        pictures[0],
-    )
-    add("avif", encoded(rgb, "AVIF", quality=90))
-    add("mpo", encoded(rgb, "MPO", save_all=True, append_images=[picture(seed=5)], quality=90))
-    add("tiny 1x1", encoded(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG"), Image.new("RGB", (1, 1), (10, 200, 30)))
-    large = picture(2101, 3001, seed=4)
-    for mode in ("RGB", "L", "P", "1", "CMYK"):
-        converted = large.quantize(64, Image.Quantize.FASTOCTREE) if mode == "P" else large.convert(mode)
-        format = "TIFF" if mode == "CMYK" else "PNG"
-        data = encoded(converted, format, compress_level=1)  # TIFF ignores the level
-        add(f"{format.lower()} large {mode}", data, converted.convert("RGB"))
-    fading = large.convert("RGBA")
-    fading.putalpha(Image.linear_gradient("L").resize(large.size))
-    add("png large RGBA", encoded(fading, "PNG", compress_level=1), on_white(fading))
-    light = large.convert("L")
-    sixteen = Image.fromarray(np.asarray(light).astype(np.uint16) * 257)
-    add("png large 16 bit", encoded(sixteen, "PNG", compress_level=1), light.convert("RGB"))
-    add("webp large", encoded(large, "WEBP", lossless=True, quality=0, method=0), large)
-    for orientation in (3, 6, 7):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        data = encoded(large, "PNG", compress_level=1, exif=exif)
-        add(f"png large exif {orientation}", data, oriented(large, orientation))
-    for width, height in ((1, 2000), (2000, 1), (6000, 20), (40, 600), (223, 225), (225, 450)):
-        odd = picture(width, height, seed=width)
-        add(f"png {width}x{height}", encoded(odd, "PNG"), odd)
-    return out
+@cache
+def _gray() -> Image.Image:
+    return picture(seed=3).convert("L")
+
+
+@cache
+def _large() -> Image.Image:
+    """Six megapixels, in which `picture` itself would take a second."""
+    return picture(701, 1001, seed=4).resize((2101, 3001))
+
+
+def _png(image: Image.Image, **options: object) -> bytes:
+    return encoded(image, "PNG", compress_level=1, **options)
+
+
+def _exif(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def _jpeg_exif(orientation: int) -> Made:
+    data = encoded(picture(420, 300, seed=orientation), "JPEG", quality=92, exif=_exif(orientation))
+    return data, oriented(decoded(data), orientation)
+
+
+def _png_transparent_palette() -> Made:
+    data = encoded(_rgb().quantize(32), "PNG", transparency=5)
+    return data, on_white(Image.open(io.BytesIO(data)))
+
+
+def _sixteen_bits(format: str) -> Made:
+    gray = picture(seed=2).convert("L")
+    return encoded(_as_16_bits(gray), format), gray.convert("RGB")
+
+
+def _as_16_bits(gray: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+
+
+def _gif_animated() -> Made:
+    frames = [picture(seed=seed).quantize(64) for seed in (7, 8, 9)]
+    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), frames[0].convert("RGB")
+
+
+def _webp_animated() -> Made:
+    first, second = picture(seed=7), picture(seed=8)
+    return encoded(first, "WEBP", lossless=True, save_all=True, append_images=[second]), first
+
+
+def _large_rgba() -> Made:
+    fading = _large().convert("RGBA")
+    fading.putalpha(Image.linear_gradient("L").resize(fading.size))
+    return _png(fading), on_white(fading)
+
+
+def _large_palette() -> Made:
+    converted = _large().quantize(64, Image.Quantize.FASTOCTREE)
+    return _png(converted), converted.convert("RGB")
+
+
+def _large_exif(orientation: int) -> Made:
+    return _png(_large(), exif=_exif(orientation)), oriented(_large(), orientation)
+
+
+def _odd(width: int, height: int) -> Made:
+    return _same(picture(width, height, seed=width), "PNG")
+
+
+def _same(image: Image.Image, format: str, **options: object) -> Made:
+    """A format that keeps every pixel."""
+    return encoded(image, format, **options), image.convert("RGB")
+
+
+def _as_decoded(image: Image.Image, format: str, **options: object) -> Made:
+    """A lossy format: expected is what Pillow decodes."""
+    data = encoded(image, format, **options)
+    return data, decoded(data)
+
+
+Made = tuple[bytes, Image.Image]  # a file and the picture that it represents
+MAKERS: dict[str, Callable[[], Made]] = {
+    "jpeg": lambda: _as_decoded(_rgb(), "JPEG", quality=90),
+    "jpeg progressive": lambda: _as_decoded(_rgb(), "JPEG", quality=90, progressive=True),
+    "jpeg 4:4:4": lambda: _as_decoded(_rgb(), "JPEG", quality=95, subsampling=0),
+    "jpeg large": lambda: _as_decoded(picture(1000, 1500), "JPEG", quality=90),
+    "jpeg huge": lambda: _as_decoded(picture(800, 1200).resize((2400, 3600)), "JPEG", quality=90),
+    "jpeg gray": lambda: _as_decoded(_gray(), "JPEG", quality=90),
+    "jpeg cmyk": lambda: _as_decoded(_rgb().convert("CMYK"), "JPEG", quality=95),
+    **{f"jpeg exif {orientation}": partial(_jpeg_exif, orientation) for orientation in range(1, 9)},
+    "jpeg arithmetic": lambda: (ARITHMETIC_JPEG, decoded(ARITHMETIC_JPEG)),
+    "png": lambda: _same(_rgb(), "PNG"),
+    "png interlaced": lambda: (interlaced_png(_rgb()), _rgb()),
+    "png gray": lambda: _same(_gray(), "PNG"),
+    "png palette": lambda: _same(_rgb().quantize(64), "PNG"),
+    "png rgba": lambda: (encoded(translucent(), "PNG"), on_white(translucent())),
+    "png la": lambda: (encoded(translucent().convert("LA"), "PNG"), on_white(translucent().convert("LA"))),
+    "png palette transparent": _png_transparent_palette,
+    "png color key": lambda: (
+        encoded(Image.new("RGB", (60, 90), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
+        Image.new("RGB", (60, 90), "white"),
+    ),
+    "png 1 bit": lambda: _same(_rgb().convert("1"), "PNG"),
+    "png 16 bit": lambda: _sixteen_bits("PNG"),
+    "tiff 16 bit": lambda: _sixteen_bits("TIFF"),
+    "tiff": lambda: _same(_rgb(), "TIFF"),
+    "tiff lzw": lambda: _same(_rgb(), "TIFF", compression="tiff_lzw"),
+    "bmp": lambda: _same(_rgb(), "BMP"),
+    "gif": lambda: _same(_rgb().quantize(64), "GIF"),
+    "gif animated": _gif_animated,
+    "webp lossy": lambda: _as_decoded(_rgb(), "WEBP", quality=90),
+    "webp lossless": lambda: _same(_rgb(), "WEBP", lossless=True),
+    "webp rgba": lambda: (encoded(translucent(), "WEBP", lossless=True, exact=True), on_white(translucent())),
+    "webp animated": _webp_animated,
+    "avif": lambda: _as_decoded(_rgb(), "AVIF", quality=90),
+    "mpo": lambda: _as_decoded(_rgb(), "MPO", save_all=True, append_images=[picture(seed=5)], quality=90),
+    "tiny 1x1": lambda: _same(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG"),
+    "png large RGB": lambda: _same(_large(), "PNG", compress_level=1),
+    "png large L": lambda: _same(_large().convert("L"), "PNG", compress_level=1),
+    "png large P": _large_palette,
+    "png large 1": lambda: _same(_large().convert("1"), "PNG", compress_level=1),
+    "tiff large CMYK": lambda: _same(_large().convert("CMYK"), "TIFF"),
+    "png large RGBA": _large_rgba,
+    "png large 16 bit": lambda: (_png(_as_16_bits(_large().convert("L"))), _large().convert("L").convert("RGB")),
+    "webp large": lambda: _same(_large(), "WEBP", lossless=True, quality=0, method=0),
+    **{f"png large exif {orientation}": partial(_large_exif, orientation) for orientation in (3, 6, 7)},
+    **{
+        f"png {width}x{height}": partial(_odd, width, height)
+        for width, height in ((1, 2000), (2000, 1), (6000, 20), (40, 600), (223, 225), (225, 450))
+    },
+}
+
+
+def sample(name: str) -> Sample:
+    """One of MAKERS' samples, generated on each call."""
+    return Sample(name, *MAKERS[name]())
 
 
 ORIENT: dict[int, Callable[[Image.Image], Image.Image]] = {

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import click
@@ -26,7 +26,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from bench.image_samples import Sample, encoded, picture, samples
+from bench.image_samples import MAKERS, encoded, picture, sample
 from bench.posters import drawing
 from producer.host import usable_cores
 from worker.images.decode import Geometry, decode
@@ -58,7 +58,7 @@ def _show_fidelity() -> None:
     config = PreprocessCfg()
     transform = image_transform_v2(config, is_train=False)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
-    known: Sequence[Sample] = samples()
+    known = [sample(name) for name in MAKERS]
     ours = torch.stack([decode(one.data, CLIP, name=one.name) / 255 for one in known])
     theirs = torch.stack([transform(one.expected) * std + mean for one in known])
     pictures = torch.cosine_similarity(ours.flatten(1).double() - 0.5, theirs.flatten(1).double() - 0.5)

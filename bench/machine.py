@@ -18,7 +18,7 @@ PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy", "celery", "kombu", "r
 def machine() -> dict[str, object]:
     """Processor, cores, memory, GPU, operating system, load."""
     about: dict[str, object] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": usable_cores(),
         "cores_in_all": os.cpu_count(),
         "memory_gib": _memory_gib(),
@@ -43,7 +43,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name, family and vector instructions."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

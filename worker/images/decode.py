@@ -1,4 +1,4 @@
-"""Decode image files to RGB at the model's size: Pillow decodes (torchvision for large WebPs), torch resizes.
+"""Decode image files to RGB at the model's size: Pillow decodes (libjpeg-turbo plain JPEGs), torch resizes.
 
 See docs/images.md.
 """
@@ -22,12 +22,19 @@ from PIL import Image, ImageFile
 from producer.errors import UnreadablePoster
 from producer.settings import Settings
 from worker.images.color import BACKGROUND, INVERTED, ToSrgb, has_alpha, srgb_transform, to_rgb
-from worker.images.jpeg import MAX_SCANS, completions, has_too_many_scans
-from worker.images.memory_budget import BASE_BYTES, MemoryBudget, decoder_bytes, partial_frame, stored_bytes
+from worker.images.jpeg import MAX_SCANS, completions, decode_plain, has_too_many_scans, read_plain
+from worker.images.memory_budget import (
+    BASE_BYTES,
+    MemoryBudget,
+    decoder_bytes,
+    partial_frame,
+    plain_jpeg_bytes,
+    stored_bytes,
+)
 from worker.images.pillow_defaults import own_pillow_defaults
 from worker.images.png import SIGNATURE, TRANSPARENT_16, describe, mask_of_16_bits, read_png
 from worker.images.profiles import avif_profile, profile_of_gamma
-from worker.images.resize import Geometry, as_tensor, resize, scale_to, shrink, working_bytes
+from worker.images.resize import Geometry, as_tensor, is_long, resize, scale_to, shrink, working_bytes
 from worker.images.tiff import (
     Directory,
     check_tags,
@@ -125,7 +132,13 @@ class _TimedFile(io.BytesIO):
 
 
 def decode(
-    data: bytes, geometry: Geometry, *, name: str, limits: Limits | None = None, budget: MemoryBudget | None = None
+    data: bytes,
+    geometry: Geometry,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    budget: MemoryBudget | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decode an image file to the model's size.
 
@@ -133,6 +146,7 @@ def decode(
         data: the whole file; its content decides the format.
         name: the file, for the error.
         budget: reserved while the image is in memory at its original size.
+        out: filled and returned instead of a new tensor.
 
     Returns:
         uint8 (3, height, width), RGB, contiguous, on the CPU.
@@ -144,17 +158,54 @@ def decode(
         raise UnreadablePoster(name, "unreadable", "the file is empty")
     limits = limits or Limits()
     with _errors_translated(name, data):
-        try:
-            return _decode(data, geometry, limits, budget)
-        except OSError as error:
-            # A JPEG of which only the end marker is missing is whole. Compared as a whole: the model's crop may not
-            # show where the pixels end.
-            copies = completions(data) if data.startswith(b"\xff\xd8") and "truncated" in str(error) else []
-            whole = Geometry(geometry.height, geometry.width, "squash")
-            pictures = [_decode(copy, whole, limits, budget) for copy in copies]
-            if not pictures or not all(torch.equal(pictures[0], other) for other in pictures):
-                raise
-            return _decode(copies[0], geometry, limits, budget)
+        pixels = _load_plain_jpeg(data, geometry, limits, budget)
+        return _copied(_load_any(data, geometry, limits, budget) if pixels is None else pixels, geometry, out)
+
+
+def _copied(pixels: torch.Tensor, geometry: Geometry, out: torch.Tensor | None = None) -> torch.Tensor:
+    """uint8 (3, height, width) in memory of its own, of (1 or 3, height, width)."""
+    if out is None:
+        out = torch.empty((3, geometry.height, geometry.width), dtype=torch.uint8)
+    return out.copy_(pixels)
+
+
+def _load_any(data: bytes, geometry: Geometry, limits: Limits, budget: MemoryBudget | None) -> torch.Tensor:
+    try:
+        return _decode(data, geometry, limits, budget)
+    except OSError as error:
+        # A JPEG of which only the end marker is missing is whole. Compared as a whole: the model's crop may not
+        # show where the pixels end.
+        copies = completions(data) if data.startswith(b"\xff\xd8") and "truncated" in str(error) else []
+        whole = Geometry(geometry.height, geometry.width, "squash")
+        pictures = [_decode(copy, whole, limits, budget) for copy in copies]
+        if not pictures or not all(torch.equal(pictures[0], other) for other in pictures):
+            raise
+        return _decode(copies[0], geometry, limits, budget)
+
+
+def _load_plain_jpeg(
+    data: bytes, geometry: Geometry, limits: Limits, budget: MemoryBudget | None
+) -> torch.Tensor | None:
+    """A plain JPEG at the model's size; None for everything that Pillow is to decode, or to refuse."""
+    jpeg = read_plain(data)
+    if jpeg is None or jpeg.width * jpeg.height > limits.max_pixels or exif_orientation(jpeg.exif) != 1:
+        return None
+    to_srgb = srgb_transform(jpeg.profile, "RGB" if jpeg.components == 3 else "L") if jpeg.profile else None
+    least = _draft_size(jpeg.width, jpeg.height, geometry)
+    parts = min(jpeg.width // least[0], jpeg.height // least[1])
+    parts = next(number for number in (8, 4, 2, 1) if number <= max(1, parts))  # as Pillow's `draft` chooses
+    width, height = -(-jpeg.width // parts), -(-jpeg.height // parts)
+    if (to_srgb is not None and (to_srgb.early or jpeg.components == 1)) or is_long(width, height, geometry):
+        return None
+    with budget.reserve(BASE_BYTES + plain_jpeg_bytes(jpeg, width * height)) if budget else nullcontext():
+        pixels = decode_plain(data, width, height)
+        return None if pixels is None else _colored(resize(pixels, geometry), to_srgb)
+
+
+def _draft_size(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """Width and height that a JPEG of this size is to keep at least when it is decoded at a reduced size."""
+    scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # rotated or not
+    return math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN)
 
 
 def _decode(data: bytes, geometry: Geometry, limits: Limits, budget: MemoryBudget | None) -> torch.Tensor:
@@ -207,8 +258,7 @@ def _load(image: ImageFile.ImageFile, data: bytes, geometry: Geometry, budget: M
     if image.format in ("JPEG", "MPO"):
         if has_too_many_scans(data):
             raise UnreadablePoster("", "too-large", f"it has more than {MAX_SCANS} scans")
-        scale = max(scale_to(width, height, geometry), scale_to(height, width, geometry))  # rotated or not
-        needed = (math.ceil(width * scale * DRAFT_MARGIN), math.ceil(height * scale * DRAFT_MARGIN))
+        needed = _draft_size(width, height, geometry)
         if needed < (width, height):
             image.draft(None, needed)
     needed_bytes += stored_bytes(image) + working_bytes(image, geometry)
@@ -254,12 +304,13 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
         if image.format == "PNG" and not profile and "srgb" not in image.info:
             gray = image.mode in ("1", "L", "LA", "I;16")
             profile = profile_of_gamma(image.info.get("gamma"), image.info.get("chromaticity"), gray=gray)
-        return _finish(
-            image, geometry, srgb_transform(profile, image.mode, translucent=has_alpha(image)), orientation_of(image)
-        )
+        to_srgb = srgb_transform(profile, image.mode, translucent=has_alpha(image))
+        return _copied(_finish(image, geometry, to_srgb, orientation_of(image)), geometry)
 
 
 def _finish(image: Image.Image, geometry: Geometry, to_srgb: ToSrgb | None, orientation: int) -> torch.Tensor:
+    """uint8 (1 or 3, height, width), a view."""
+
     def convert(part: Image.Image) -> Image.Image:
         return to_rgb(part, to_srgb)
 
@@ -268,12 +319,16 @@ def _finish(image: Image.Image, geometry: Geometry, to_srgb: ToSrgb | None, orie
     pixels = shrink(image, geometry, convert, rotated=orientation >= 5, is_converted=plain) or convert(image)
     if orientation in TRANSPOSE:
         pixels = pixels.transpose(TRANSPOSE[orientation])
-    sized = resize(pixels, geometry)
-    if to_srgb is not None and not early:
+    return _colored(resize(as_tensor(pixels), geometry), None if early else to_srgb)
+
+
+def _colored(sized: torch.Tensor, to_srgb: ToSrgb | None) -> torch.Tensor:
+    """uint8 (1 or 3, height, width) in sRGB, of the same in the colors of a profile."""
+    if to_srgb is not None:
         colors = np.ascontiguousarray(sized.permute(1, 2, 0).numpy())
         corrected = to_srgb.apply(Image.fromarray(colors.squeeze(2) if colors.shape[2] == 1 else colors))
         sized = as_tensor(corrected).squeeze(0)[:3]
-    return sized.expand(3, -1, -1).contiguous()
+    return sized
 
 
 def exif_orientation(exif: object) -> int:

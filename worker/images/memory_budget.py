@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Final
 
 from PIL import Image, ImageFile
 
-from worker.images.jpeg import keeps_coefficients
+from worker.images.jpeg import PlainJpeg, keeps_coefficients
 from worker.images.png import TRANSPARENT_16
 from worker.images.resize import Geometry, target_if_large
 from worker.images.webp import is_plain
@@ -77,6 +79,12 @@ def _jpeg_bytes(image: Image.Image, data: bytes) -> int:
     return JPEG_ROW_BYTES * image.width + 2 * 64 * blocks
 
 
+def plain_jpeg_bytes(jpeg: PlainJpeg, pixels: int) -> int:
+    """Memory of a plain JPEG decoded to that many pixels of 4 bytes, with all coefficients if it is progressive."""
+    coefficients = 2 * jpeg.components * (jpeg.width + 31) * (jpeg.height + 31) if jpeg.progressive else 0
+    return JPEG_ROW_BYTES * jpeg.width + coefficients + 4 * pixels
+
+
 def _tiff_bytes(image: Image.Image) -> int:
     """A strip, which libtiff decompresses as a whole, and the pixels again when Pillow turns them."""
     tags = getattr(image, "tag_v2", {})
@@ -90,7 +98,9 @@ def _tiff_bytes(image: Image.Image) -> int:
 
 
 class MemoryBudget:
-    """Lets threads reserve `limit_bytes` in total; a thread waits until its amount is available.
+    """Lets threads reserve `limit_bytes` in total; a thread waits until its amount is available, in order of arrival.
+
+    Otherwise an upload that needs most of the budget would wait for as long as a batch keeps reserving small amounts.
 
     An amount above the whole budget is granted when nothing else is reserved: rejecting large images is
     the task of other limits, and waiting would never end.
@@ -102,16 +112,34 @@ class MemoryBudget:
             raise ValueError(f"the budget must be at least 1 byte, not {limit_bytes}")
         self._limit, self._reserved = limit_bytes, 0
         self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
 
     @contextmanager
     def reserve(self, amount_bytes: int) -> Iterator[None]:
         """Reserve bytes for the duration of the block. Blocks must not be nested: threads could deadlock."""
         with self._changed:
-            self._changed.wait_for(lambda: self._reserved == 0 or self._reserved + amount_bytes <= self._limit)
-            self._reserved += amount_bytes
+            turn = object()
+            self._waiting.append(turn)
+            try:
+                self._changed.wait_for(
+                    lambda: (
+                        self._waiting[0] is turn
+                        and (self._reserved == 0 or self._reserved + amount_bytes <= self._limit)
+                    )
+                )
+                self._reserved += amount_bytes
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._reserved -= amount_bytes
                 self._changed.notify_all()
+
+
+@cache
+def shared_budget(limit_bytes: int) -> MemoryBudget:
+    """The one budget of that size of this process: a server decodes for many callers at once."""
+    return MemoryBudget(limit_bytes)

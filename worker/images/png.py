@@ -92,19 +92,21 @@ def read_png(data: bytes) -> PngFile:
     file = PngFile(data)
     if not data.startswith(SIGNATURE):
         return file
-    kept, position, complete = [SIGNATURE], len(SIGNATURE), True
+    view = memoryview(data)  # slices of bytes would copy the pixels
+    kept: list[bytes | memoryview] = [SIGNATURE]
+    position, complete = len(SIGNATURE), True
     while position + 8 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         kind, end = data[position + 4 : position + 8], position + 12 + length
         wanted = kind in _FOR_PIXELS
         if wanted or (kind in _DESCRIPTIONS and kind not in file.chunks):
             intact = (
-                end <= len(data) and zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
+                end <= len(data) and zlib.crc32(view[position + 4 : end - 4]).to_bytes(4, "big") == view[end - 4 : end]
             )
             if wanted and end <= len(data) and not intact:
                 raise ValueError(f"wrong checksum in its chunk {kind.decode('ascii')}")
             if wanted:
-                kept.append(data[position:end])
+                kept.append(view[position:end])
             if intact and kind not in (b"IDAT", b"IEND"):
                 file.chunks.setdefault(kind, data[position + 8 : end - 4])
         complete = complete and wanted

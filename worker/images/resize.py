@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from worker.images.zero_copy import zero_copy_rgb
+from worker.images.zero_copy import channels_last, zero_copy_rgb
 
 # If resizing before the crop would give more than this many times the model's area, only the crop is converted and
 # resized: a 1×5000 image would otherwise become 224×1,120,000 pixels.
@@ -75,8 +75,12 @@ def shrink(
 
 
 def _is_long(image: Image.Image, geometry: Geometry, *, rotated: bool) -> bool:
-    """Whether the image, resized before the crop, would have far more pixels than the model uses."""
-    width, height = _resized_size(*(image.size[::-1] if rotated else image.size), geometry)
+    return is_long(*(image.size[::-1] if rotated else image.size), geometry)
+
+
+def is_long(width: int, height: int, geometry: Geometry) -> bool:
+    """Whether an image of this size, resized before the crop, would have far more pixels than the model uses."""
+    width, height = _resized_size(width, height, geometry)
     return width * height > MAX_RESIZED_AREAS * geometry.width * geometry.height
 
 
@@ -119,20 +123,26 @@ def _resized_size(width: int, height: int, geometry: Geometry) -> tuple[int, int
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def resize(image: Image.Image, geometry: Geometry) -> torch.Tensor:
-    """Resize an image that `shrink` returned or left alone, then crop or pad: uint8 (1 or 3, height, width)."""
-    width, height = _resized_size(image.width, image.height, geometry)
-    source = as_tensor(image)
-    if (width, height) != image.size:
+def resize(source: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Resize an image that `shrink` returned or left alone, then crop or pad.
+
+    Args:
+        source: uint8 (1, channels, height, width), as `as_tensor` gives it.
+
+    Returns:
+        uint8 (1 or 3, height, width), which may be a view of `source`.
+    """
+    before = source.shape[3], source.shape[2]
+    width, height = _resized_size(*before, geometry)
+    if (width, height) != before:
         source = functional.interpolate(source, (height, width), mode=geometry.interpolation, antialias=True)
-    pixels = source.squeeze(0)
     pad_x, pad_y = max(0, geometry.width - width), max(0, geometry.height - height)
     if pad_x or pad_y:
         sides = (pad_x // 2, pad_x - pad_x // 2, pad_y // 2, pad_y - pad_y // 2)
-        pixels = functional.pad(pixels, sides, value=geometry.fill)
-    left = round((pixels.shape[2] - geometry.width) / 2.0)
-    top = round((pixels.shape[1] - geometry.height) / 2.0)
-    return pixels[:3, top : top + geometry.height, left : left + geometry.width]
+        source = functional.pad(source, sides, value=geometry.fill)
+    left = round((width + pad_x - geometry.width) / 2.0)
+    top = round((height + pad_y - geometry.height) / 2.0)
+    return source[0, :3, top : top + geometry.height, left : left + geometry.width]
 
 
 def _resize_crop(
@@ -164,4 +174,4 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     if view is not None:
         return view
     array = np.array(image)  # a copy: Pillow's memory must not be writable through the tensor
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
+    return channels_last(torch.from_numpy(array.reshape(*array.shape[:2], -1)))

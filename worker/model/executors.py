@@ -3,13 +3,17 @@
 On a CPU every core runs slices of its own: a forward pass shared by all cores would wait at each of its
 hundred steps for the slowest core, and decoding uses the same cores. On CUDA, pixels are copied on one
 stream while the previous chunk is computed on another.
+
+Urgent chunks do not wait for what was launched before them: on a CPU they run in threads of their own, which share the
+cores with the others. CUDA runs everything in order, with at most two chunks ahead: an encoder may have only one set of
+buffers, as a CUDA graph has.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Final, Protocol
 
 import numpy as np
@@ -27,9 +31,9 @@ CORE_SLICE: Final = 16  # images; their activations still fit a core's cache (me
 
 
 class Executor(Protocol):
-    """An encoder on a device. Not thread-safe: one thread drives a device."""
+    """An encoder on a device. One thread at a time may launch, and any thread fetch what it launched itself."""
 
-    def launch(self, pixels: torch.Tensor) -> Fetch:
+    def launch(self, pixels: torch.Tensor, *, urgent: bool = False) -> Fetch:
         """Start on uint8 (n, 3, height, width), which must not change before Fetch has returned."""
 
     def free_memory(self) -> None:
@@ -47,21 +51,32 @@ def create_executor(device: torch.device, encoder: Encoder) -> Executor:
 class CpuExecutor:
     """Runs slices of a chunk in parallel, one core each."""
 
-    def __init__(self, encoder: Encoder, cores: int = 0, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`cores` 0: as many as torch would use here and this process may use."""
-        self._encoder, self._clock = encoder, clock
+    def __init__(
+        self,
+        encoder: Encoder,
+        cores: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+        core_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`cores` 0: as many as torch would use here and this process may use; `core_clock`: of the calling thread."""
+        self._encoder, self._clock, self._core_clock = encoder, clock, core_clock
         self._cores = cores or min(usable_cores(), torch.get_num_threads())
         self._threads = one_core_threads(self._cores, "forward")
-        self._busy_until = 0.0  # when the last slice that was fetched ended
+        self._urgent_threads: ThreadPoolExecutor | None = None
+        self._busy_until = 0.0  # when the last slice that was fetched ended, of those that are not urgent
 
-    def launch(self, pixels: torch.Tensor) -> Fetch:
+    def launch(self, pixels: torch.Tensor, *, urgent: bool = False) -> Fetch:
         """Cut into one slice per core, or more where slices would exceed CORE_SLICE."""
         size = min(CORE_SLICE, -(-len(pixels) // self._cores))
-        parts = [self._threads.submit(self._run, part) for part in pixels.split(size)]
+        threads = self._for_urgent() if urgent else self._threads
+        clock = self._core_clock if urgent else self._clock
+        parts = [threads.submit(self._run, part, clock) for part in pixels.split(size)]
 
         def fetch() -> tuple[Vectors, float]:
             wait(parts)  # all of them, also when one failed: no thread may read the pixels after fetch returned
             vectors, begins, ends = zip(*(part.result() for part in parts), strict=True)
+            if urgent:  # other chunks run on the same cores meanwhile: what counts is how long it had them
+                return np.concatenate(vectors), (sum(ends) - sum(begins)) / self._cores
             seconds = max(0.0, max(ends) - max(min(begins), self._busy_until))  # overlap is not counted twice
             self._busy_until = max(self._busy_until, *ends)
             return np.concatenate(vectors), seconds
@@ -72,13 +87,18 @@ class CpuExecutor:
         """Nothing is cached."""
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for threads in filter(None, (self._threads, self._urgent_threads)):
+            threads.shutdown(cancel_futures=True)
+
+    def _for_urgent(self) -> ThreadPoolExecutor:
+        self._urgent_threads = self._urgent_threads or one_core_threads(self._cores, "urgent")
+        return self._urgent_threads
 
     @torch.inference_mode()
-    def _run(self, pixels: torch.Tensor) -> tuple[Vectors, float, float]:
-        began = self._clock()
+    def _run(self, pixels: torch.Tensor, clock: Callable[[], float]) -> tuple[Vectors, float, float]:
+        began = clock()
         vectors: Vectors = self._encoder(pixels).numpy()
-        return vectors, began, self._clock()
+        return vectors, began, clock()
 
 
 class CudaExecutor:
@@ -91,7 +111,7 @@ class CudaExecutor:
 
     @torch.inference_mode()
     @torch.autocast("cuda", enabled=False)
-    def launch(self, pixels: torch.Tensor) -> Fetch:
+    def launch(self, pixels: torch.Tensor, *, urgent: bool = False) -> Fetch:
         """Queue copy and computation. Out-of-memory errors show here, a broken context here or later."""
         with torch.cuda.stream(self._copy_stream):
             # torch reuses a pinned block only after the copies that were started from it are complete.

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
+from producer.errors import ConfigurationError
 from worker.images.resize import Geometry
 from worker.model.weights import Weights, digest
 
+RESIZE_MODES: Final = ("shortest", "longest", "squash")
+INTERPOLATIONS: Final = ("bicubic", "bilinear", "random")  # open_clip takes bicubic for random outside of training
+
 
 def geometry_of(config: Mapping[str, Any]) -> Geometry:
-    """The input geometry; `config` is open_clip's ``preprocess_cfg``."""
+    """The input geometry; `config` is open_clip's ``preprocess_cfg``.
+
+    Raises:
+        ConfigurationError: a resize mode or interpolation that images are not resized with here.
+    """
+    for key, known in (("resize_mode", RESIZE_MODES), ("interpolation", INTERPOLATIONS)):
+        if config[key] not in known:
+            listed = ", ".join(known)
+            raise ConfigurationError(f"the model's preprocessing has {key} {config[key]!r}, which is none of {listed}")
     size = config["size"]
     height, width = (size, size) if isinstance(size, int) else size
     interpolation: Literal["bicubic", "bilinear"] = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"

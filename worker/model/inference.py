@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 
 from producer.embedding import Vectors, is_unit
-from producer.errors import DeviceLost, PosterError
+from producer.errors import DeviceLost, PosterError, WrongVectors
 from worker.model.device import is_exhaustion, is_lost, own_torch_defaults
 from worker.model.executors import Encoder, Executor, Fetch
 from worker.model.oom_backoff import AdaptiveBatchSize, Result, Slice
+from worker.model.parity import PARITY_COSINE
 
 COLLAPSE_FACTOR: Final = 4  # times slower than before; a card that is hot or shared loses half at most
 SLOW_CHUNKS: Final = 8  # in a row before the warning: a single slow chunk means nothing
@@ -45,7 +47,10 @@ class Pending:
 
 
 class Engine:
-    """Runs chunks through an executor. Not thread-safe: one thread drives a device."""
+    """Runs chunks through an executor. Threads may share it; each fetches its own results in the order of its submits.
+
+    They take turns at launching and at recovering; nobody holds the lock while a result is waited for.
+    """
 
     def __init__(
         self, executor: Executor, fallback: CpuFallback, dimension: int, limit: int, *, watch_speed: bool = False
@@ -54,15 +59,19 @@ class Engine:
         self.executor, self._fallback, self._dimension = executor, fallback, dimension
         self.chunk_size = AdaptiveBatchSize(limit)
         self._slowdown = SlowdownMonitor() if watch_speed else None
+        self._turn = threading.RLock()
 
-    def submit(self, pixels: torch.Tensor) -> Pending:
+    def submit(self, pixels: torch.Tensor, *, urgent: bool = False) -> Pending:
         """Start on uint8 (n, 3, height, width), n > 0, which must not change before the result is fetched.
+
+        `urgent` chunks are computed before those that were submitted earlier, where the device can do so.
 
         Raises:
             DeviceLost: the accelerator needs a fresh process.
         """
-        with _device_loss_translated():
-            return Pending(partial(self._collect, pixels, list(self._run(pixels, self.executor.launch))))
+        with _device_loss_translated(), self._turn:
+            slices = list(self._run(pixels, partial(self.executor.launch, urgent=urgent)))
+        return Pending(partial(self._collect, pixels, slices, urgent))
 
     def _run(self, pixels: torch.Tensor, step: Callable[[torch.Tensor], Result]) -> Iterator[Slice[Result]]:
         return self.chunk_size.run(
@@ -72,13 +81,17 @@ class Engine:
             recover=self._free_memory,
         )
 
-    def _collect(self, pixels: torch.Tensor, slices: list[Slice[Fetch]]) -> EmbeddedChunk:
+    def _collect(self, pixels: torch.Tensor, slices: list[Slice[Fetch]], urgent: bool) -> EmbeddedChunk:
         """Fetch the vectors of launched slices; a slice that ran out of memory is recomputed in smaller parts."""
         vectors = np.zeros((len(pixels), self._dimension), np.float32)
         with _device_loss_translated():
             seconds = self._fetch(pixels, slices, vectors)
-        self._check_speed(len(pixels), seconds)
-        return EmbeddedChunk(vectors, self._recompute_invalid(pixels, vectors), seconds)
+        if not urgent:
+            self._check_speed(len(pixels), seconds)
+        failures = self._recompute_invalid(pixels, vectors)
+        for rows in same_vectors(vectors):
+            self._recompute_same(pixels, vectors, [row for row in rows if row not in failures], failures)
+        return EmbeddedChunk(vectors, failures, seconds)
 
     def _fetch(self, pixels: torch.Tensor, slices: list[Slice[Fetch]], vectors: Vectors) -> float:
         """Fill in `vectors`; returns the device seconds."""
@@ -95,8 +108,9 @@ class Engine:
                     raise
                 exhausted = True
             if exhausted:  # after the except block, whose traceback would keep tensors alive
-                self._free_memory()
-                self._recompute_slice(pixels[start:stop], vectors[start:stop])
+                with self._turn:
+                    self._free_memory()
+                    self._recompute_slice(pixels[start:stop], vectors[start:stop])
         return seconds
 
     def _recompute_slice(self, pixels: torch.Tensor, vectors: Vectors) -> None:
@@ -109,12 +123,34 @@ class Engine:
         """Recompute rows that are not of unit length; returns the reasons of those that still have no vector."""
         failures: dict[int, str] = {}
         for row in map(int, np.flatnonzero(~is_unit(vectors))):
-            result = self._fallback.embed(pixels[row : row + 1])
+            with self._turn:
+                result = self._fallback.embed(pixels[row : row + 1])
             if isinstance(result, str):
                 failures[row], vectors[row] = result, 0
             else:
                 vectors[row] = result
         return failures
+
+    def _recompute_same(
+        self, pixels: torch.Tensor, vectors: Vectors, rows: list[int], failures: dict[int, str]
+    ) -> None:
+        """Recompute rows with one vector on the CPU, unless their images are the same; WrongVectors if it differs."""
+        if all(torch.equal(pixels[rows[0]], pixels[row]) for row in rows[1:]):
+            return
+        logger.warning("%d different images got the same vector: recomputing them on the CPU", len(rows))
+        for row in rows:
+            with self._turn:
+                result = self._fallback.embed(pixels[row : row + 1])
+            if isinstance(result, str):
+                failures[row], vectors[row] = result, 0
+                continue
+            cosine = float(result.astype(np.float64) @ vectors[row].astype(np.float64))
+            if cosine < PARITY_COSINE:
+                reason = (
+                    f"{len(rows)} different images got the same, where the CPU's has a cosine of {cosine:.5f} to it"
+                )
+                raise WrongVectors(f"the device computes wrong vectors: {reason}")
+            vectors[row] = result
 
     def _check_speed(self, images: int, seconds: float) -> None:
         """Full chunks only: single images and halved chunks are slower per image anyway."""
@@ -129,6 +165,17 @@ class Engine:
         self.executor.free_memory()
         size = self.chunk_size.size
         logger.warning("out of memory at %d image(s): %s", size, "halving" if size > 1 else "the CPU takes over")
+
+
+def same_vectors(vectors: Vectors) -> list[list[int]]:
+    """Groups of rows, at least two each, of (n, dimension) that are equal in every bit, except rows of zeros."""
+    first = np.ascontiguousarray(vectors[:, :2]).view(np.uint64)[:, 0]  # 64 bits, which differ if anything does
+    values, counts = np.unique(first, return_counts=True)
+    groups: dict[bytes, list[int]] = {}
+    for row in map(int, np.flatnonzero(np.isin(first, values[counts > 1]))):
+        if vectors[row].any():
+            groups.setdefault(vectors[row].tobytes(), []).append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
 
 
 @contextmanager
@@ -189,7 +236,7 @@ class CpuFallback:
         try:
             if self._encoder is None:
                 logger.warning(
-                    "embedding an image on the CPU in fp32: it does not fit the device, or its vector was not valid"
+                    "embedding on the CPU in fp32: an input does not fit the device, or its vector was not valid"
                 )
                 self._encoder = self._build()
             vector: Vectors = self._encoder(pixels)[0].numpy()
@@ -198,7 +245,7 @@ class CpuFallback:
         except (RuntimeError, MemoryError) as error:
             if not is_exhaustion(error):
                 raise
-            return "not even one image fits into memory, neither on the device nor on the CPU"
+            return "not even one fits into memory, neither on the device nor on the CPU"
         if not is_unit(vector[None])[0]:
             return "the model gives no vector for it, not even in fp32"
         return vector

@@ -23,13 +23,36 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Canary:
+    """An image that is embedded now and then among the posters, to see whether the device still computes the model.
+
+    Hardware that silently computes wrong numbers gives vectors of unit length as well.
+    """
+
+    pixels: torch.Tensor  # uint8 (3, height, width), on the CPU
+    vector: Vectors  # (dimension,), as the encoder gave it when its vectors were found to be the model's
+
+    def problem(self, vector: Vectors) -> str:
+        """What is wrong with the vector that the device gives for the image now; empty if nothing is."""
+        cosine = float(vector.astype(np.float64) @ self.vector.astype(np.float64))
+        if cosine >= PARITY_COSINE:
+            return ""
+        return f"the device computes wrong vectors: that of a known image has a cosine of {cosine:.5f} to what it was"
+
+
+@dataclass(frozen=True)
 class ChosenEncoder:
     """An encoder on its device."""
 
     encoder: Encoder  # uint8 (n, 3, height, width) on the device → float32 (n, dimension), unit length
     precision: str
     implementation: str  # ``lean`` (FastViT) or ``plain`` (OpenClipEncoder); stores record it in the provenance
-    dimension: int
+    canary: Canary
+
+    @property
+    def dimension(self) -> int:
+        """Numbers per vector."""
+        return len(self.canary.vector)
 
 
 @torch.inference_mode()
@@ -62,11 +85,12 @@ def choose_encoder(
     for candidate in precisions:
         for kind in (FastViT, OpenClipEncoder) if is_supported(tower) else (OpenClipEncoder,):
             if kind is OpenClipEncoder and candidate == "fp32" and device == cpu:
-                return ChosenEncoder(exact, candidate, "plain", expected.shape[1])
+                return ChosenEncoder(exact, candidate, "plain", Canary(images[0], expected[0]))
             try:
                 source = tower if kind is FastViT else copy.deepcopy(tower)  # OpenClipEncoder moves its tower
                 encoder = kind(source, mean, std, device, PRECISIONS[candidate])
-                cosine = lowest_cosine(encoder(images.to(device)).cpu().numpy(), expected)
+                vectors: Vectors = encoder(images.to(device)).cpu().numpy()
+                cosine = lowest_cosine(vectors, expected)
             except RuntimeError as error:
                 if is_exhaustion(error) or is_lost(error) or kind is OpenClipEncoder:
                     raise
@@ -75,7 +99,7 @@ def choose_encoder(
             if cosine >= PARITY_COSINE:
                 logger.info("%s passed the parity check against fp32: cosine %.5f", candidate, cosine)
                 implementation = "lean" if kind is FastViT else "plain"
-                return ChosenEncoder(encoder, candidate, implementation, expected.shape[1])
+                return ChosenEncoder(encoder, candidate, implementation, Canary(images[0], vectors[0].copy()))
         if candidate != precisions[-1]:
             logger.warning("%s is inexact here (cosine %.5f to fp32): using fp32", candidate, cosine)
     way_out = "POSTERS_PRECISION=auto" if forced and precision != "fp32" else "POSTERS_DEVICE=cpu"

@@ -24,6 +24,7 @@ UNTRAINED: Final = "untrained"
 UNTRAINED_SEED: Final = 0
 LOCAL_DIR: Final = "local-dir:"
 HUB: Final = "hf-hub:"
+HUB_URL: Final = "https://huggingface.co"
 CONNECT_TIMEOUT_S: Final = 10.0  # for the first response of the weights' server; downloads have no limit
 HUB_FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # open_clip's order
 # What torch and open_clip raise for a file that is damaged or of another model, besides the errors of its format.
@@ -165,8 +166,8 @@ def _from_folder_or_hub(model_name: str, quick_gelu: bool | None, cache_dir: Pat
             raise WeightsUnavailable(f"{folder} has a configuration but no weights. {OPTIONS}")
         return Weights(model_name, None, None, model_name)
     repository = model_name.removeprefix(HUB)
-    if _cached(repository, ("open_clip_config.json",), cache_dir) is None:
-        _require_server("https://huggingface.co", model_name)
+    if cached_file(repository, ("open_clip_config.json",), cache_dir) is None:
+        _require(model_name, why_no_hub())
     return Weights(model_name, None, None, model_name, cache_dir=cache_dir)
 
 
@@ -175,14 +176,14 @@ def _fetch(pretrained: str, tag: dict[str, Any], cache_dir: Path | None) -> Path
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
     if repository:
         files = (str(Path(file).with_suffix(".safetensors")), file) if file else HUB_FILES
-        cached = _cached(repository, files, cache_dir)
+        cached = cached_file(repository, files, cache_dir)
         if cached is not None:
             return cached
-        _require_server(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), pretrained)
+        _require(pretrained, why_no_hub())
     else:
         folder = cache_dir or Path("~/.cache/clip").expanduser()
         if not (folder / Path(tag["url"]).name).is_file():
-            _require_server(tag["url"], pretrained)
+            _require(pretrained, _why_unreachable(tag["url"]))
     try:
         target = open_clip.download_pretrained(tag, cache_dir=str(cache_dir) if cache_dir else None)
     except (OSError, RuntimeError) as error:  # huggingface_hub's errors are OSErrors
@@ -190,15 +191,31 @@ def _fetch(pretrained: str, tag: dict[str, Any], cache_dir: Path | None) -> Path
     return Path(target)
 
 
-def _cached(repository: str, files: tuple[str, ...], cache_dir: Path | None) -> Path | None:
+def cached_file(repository: str, files: tuple[str, ...], cache_dir: Path | None) -> Path | None:
+    """The first of the files that is in the cache of Hugging Face's hub; None: none is."""
     from huggingface_hub import try_to_load_from_cache
 
     found = (try_to_load_from_cache(repository, file, cache_dir=cache_dir) for file in files)
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def _require_server(url: str, label: str) -> None:
-    """Check that the weights' server responds; open_clip itself would retry for 50 s without internet access."""
+def why_no_hub() -> str:
+    """Why the Hugging Face hub, or the mirror that HF_ENDPOINT names, is out of reach; empty: it responds."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return _why_unreachable(os.environ.get("HF_ENDPOINT", HUB_URL))
+
+
+def _require(label: str, reason: str) -> None:
+    """Raise WeightsUnavailable where there is a reason."""
+    if reason:
+        raise WeightsUnavailable(f"the weights {label!r} are not on this machine and {reason}. {OPTIONS}")
+
+
+def _why_unreachable(url: str) -> str:
+    """Why a server does not respond; empty: it does. open_clip itself would retry for 50 s without internet access."""
     responses: list[str] = []  # an error, or "" for any response
 
     def request() -> None:
@@ -215,11 +232,9 @@ def _require_server(url: str, label: str) -> None:
     thread = threading.Thread(target=request, daemon=True)  # DNS lookups have no timeout of their own
     thread.start()
     thread.join(CONNECT_TIMEOUT_S)
-    if responses != [""]:
-        reason = responses[0] if responses else f"no response in {time.monotonic() - began:.0f} s"
-        raise WeightsUnavailable(
-            f"the weights {label!r} are not on this machine and {url} is unreachable ({reason}). {OPTIONS}"
-        )
+    if responses == [""]:
+        return ""
+    return f"{url} is unreachable ({responses[0] if responses else f'no response in {time.monotonic() - began:.0f} s'})"
 
 
 def _load_error(weights: Weights, error: Exception) -> str:

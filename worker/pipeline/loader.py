@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Generic, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from worker.pipeline.buffers import chunk_buffer
 
 CHUNKS_AHEAD: Final = 3  # one decoded, one being decoded, one for images that take longer
 MIN_CHUNK_DIVISOR: Final = 8  # a ramp begins and ends with this fraction of a chunk
+MAX_SLICE: Final = 16  # images per task of a thread; a future for each image would take 0.05 ms of Python's lock
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,9 +29,18 @@ class Chunk(Generic[Item, Result]):
     """Items whose pixels are loaded, in order."""
 
     items: Sequence[Item]
-    pixels: torch.Tensor  # uint8 (n, 3, height, width); row i belongs to items[i], undefined where its load failed
-    loads: list[Future[Result]]  # done; each has the result or the exception of its item
+    buffer: torch.Tensor  # uint8 (n + 1, 3, height, width): the pixels, and a row to spare
+    slices: list[Future[list[Result]]]  # done; the results of consecutive items
     waited_s: float = 0.0  # how long the consumer had to wait for the chunk
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """uint8 (n, 3, height, width); row i belongs to items[i], undefined where its load failed."""
+        return self.buffer[:-1]
+
+    def results(self) -> list[Result]:
+        """The result of each item; raises the first exception that a load raised."""
+        return list(chain.from_iterable(done.result() for done in self.slices))
 
 
 class Loader:
@@ -56,22 +67,23 @@ class Loader:
         """
         self._geometry, self._device, self._chunk_size = geometry, device, chunk_size
         self._look_ahead, self._ramp, self._clock = look_ahead_images, ramp, clock
-        self._threads = one_core_threads(threads or usable_cores(), "decode")
+        self._thread_count = threads or usable_cores()
+        self._threads = one_core_threads(self._thread_count, "decode")
 
     def close(self) -> None:
         """End the threads; what has not begun is cancelled."""
         self._threads.shutdown(cancel_futures=True)
 
     def chunks(
-        self, items: Sequence[Item], load: Callable[[Item, torch.Tensor], Result]
+        self, items: Sequence[Item], load: Callable[[Sequence[Item], torch.Tensor], list[Result]]
     ) -> Generator[Chunk[Item, Result], None, None]:
         """Yield chunks in the order of `items`, every load done, while the next ones are being loaded.
 
-        An exception of `load` stays in its item's future and does not affect the neighbors. Closing the
-        generator early cancels the loads that have not begun.
+        Closing the generator early cancels the loads that have not begun.
 
         Args:
-            load: called in a thread with an item and its row of pixels to fill, uint8 (3, height, width).
+            load: called in a thread with a few consecutive items and their rows of pixels to fill, uint8
+                (n, 3, height, width); returns a result per item. What it raises, the chunk's `results` raises.
         """
         waiting: deque[Chunk[Item, Result]] = deque()
         position = size = 0
@@ -86,18 +98,25 @@ class Loader:
                     continue
                 chunk = waiting.popleft()
                 began = self._clock()
-                for done in chunk.loads:
+                for done in chunk.slices:
                     done.exception()  # waits; raises nothing
                 chunk.waited_s = self._clock() - began
                 yield chunk
         finally:
             for chunk in waiting:
-                for pending in chunk.loads:
+                for pending in chunk.slices:
                     pending.cancel()
 
-    def _start(self, items: Sequence[Item], load: Callable[[Item, torch.Tensor], Result]) -> Chunk[Item, Result]:
-        pixels = chunk_buffer(len(items), self._geometry, self._device)
-        return Chunk(items, pixels, [self._threads.submit(load, item, pixels[row]) for row, item in enumerate(items)])
+    def _start(
+        self, items: Sequence[Item], load: Callable[[Sequence[Item], torch.Tensor], list[Result]]
+    ) -> Chunk[Item, Result]:
+        buffer = chunk_buffer(len(items) + 1, self._geometry, self._device)
+        size = min(MAX_SLICE, -(-len(items) // self._thread_count))
+        starts = range(0, len(items), size)
+        slices = [
+            self._threads.submit(load, items[n : n + size], buffer[n : min(n + size, len(items))]) for n in starts
+        ]
+        return Chunk(items, buffer, slices)
 
 
 def next_chunk_size(before: int, full: int, left: int) -> int:

@@ -20,13 +20,16 @@ from functools import partial
 import numpy as np
 
 from producer.embedding import Vectors
-from producer.errors import StoreUnavailable, UnreadablePoster
+from producer.errors import StoreUnavailable, UnreadablePoster, WrongVectors
 from producer.queue.messages import EmbedBatch, Poster
 from producer.queue.progress import Failure, Outcome
 from producer.settings import Settings
 from producer.vectors.base import Row, VectorStore
 from worker.model.inference import Pending
+from worker.model.parity import Canary
 from worker.pipeline.buffers import keep_rows
+from worker.pipeline.device_check import DeviceCheck
+from worker.pipeline.device_share import DeviceShare
 from worker.pipeline.loader import Chunk, Loader
 from worker.pipeline.poster_reader import BatchState, PosterReader, ReadPoster
 from worker.pipeline.protocols import Embedder
@@ -35,7 +38,7 @@ from worker.pipeline.timings import Timings
 CHUNKS_ON_DEVICE = 2  # one being computed, one ready
 MAX_PENDING_PUTS = 2  # chunks that may wait for the store before the device has to wait
 MAX_ROUNDS = 3  # a poster is embedded again if its row is not in the store at the end of the batch
-PosterChunk = Chunk[Poster, ReadPoster]
+PosterChunk = Chunk[Poster, ReadPoster | UnreadablePoster]
 
 
 @dataclass
@@ -46,6 +49,7 @@ class _Submitted:
     settled: int  # its posters except duplicates, which are settled at the end of the batch
     fresh: list[tuple[int, Row]]  # position in the chunk and row of each image on the device
     pending: Pending | None
+    canary: Canary | None  # the last image on the device, if it is there
     rows: list[Row]  # of posters whose content the store already has, aligned with `vectors`
     vectors: list[Vectors]
 
@@ -66,7 +70,6 @@ class _Tally:
     how: dict[str, _How] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
-    vectors: dict[str, bytes] = field(default_factory=dict)
     duplicates: list[Poster] = field(default_factory=list)
 
     def stored(self, row: Row, how: _How) -> None:
@@ -77,13 +80,20 @@ class _Tally:
 
     def forget(self, posters: Iterable[Poster]) -> None:
         for poster in posters:
-            for results in (self.how, self.digests, self.failures, self.vectors):
+            for results in (self.how, self.digests, self.failures):
                 results.pop(poster.id, None)
         self.duplicates = []
 
 
 class Pipeline:
-    """Runs batches one at a time; keeps its threads between them."""
+    """Runs batches one at a time; keeps its threads between them.
+
+    Attributes:
+        share: how the device is shared with requests, which RequestEmbedder answers meanwhile in threads of its own.
+        reader: reads and decodes images, also those of requests.
+        timings: of the current batch, or the last one.
+        check: of the device, and what was stored since the last one.
+    """
 
     def __init__(
         self,
@@ -94,8 +104,9 @@ class Pipeline:
     ) -> None:
         """Start the threads; the settings are those of the images and the posters root."""
         self.embedder, self.store = embedder, store
-        self.timings, self._clock = Timings(), clock
-        self._reader = PosterReader(embedder, store, settings, clock)
+        self.timings, self.share, self._clock = Timings(), DeviceShare(), clock
+        self.check = DeviceCheck(embedder, store)
+        self.reader = PosterReader(embedder, store, settings, clock)
         self._loader = Loader(
             embedder.geometry,
             embedder.device,
@@ -121,6 +132,7 @@ class Pipeline:
             StoreError, OSError: the store or the posters root is unreachable. Stored chunks stay
                 stored; running the batch again processes only the rest.
             DeviceLost: the accelerator needs a fresh process.
+            WrongVectors: so it does, and what it stored since it was last right was removed from the store.
         """
         self.timings, began = Timings(), self._clock()
         space = self.embedder.space
@@ -128,17 +140,23 @@ class Pipeline:
             reason = f"queued for the space {batch.space}, but this worker uses {space.id}: run `index` again"
             return Outcome(failures=tuple(Failure(p.id, p.path, "internal", reason) for p in batch.posters))
         tally, todo = _Tally(), list(batch.posters)
-        for _ in range(MAX_ROUNDS):
-            tally.forget(todo)
-            self._embed(batch, todo, tally, progress)
-            todo = self._not_stored(batch, tally)
-            if not todo:
-                break
-        else:
-            names = ", ".join(poster.id for poster in todo[:3])
-            raise StoreUnavailable(f"{len(todo)} rows keep disappearing from the store, or changing: {names}")
+        with self.share.batch():
+            for _ in range(MAX_ROUNDS):
+                tally.forget(todo)
+                try:
+                    self._embed(batch, todo, tally, progress)
+                except WrongVectors as error:
+                    self.check.remove(error)
+                    raise
+                todo = self._not_stored(batch, tally)
+                if not todo:
+                    break
+            else:
+                names = ", ".join(poster.id for poster in todo[:3])
+                raise StoreUnavailable(f"{len(todo)} rows keep disappearing from the store, or changing: {names}")
         counts = Counter(tally.how.values())
         self.timings.total, self.timings.images = self._clock() - began, counts[_How.EMBEDDED]
+        self.timings.for_requests = self.share.requests_s
         unchanged = counts[_How.SAME_FILE] + counts[_How.SAME_CONTENT]
         before = (counts[_How.SAME_FILE] if batch.verify else unchanged) if begun_before else 0
         return Outcome(
@@ -146,21 +164,7 @@ class Pipeline:
             counts[_How.REUSED],
             unchanged - before,
             tuple(tally.failures.values()),
-            tally.vectors,
         )
-
-    def embed_one(self, data: bytes, name: str = "the image") -> Vectors:
-        """Embed an image that is not in the collection: float32 (dimension,), unit length; stores nothing.
-
-        Raises:
-            UnreadablePoster: it has no vector; says why.
-            DeviceLost: the accelerator needs a fresh process.
-        """
-        result = self.embedder.submit(self._reader.decode(data, name).unsqueeze(0)).result()
-        for reason in result.failures.values():
-            raise UnreadablePoster(name, "internal", reason)
-        vector: Vectors = result.vectors[0]
-        return vector
 
     def close(self) -> None:
         """End the threads; the store belongs to the caller and stays open."""
@@ -175,11 +179,8 @@ class Pipeline:
             current = {p.id: rows[p.id] for p in todo if p.id in rows and rows[p.id].matches(p.size, p.mtime_ns)}
             for row in current.values():
                 tally.stored(row, _How.SAME_FILE)
-            if batch.reply and current:
-                stored = self.store.get(space.id, sorted(current))
-                tally.vectors.update((name, vector.astype("<f4").tobytes()) for name, vector in stored.items())
             todo, done = [poster for poster in todo if poster.id not in current], done + len(current)
-        state = BatchState(batch, rows, None if batch.force else {}, self._reader.root.resolve())
+        state = BatchState(batch, rows, None if batch.force else {}, self.reader.root.resolve())
         self._run_chunks(todo, state, tally, lambda more: progress(done + more))
         if tally.duplicates:  # the store has their content now, or each fails as the first of them did
             done += len(todo) - len(tally.duplicates)
@@ -206,14 +207,11 @@ class Pipeline:
         on_device: deque[_Submitted] = deque()
         puts: deque[Future[int]] = deque()
         done = 0
-        chunks = self._loader.chunks(todo, partial(self._reader.read, state=state))
+        chunks = self._loader.chunks(todo, partial(self.reader.read, state=state))
 
         def collect() -> None:
             submitted = on_device.popleft()
             rows, vectors = self._result(submitted, tally)
-            if state.batch.reply:
-                raw = vectors.astype("<f4")
-                tally.vectors.update((row.id, raw[i].tobytes()) for i, row in enumerate(rows))
             puts.append(self._writer.submit(self._put, rows, vectors, state, submitted.settled))
 
         try:
@@ -241,12 +239,11 @@ class Pipeline:
         fresh: list[tuple[int, Row]] = []
         rows: list[Row] = []
         vectors: list[Vectors] = []
-        for index, (poster, load) in enumerate(zip(chunk.items, chunk.loads, strict=True)):
-            try:
-                row, known, unchanged, duplicate = load.result()
-            except UnreadablePoster as error:
-                tally.failed(poster, error.word, error.reason)
+        for index, (poster, read) in enumerate(zip(chunk.items, chunk.results(), strict=True)):
+            if isinstance(read, UnreadablePoster):
+                tally.failed(poster, read.word, read.reason)
                 continue
+            row, known, unchanged, duplicate = read
             if duplicate:
                 tally.duplicates.append(poster)
             elif known is None and not unchanged:
@@ -257,15 +254,32 @@ class Pipeline:
                 rows.append(row)
                 vectors.append(known)
         settled = len(chunk.items) - (len(tally.duplicates) - duplicates)
-        pending = self.embedder.submit(keep_rows(chunk.pixels, [index for index, _ in fresh])) if fresh else None
-        return _Submitted(chunk, settled, fresh, pending, rows, vectors)
+        pending, canary = None, None
+        if fresh:
+            pending, canary = self._launch(chunk, [index for index, _ in fresh])
+            self.share.submitted()
+        return _Submitted(chunk, settled, fresh, pending, canary, rows, vectors)
+
+    def _launch(self, chunk: PosterChunk, rows: list[int]) -> tuple[Pending, Canary | None]:
+        """Submit these rows of the chunk, and behind them the known image if it is due and the chunk has room."""
+        pixels, canary = keep_rows(chunk.pixels, rows), self.check.due(len(rows))
+        if canary is None:
+            return self.embedder.submit(pixels), None
+        chunk.buffer[len(rows)].copy_(canary.pixels)
+        return self.embedder.submit(chunk.buffer[: len(rows) + 1]), canary
 
     def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
         """Rows and vectors of the chunk, aligned; posters without a vector are only tallied."""
         rows, vectors = submitted.rows, submitted.vectors
+        self.check.note_copies(rows)
         if submitted.pending is not None:
             result = submitted.pending.result()
             self.timings.on_device += result.seconds
+            self.share.fetched()
+            if submitted.canary is not None:
+                self.check.check(submitted.canary, result.vectors[len(submitted.fresh)])
+            else:
+                self.check.note([row for _, row in submitted.fresh])
             for position, (index, row) in enumerate(submitted.fresh):
                 reason = result.failures.get(position)
                 if reason is None:
@@ -280,7 +294,7 @@ class Pipeline:
 
     def _put(self, rows: Sequence[Row], vectors: Vectors, state: BatchState, posters: int) -> int:
         if rows:
-            self.store.put(self.embedder.space, rows, vectors, self.embedder.provenance, seen=state.stored)
+            self.check.put(rows, vectors, state.stored)
         return posters
 
     def _wait_for_store(self, put: Future[int]) -> int:

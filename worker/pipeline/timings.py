@@ -17,6 +17,7 @@ class Timings:
     waiting_for_decode: float = 0.0  # no decoded chunk was ready; the device may have been working meanwhile
     waiting_for_store: float = 0.0  # the store had not written earlier chunks yet
     images: float = 0.0  # embedded; a float, because `followed_by` weights it
+    for_requests: float = 0.0  # seconds in which the device was working for requests, beside the batch
 
     def followed_by(self, other: Timings, keep: float = 1.0) -> Timings:
         """The sum of both, this one weighted with `keep`: below 1, older batches fade."""
@@ -29,7 +30,17 @@ class Timings:
             f"{self.on_device:.2f} s on the device, waited {self.waiting_for_decode:.2f} s for decoding, "
             f"{self.waiting_for_store:.2f} s for the store"
         )
-        return "; ".join(filter(None, (timings, self.bottleneck())))
+        return "; ".join(filter(None, (timings, self.bottleneck(), self.sharing())))
+
+    def share(self) -> float:
+        """The part of the device's working time that was the batch's, and not that of requests; 1 without any."""
+        return self.on_device / (self.on_device + self.for_requests) if self.for_requests else 1.0
+
+    def sharing(self) -> str:
+        """How requests shared the device; empty without any."""
+        if not self.for_requests:
+            return ""
+        return f"requests had {100 * (1 - self.share()):.0f} % of the device's time, {self.for_requests:.2f} s"
 
     def bottleneck(self) -> str:
         """What limited the throughput, with its share of the time; empty if nothing was embedded."""

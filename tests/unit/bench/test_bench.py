@@ -84,8 +84,8 @@ def test_the_weights_are_the_same_in_both_formats(tmp_path):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_no_two_posters_are_alike(tmp_path, kind):
     """Equal contents would be embedded once and counted twice."""
-    paths = write_posters(tmp_path, kind, 3)
-    assert len({path.read_bytes() for path in paths}) == 3
+    paths = write_posters(tmp_path, kind, 2)
+    assert len({path.read_bytes() for path in paths}) == 2
     assert all(path.suffix == f".{kind.suffix}" for path in paths)
 
 

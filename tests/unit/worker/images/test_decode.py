@@ -18,29 +18,13 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
-from bench.image_samples import Sample, encoded, picture, samples, swapped_profile, translucent
+from bench.image_samples import MAKERS, encoded, picture, sample, swapped_profile, translucent
 from producer.errors import UnreadablePoster
 from worker.images.decode import Geometry, Limits, decode, fit
 from worker.images.jpeg import MAX_SCANS
 
 CLIP = Geometry(224, 224)
-# The samples themselves take seconds to make, which a process that runs none of their tests need not spend.
-NAMES = (
-    *("jpeg", "jpeg progressive", "jpeg 4:4:4", "jpeg large", "jpeg huge", "jpeg gray", "jpeg cmyk"),
-    *(f"jpeg exif {orientation}" for orientation in range(1, 9)),
-    *("jpeg arithmetic", "png", "png interlaced", "png gray", "png palette", "png rgba", "png la"),
-    *("png palette transparent", "png color key", "png 1 bit", "png 16 bit", "tiff 16 bit", "tiff", "tiff lzw", "bmp"),
-    *("gif", "gif animated", "webp lossy", "webp lossless", "webp rgba", "webp animated", "avif", "mpo", "tiny 1x1"),
-    *("png large RGB", "png large L", "png large P", "png large 1", "tiff large CMYK", "png large RGBA"),
-    *("png large 16 bit", "webp large", "png large exif 3", "png large exif 6", "png large exif 7", "png 1x2000"),
-    *("png 2000x1", "png 6000x20", "png 40x600", "png 223x225", "png 225x450"),
-)
-
-
-@cache
-def all_samples() -> dict[str, Sample]:
-    """The samples by name."""
-    return {sample.name: sample for sample in samples()}
+known = cache(sample)
 
 
 def reference(image: Image.Image, **changes: object) -> torch.Tensor:
@@ -55,30 +39,30 @@ def closeness(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MAKERS)
 def test_each_format_and_mode_gives_the_right_picture(name: str):
-    """Cosine of at least 0.9995 to open_clip's preprocessing of the fully decoded picture."""
-    sample = all_samples()[name]
-    pixels = decode(sample.data, CLIP, name=sample.name)
+    """Cosine of at least 0.9995 to open_clip's preprocessing of the fully decoded picture.
+
+    `fit`, for callers who hold an image, differs from `decode` only by the JPEG's reduced decoding.
+    """
+    data, expected = known(name).data, known(name).expected
+    pixels = decode(data, CLIP, name=name)
     assert pixels.shape == (3, 224, 224)
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
-    assert closeness(pixels, reference(sample.expected)) >= 0.9995
-
-
-@pytest.fixture(scope="module")
-def vit():
-    """ViT-B/32 with seeded random weights, image tower only."""
-    torch.manual_seed(0)
-    return open_clip.create_model("ViT-B-32", pretrained=None).visual.eval()
+    assert closeness(pixels, reference(expected)) >= 0.9995
+    with Image.open(io.BytesIO(data)) as image:
+        assert closeness(fit(image, CLIP), pixels) >= 0.9995
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.chaos), 4])
+@pytest.mark.parametrize(("model", "step"), [pytest.param("ViT-B-32", 1, marks=pytest.mark.chaos), ("ViT-S-32", 4)])
 @torch.inference_mode()
-def test_the_models_vectors_agree_with_the_reference(vit, step):
+def test_the_models_vectors_agree_with_the_reference(model, step):
     """The vector of every `step`-th sample and the reference's: cosine at least 0.9995, and 0.99 without their mean."""
-    samples = list(all_samples().values())[::step]
+    torch.manual_seed(0)
+    vit = open_clip.create_model(model, pretrained=None).visual.eval()
+    samples = [known(name) for name in [*MAKERS][::step]]
     config = PreprocessCfg()
     transform = image_transform_v2(config, is_train=False)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
@@ -112,14 +96,6 @@ def test_each_way_to_resize_agrees_with_open_clip(geometry, changes, size):
     ours = decode(encoded(image, "PNG"), geometry, name="x")
     assert ours.shape == (3, geometry.height, geometry.width)
     assert closeness(ours, reference(image, **changes)) >= 0.9995
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_image_in_memory_gives_the_same_pixels_as_its_file(name: str):
-    """`fit`, for callers who hold an image, differs from `decode` only by the JPEG's reduced decoding."""
-    sample = all_samples()[name]
-    with Image.open(io.BytesIO(sample.data)) as image:
-        assert closeness(fit(image, CLIP), decode(sample.data, CLIP, name="x")) >= 0.9995
 
 
 def test_transparent_pixels_are_white():
@@ -256,12 +232,17 @@ def png_with(kind: bytes, body: bytes) -> bytes:
     return data[:33] + chunk + data[33:]
 
 
+@cache
+def packed_zeros() -> bytes:
+    return zlib.compress(bytes(60_000_000), 9)
+
+
 @pytest.mark.parametrize(
     ("kind", "head"), [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")]
 )
 def test_compressed_metadata_is_never_unpacked_as_a_whole(kind, head):
-    """200 MB of zeros in a chunk of 200 kB are refused or skipped, within seconds and a few megabytes."""
-    data = png_with(kind, head + zlib.compress(bytes(200_000_000), 9))
+    """60 MB of zeros in a chunk of 60 kB are refused or skipped, within seconds and a few megabytes."""
+    data = png_with(kind, head + packed_zeros())
     tracemalloc.start()
     began = time.thread_time()
     with suppress(UnreadablePoster):
@@ -269,7 +250,7 @@ def test_compressed_metadata_is_never_unpacked_as_a_whole(kind, head):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000_000
-    assert time.thread_time() - began < 5
+    assert time.thread_time() - began < 2
 
 
 def test_a_file_of_many_frames_costs_its_first_frame():
@@ -354,10 +335,9 @@ def test_floating_point_pixels_are_unsupported():
 def test_decoding_is_thread_safe():
     """The same files in eight threads, bad ones in between, give the same pixels to the last bit."""
     costly = re.compile("large|huge|x2000|2000x")
-    found = all_samples().values()
-    data = [sample.data for sample in found if not costly.search(sample.name) or sample.name == "png large RGBA"]
+    data = [known(name).data for name in MAKERS if not costly.search(name) or name == "png large RGBA"]
     expected = [decode(one, CLIP, name="x") for one in data]
-    bad = [sample.data[: len(sample.data) // 3] for sample in found if sample.name in ("jpeg", "png", "webp lossy")]
+    bad = [known(name).data[: len(known(name).data) // 3] for name in ("jpeg", "png", "webp lossy")]
     barrier = threading.Barrier(8)
 
     def work(turn: int) -> bool:
@@ -402,14 +382,13 @@ def test_red_ink_is_red():
 
 def test_the_samples_are_what_their_names_say():
     """A sample of another kind would test nothing."""
-    assert tuple(all_samples()) == NAMES
-    by_name = {name: sample.data for name, sample in all_samples().items()}
-    assert Image.open(io.BytesIO(by_name["png interlaced"])).info.get("interlace") == 1
-    assert b"\xff\xc9" in by_name["jpeg arithmetic"]  # SOF9: extended sequential, arithmetic coding
-    assert b"\xff\xc2" in by_name["jpeg progressive"]  # SOF2
-    assert Image.open(io.BytesIO(by_name["png 16 bit"])).mode == "I;16"
-    assert Image.open(io.BytesIO(by_name["gif animated"])).n_frames == 3
-    assert all(len({*Image.open(io.BytesIO(by_name[f"jpeg exif {n}"])).getexif().values()} & {n}) for n in range(1, 9))
+    assert Image.open(io.BytesIO(known("png interlaced").data)).info.get("interlace") == 1
+    assert b"\xff\xc9" in known("jpeg arithmetic").data  # SOF9: extended sequential, arithmetic coding
+    assert b"\xff\xc2" in known("jpeg progressive").data  # SOF2
+    assert Image.open(io.BytesIO(known("png 16 bit").data)).mode == "I;16"
+    assert Image.open(io.BytesIO(known("gif animated").data)).n_frames == 3
+    exif = [Image.open(io.BytesIO(known(f"jpeg exif {n}").data)).getexif().values() for n in range(1, 9)]
+    assert all(n in values for n, values in enumerate(exif, 1))
 
 
 @pytest.mark.filterwarnings("ignore")

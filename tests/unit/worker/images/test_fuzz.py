@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench.image_samples import encoded, picture, translucent
+from bench.image_samples import encoded, picture, swapped_profile, translucent
 from producer.errors import UnreadablePoster
+from worker.images import decode as decoding
 from worker.images.decode import FORMATS, Geometry, Limits, decode, fit, open_image
 from worker.images.memory_budget import partial_frame
 from worker.images.png import SIGNATURE, read_png
@@ -70,6 +71,8 @@ SEEDS = [
     encoded(picture(*SIZE), "JPEG", quality=80),
     encoded(picture(*SIZE), "JPEG", quality=80, progressive=True, exif=Image.Exif()),
     encoded(picture(*SIZE).convert("CMYK"), "JPEG", progressive=True),
+    encoded(picture(*SIZE), "JPEG", quality=80, subsampling=0, icc_profile=swapped_profile(), comment=b"a comment"),
+    encoded(picture(*SIZE).convert("L"), "JPEG", restart_marker_blocks=4),
     encoded(picture(*SIZE), "PNG"),
     encoded(picture(*SIZE).quantize(16), "PNG", transparency=3),
     encoded(translucent().resize(SIZE), "PNG"),
@@ -85,10 +88,13 @@ SEEDS = [
 ]
 
 
+JPEGS = [seed for seed in SEEDS if seed.startswith(b"\xff\xd8")]
+
+
 @st.composite
-def mutated(draw):
+def mutated(draw, seeds=SEEDS):
     """A valid file with bytes changed, ranges removed, doubled or set, or its end cut off."""
-    data = bytearray(draw(st.sampled_from(SEEDS)))
+    data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 6))):
         place = draw(st.integers(0, max(0, len(data) - 1)))
         near_head = draw(st.booleans())
@@ -148,3 +154,18 @@ def test_a_damaged_file_is_a_named_failure_or_exactly_what_pillow_sees(data):
         with open_image(data, LIMITS) as described:
             image.info |= described.info
         assert torch.equal(ours, fit(image, SMALL))
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(mutated(JPEGS))
+def test_a_damaged_jpeg_decodes_or_fails_as_in_pillow(data):
+    """The decoder of plain JPEGs gives Pillow's pixels, also at reduced scale, or leaves the file to Pillow."""
+    for geometry in (SMALL, Geometry(12, 12)):
+        plain = decoding._load_plain_jpeg(data, geometry, LIMITS, None) if data else None
+        if plain is None:
+            continue
+        event("decoded")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "_load_plain_jpeg", lambda *arguments: None)
+            assert torch.equal(plain.expand(3, -1, -1), decode(data, geometry, name="x.jpg", limits=LIMITS))

@@ -50,6 +50,28 @@ def test_an_amount_above_the_budget_is_granted_alone():
     thread.join()
 
 
+def test_a_large_amount_is_not_overtaken_for_ever_by_small_ones():
+    """A large upload beside a batch, whose threads reserve small amounts without a pause."""
+    budget, served, over = MemoryBudget(10), threading.Event(), threading.Event()
+
+    def small() -> None:
+        while not over.is_set():
+            with budget.reserve(2):
+                over.wait(0.01)
+
+    def large() -> None:
+        with budget.reserve(1000):
+            served.set()
+
+    with ThreadPoolExecutor(4) as pool:
+        for call in (small, small, small, large):
+            pool.submit(call)
+        try:
+            assert served.wait(5)
+        finally:
+            over.set()
+
+
 def test_a_failure_releases_the_reservation():
     """Bad images do not use the budget up."""
     budget = MemoryBudget(10)
@@ -116,7 +138,7 @@ SHAPES = {
         tiled("RGB", 4000, 4000), "TIFF", compression="tiff_lzw", tiffinfo={278: 4000}
     ),
     "tiff, turned": lambda: encoded(tiled("RGB", 4000, 4000), "TIFF", tiffinfo={274: 6}),
-    "gif": lambda: encoded(tiled("L", 5000, 5000).quantize(16), "GIF"),
+    "gif": lambda: encoded(tiled("L", 64, 64).quantize(16).resize((5000, 5000)), "GIF"),
 }
 
 

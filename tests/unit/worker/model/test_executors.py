@@ -74,11 +74,31 @@ def test_a_chunk_is_launched_before_the_previous_one_is_fetched(cpu):
         gate.wait(10)
         return first_number(pixels)
 
-    device = cpu(gated, cores=2)
+    device = cpu(gated, cores=2, core_clock=time.perf_counter)  # a thread that sleeps has used no core
     first, second = device.launch(numbered(8)), device.launch(numbered(4))
     gate.set()
     assert first()[0][:, 0].tolist() == list(range(8))
     assert second()[0][:, 0].tolist() == list(range(4))
+
+
+def test_an_urgent_chunk_waits_for_none_that_was_launched_before(cpu):
+    """It runs beside them; its seconds are those of the cores that it used."""
+    gate = threading.Event()
+
+    def gated(pixels):
+        if pixels[0, 0, 0, 0] < 100:
+            gate.wait(10)
+        time.sleep(0.02)
+        return first_number(pixels)
+
+    device = cpu(gated, cores=2, core_clock=time.perf_counter)  # a thread that sleeps has used no core
+    before = [device.launch(numbered(64)) for _ in range(2)]
+    found, seconds = device.launch(numbered(101)[100:], urgent=True)()
+    assert found[:, 0].tolist() == [100]
+    assert 0.01 <= seconds < 0.1, "of two cores it used one"
+    gate.set()
+    for fetch in before:
+        assert fetch()[0][:, 0].tolist() == list(range(64))
 
 
 def test_a_failure_is_raised_only_when_no_slice_is_running(cpu):

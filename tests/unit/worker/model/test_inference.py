@@ -1,11 +1,13 @@
 """Engine: whatever fails on the device, each image is embedded once, in order, with its own vector."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
-from producer.errors import DeviceLost, WeightsUnavailable
-from worker.model.inference import CpuFallback, Engine
+from producer.errors import DeviceLost, WeightsUnavailable, WrongVectors
+from worker.model.inference import CpuFallback, Engine, same_vectors
 from worker.model.oom_backoff import GROW_AFTER
 
 DIMENSION = 6
@@ -54,7 +56,7 @@ class Device:
         self.launches: list[Launch] = []
         self.spoil = lambda vectors: vectors
 
-    def launch(self, pixels):
+    def launch(self, pixels, urgent=False):
         self.launched.append(len(pixels))
         full = self.error is not None and len(pixels) > self.capacity
         if full and not self.late:
@@ -146,8 +148,8 @@ def test_one_image_that_does_not_fit_is_embedded_on_the_cpu(caplog):
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (MemoryError(), "not even one image fits"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not even one image fits"),
+        (MemoryError(), "not even one fits"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not even one fits"),
         (WeightsUnavailable("the file is gone"), "the file is gone"),
     ],
 )
@@ -229,3 +231,79 @@ def test_single_images_are_not_reported_as_slow(caplog):
     for count in [16] * 20 + [1] * 50:
         engine.submit(images(count)).result()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at the launch", "later"])
+def test_threads_that_share_an_engine_get_their_own_vectors(late):
+    """Batches and requests, while memory runs out for both."""
+    engine = engine_on(Device(EXHAUSTED[0], capacity=3, late=late))
+
+    def embed(number):
+        pixels = images(64)[number : number + 1 + number % 9]
+        found = engine.submit(pixels, urgent=bool(number % 2)).result()
+        return found.failures, float((found.vectors * truth(pixels)).sum(axis=1).min())
+
+    with ThreadPoolExecutor(4) as threads:
+        for failures, cosine in threads.map(embed, range(50)):
+            assert (failures, cosine > 0.9999) == ({}, True)
+
+
+def alike() -> torch.Tensor:
+    """Eight images; 2 and 5 differ only where the model does not look."""
+    pixels = images(8)
+    pixels[5, 0] = pixels[2, 0]
+    return pixels
+
+
+def test_different_images_with_one_vector_are_recomputed_on_the_cpu(caplog):
+    """The CPU agrees here: it is the model's vector, its own is taken, and a warning says so."""
+    recomputed = []
+
+    def build():
+        return lambda pixels: recomputed.append(len(pixels)) or torch.from_numpy(truth(pixels))
+
+    chunk = engine_on(Device(), build=build).submit(alike()).result()
+    assert recomputed == [1, 1]
+    assert np.array_equal(chunk.vectors[2], chunk.vectors[5])
+    assert chunk.failures == {}
+    assert "2 different images got the same vector" in caplog.text
+
+
+def test_the_same_image_twice_may_have_one_vector():
+    """Nothing is recomputed."""
+    pixels = images(8)
+    pixels[5] = pixels[2]
+    chunk = engine_on(Device(), build=None).submit(pixels).result()
+    assert np.array_equal(chunk.vectors[2], chunk.vectors[5])
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_a_device_that_gives_one_vector_for_different_images_is_lost(count):
+    """As cards with broken memory were seen to do, unnoticed for months."""
+    device = Device()
+    device.spoil = lambda vectors: np.concatenate([np.repeat(vectors[:1], count, axis=0), vectors[count:]])
+    with pytest.raises(WrongVectors, match=f"{count} different images got the same"):
+        engine_on(device).submit(images(8)).result()
+
+
+def test_if_the_cpu_cannot_compare_the_images_have_no_vector():
+    """A vector that may be wrong is not stored."""
+    device = Device()
+    device.spoil = lambda vectors: np.concatenate([vectors[:1], vectors[:1], vectors[2:]])
+
+    def build():
+        raise WeightsUnavailable("the file is gone")
+
+    chunk = engine_on(device, build=build).submit(images(8)).result()
+    assert sorted(chunk.failures) == [0, 1]
+    assert not chunk.vectors[:2].any()
+
+
+def test_equal_rows_are_found_by_all_their_bits():
+    """Rows that share a beginning are not equal; rows of zeros are failures, not vectors."""
+    vectors = np.zeros((6, 4), np.float32)
+    vectors[0] = vectors[3] = [1, 0, 0, 0]
+    vectors[1] = [1, 0, 0, 1e-8]
+    vectors[4] = [0, 1, 0, 0]
+    assert same_vectors(vectors) == [[0, 3]]
+    assert same_vectors(vectors[:1]) == []

@@ -76,3 +76,13 @@ def test_the_parity_images_are_always_the_same():
     """A check with images that change from start to start would not be reproducible."""
     assert torch.equal(parity_images(GEOMETRY), parity_images(GEOMETRY))
     assert parity_images(Geometry(224, 224)).float().std() > 40
+
+
+def test_the_canary_is_an_image_with_the_vector_that_was_proven():
+    """The same encoder gives it again among others; another vector, none, and no number are a problem."""
+    found = chosen()
+    images = parity.parity_images(GEOMETRY)
+    again = found.encoder(torch.cat([images[1:], found.canary.pixels[None]])).numpy()
+    assert found.canary.problem(again[-1]) == ""
+    for wrong in (again[0], np.zeros_like(again[0]), np.full_like(again[0], np.nan)):
+        assert "a known image has a cosine of" in found.canary.problem(wrong)

@@ -233,7 +233,7 @@ def test_a_warm_cache_needs_no_network(monkeypatch, tmp_path):
     (revision.parent.parent / "refs").mkdir()
     (revision.parent.parent / "refs" / "main").write_text("0" * 40)
     (revision / "open_clip_model.safetensors").write_bytes(b"x")
-    monkeypatch.setattr(module, "_require_server", lambda *_: pytest.fail("a request was sent"))
+    monkeypatch.setattr(module, "_why_unreachable", lambda *_: pytest.fail("a request was sent"))
     found = find_weights("ViT-B/32", "openai", cache_dir=tmp_path)
     assert found.source == str(revision / "open_clip_model.safetensors")
     assert found.preprocess["mean"] == open_clip.get_pretrained_cfg("ViT-B-32", "openai")["mean"]

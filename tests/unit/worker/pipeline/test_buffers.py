@@ -46,6 +46,7 @@ def test_buffers_are_writable_and_separate():
     assert chunk_buffer(0, geometry, cpu).shape == (0, 3, 224, 224)
 
 
+@pytest.mark.slow
 def test_memory_of_buffers_is_returned_to_the_system():
     """A hundred of 10 MB, one after the other, take no more than one; in a process whose peak is its own."""
     pytest.importorskip("resource")

@@ -51,12 +51,6 @@ def test_copies_of_a_bad_file_fail_each_by_name(root, make):
     assert store.count(SPACE.id) == 0
 
 
-def test_a_reply_contains_copies_as_well(root, make):
-    """A backend that requests two equal files gets two vectors."""
-    outcome = make().run(batch([write(root, 1, "a.png"), write(root, 1, "b.png")], reply=True))
-    assert outcome.vectors["a.png"] == outcome.vectors["b.png"]
-
-
 def test_force_embeds_copies_one_by_one(root, make):
     """`force` reuses nothing."""
     embedder = ColorEmbedder()
@@ -115,14 +109,6 @@ def test_verify_after_an_interruption_counts_stored_rows_as_unchanged(root, make
     make(store=store).run(batch(posters[:5]))
     outcome = make(store=store).run(batch(posters, verify=True), begun_before=True)
     assert (outcome.embedded, outcome.unchanged) == (3, 5)
-
-
-def test_verify_still_replies_with_every_vector(root, make):
-    """Unchanged or not, a reply contains all vectors."""
-    posters = [write(root, 1), write(root, 2)]
-    pipeline = make()
-    pipeline.run(batch(posters[:1]))
-    assert set(pipeline.run(batch(posters, verify=True, reply=True)).vectors) == {"001.png", "002.png"}
 
 
 def coarse(root, posters):

@@ -23,9 +23,11 @@ def make_loader():
         loader.close()
 
 
-def fill(number: int, target: torch.Tensor) -> int:
-    target.fill_(number)
-    return number * number
+def fill(numbers, targets: torch.Tensor) -> list[int]:
+    assert len(targets) == len(numbers)
+    for number, target in zip(numbers, targets, strict=True):
+        target.fill_(number)
+    return [number * number for number in numbers]
 
 
 @pytest.mark.parametrize("ramp", [False, True])
@@ -39,16 +41,30 @@ def test_items_come_in_order_with_their_pixels_and_results(make_loader, count, a
         assert chunk.pixels.shape == (len(chunk.items), 3, 1, 2)
         items += chunk.items
         pixels += chunk.pixels[:, 2, 0, 1].tolist()
-        results += [load.result() for load in chunk.loads]
+        results += chunk.results()
     assert items == pixels == list(range(count))
     assert results == [number * number for number in range(count)]
 
 
-def test_an_exception_stays_with_its_item(make_loader):
-    """The future carries it; the neighbors are loaded."""
-    (chunk,) = make_loader(3).chunks([1, 0, 2], lambda number, target: target.fill_(1 / number).shape)
-    assert isinstance(chunk.loads[1].exception(), ZeroDivisionError)
-    assert [chunk.loads[row].exception() for row in (0, 2)] == [None, None]
+def test_an_exception_is_raised_by_the_results_of_its_chunk(make_loader):
+    """Other chunks are loaded."""
+    chunks = list(
+        make_loader(3).chunks([2, 1, 0, 4, 5, 6], lambda numbers, targets: [1 // number for number in numbers])
+    )
+    with pytest.raises(ZeroDivisionError):
+        chunks[0].results()
+    assert chunks[1].results() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("size", "threads", "slices"), [(64, 2, 4), (64, 64, 64), (10, 4, 4), (256, 4, 16), (1, 4, 1)])
+def test_a_chunk_is_loaded_in_slices_for_all_threads(make_loader, size, threads, slices):
+    """As few as possible of at most 16, and no thread is left without one."""
+    calls = []
+    loader = make_loader(size, threads=threads)
+    list(loader.chunks(range(size), lambda numbers, targets: calls.append(numbers) or list(numbers)))
+    assert len(calls) == slices
+    assert max(map(len, calls)) <= 16
+    assert sorted(number for numbers in calls for number in numbers) == list(range(size))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -56,9 +72,9 @@ def test_loads_ahead_are_bounded(make_loader, threads):
     """Memory is bounded by the look-ahead, not by the number of items."""
     started = []
 
-    def load(number, target):
-        started.append(number)
-        return number
+    def load(numbers, targets):
+        started.extend(numbers)
+        return list(numbers)
 
     chunks = make_loader(2, threads=threads, look_ahead_images=5).chunks(range(100), load)
     for number in range(10):
@@ -72,10 +88,11 @@ def test_closing_early_cancels_what_has_not_begun(make_loader):
     """A consumer that stops does not wait for the rest."""
     gate, done = threading.Event(), []
 
-    def load(number, target):
-        if number:
+    def load(numbers, targets):
+        if numbers[0]:
             assert gate.wait(30)
-            done.append(number)
+            done.extend(numbers)
+        return list(numbers)
 
     loader = make_loader(1, threads=1, look_ahead_images=10)
     chunks = loader.chunks(range(50), load)
@@ -90,8 +107,8 @@ def test_threads_are_kept_between_calls(make_loader):
     """A worker does not start threads for every batch."""
     loader, names = make_loader(2, threads=1), set()
     for _ in range(2):
-        for chunk in loader.chunks(range(4), lambda number, target: threading.current_thread()):
-            names |= {load.result() for load in chunk.loads}
+        for chunk in loader.chunks(range(4), lambda numbers, targets: [threading.current_thread()] * len(numbers)):
+            names |= set(chunk.results())
     assert len(names) == 1
 
 

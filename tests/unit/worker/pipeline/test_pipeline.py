@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from bench.image_samples import encoded, picture
 from producer.errors import DeviceLost, StoreUnavailable
@@ -23,6 +24,7 @@ from tests.support.fake_embedder import (
 )
 from tests.support.memory_store import MemoryStore
 from worker.pipeline.loader import next_chunk_size
+from worker.pipeline.poster_reader import BatchState, ReadPoster
 
 
 def test_each_poster_gets_its_own_vector(root, make):
@@ -138,17 +140,6 @@ def test_a_batch_for_another_space_is_not_stored_in_this_one(root, make):
     assert store.count(SPACE.id) == 0
 
 
-def test_a_reply_contains_every_vector(root, make):
-    """Embedded, reused and unchanged ones alike; as little-endian float32."""
-    first, copy, second = write(root, 1), write(root, 1, "copy.png"), write(root, 2)
-    pipeline = make()
-    pipeline.run(batch([first]))
-    outcome = pipeline.run(batch([first, copy, second, Poster("gone", "gone")], reply=True))
-    assert set(outcome.vectors) == {"001.png", "copy.png", "002.png"}
-    for name, number in (("001.png", 1), ("copy.png", 1), ("002.png", 2)):
-        assert np.frombuffer(outcome.vectors[name], "<f4") @ expected(number) > 0.99999
-
-
 class BrokenStore(MemoryStore):
     """A store that fails after `good` puts, as on a full disk."""
 
@@ -220,6 +211,29 @@ def test_a_file_on_a_bad_sector_fails_by_name_in_the_end(root, make, monkeypatch
     assert "the disk failed to deliver it in 7 tries" in outcome.failures[0].reason
 
 
+def test_the_files_of_a_bad_region_fail_together(root, make, monkeypatch):
+    """Not one a minute, which would take a batch hours."""
+    now = [0.0]
+    posters = [write(root, number) for number in range(12)]
+
+    def bad_sector(path, **options):
+        if path != posters[5].path:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read_file(path, **options)
+
+    monkeypatch.setattr("worker.pipeline.poster_reader.read_file", bad_sector)
+    reader = make(clock=lambda: now[0]).reader
+    state = BatchState(batch(posters), {}, {}, root.resolve())
+    pixels = torch.empty((12, 3, 16, 16), dtype=torch.uint8)
+    for _ in range(6):
+        with pytest.raises(OSError, match=r"Input/output error: '000\.png'"):
+            reader.read(posters, pixels, state)
+        now[0] += 10
+    found = reader.read(posters, pixels, state)
+    assert [index for index, read in enumerate(found) if isinstance(read, ReadPoster)] == [5]
+    assert {read.word for index, read in enumerate(found) if index != 5} == {"unreadable"}
+
+
 def test_a_file_from_before_1970_is_a_poster_like_any_other(root, make):
     """Windows times begin in 1601; a message that cannot represent one would block its whole batch."""
     poster = write(root, 1)
@@ -257,16 +271,16 @@ def test_decoding_runs_ahead_of_the_device_within_a_bound(root, make):
             return super().submit(pixels)
 
     pipeline = make(Busy(chunk=4), decode_threads=4, look_ahead_images=12)
-    read = pipeline._reader.read
+    read = pipeline.reader.read
 
-    def counted(*arguments, **options):
+    def counted(posters, *arguments, **options):
         with changed:
-            ahead[0] += 1
+            ahead[0] += len(posters)
             highest[0] = max(highest[0], ahead[0])
             changed.notify_all()
-        return read(*arguments, **options)
+        return read(posters, *arguments, **options)
 
-    pipeline._reader.read = counted
+    pipeline.reader.read = counted
     pipeline.run(batch(posters))
     assert 8 <= highest[0] <= 12 + 4 + 4  # the limit, the chunk that exceeds it, and the one on the device
 
@@ -286,7 +300,7 @@ def test_device_and_decoders_work_at_the_same_time(root, make):
 
     embedder = Busy(chunk=4)
     pipeline = make(embedder, decode_threads=2)
-    read = pipeline._reader.read
+    read = pipeline.reader.read
 
     def watched(*arguments, **options):
         if working.is_set():
@@ -297,12 +311,12 @@ def test_device_and_decoders_work_at_the_same_time(root, make):
     first = next_chunk_size(0, 4, len(posters))
     late = {poster.id for poster in posters[first + 4 :]}
 
-    def delayed(poster, *arguments, **options):
-        if poster.id in late:
+    def delayed(posters, *arguments, **options):
+        if any(poster.id in late for poster in posters):
             assert working.wait(30)
-        return watched(poster, *arguments, **options)
+        return watched(posters, *arguments, **options)
 
-    pipeline._reader.read = delayed
+    pipeline.reader.read = delayed
     assert pipeline.run(batch(posters)).embedded == len(posters)
     assert overlapped.is_set()
     assert pipeline.timings.on_device == 0.25 * len(embedder.sizes)

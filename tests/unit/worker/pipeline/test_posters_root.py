@@ -1,6 +1,8 @@
 """The posters root during a batch: what lies on a disk that was lost is waited for, and is not missing."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -113,3 +115,80 @@ def test_the_root_is_looked_at_only_when_a_file_is_missing(root, make, monkeypat
     monkeypatch.setattr(os, "scandir", lambda *path: scanned.append(path) or scandir(*path))
     assert pipeline.run(batch(posters)).embedded == 9
     assert scanned == []
+
+
+@pytest.fixture
+def disk(root):
+    """A disk mounted below the root: a function that mounts it, and one that unmounts it, as often as a test likes."""
+    point = root / "shelf" / "disk"
+    point.mkdir(parents=True)
+    image = root.with_name("image")
+    image.mkdir()
+
+    def mount():
+        # Of a file system in memory, which outlives it.
+        subprocess.run(["mount", "--bind", image, point], check=True)
+
+    def unmount():
+        subprocess.run(["umount", "--lazy", point], check=True)
+
+    if sys.platform != "linux" or subprocess.run(["mount", "-t", "tmpfs", "none", image], check=False).returncode:
+        pytest.skip("mounting takes root's rights")
+    mount()
+    yield mount, unmount
+    subprocess.run(["umount", "--quiet", point], check=False)
+    subprocess.run(["umount", image], check=True)
+
+
+def test_a_disk_below_the_root_that_drops_is_an_outage(root, disk, make):
+    """Its mount point is an empty folder then, or none; what lies beside it is done, and missing if it is."""
+    mount, unmount = disk
+    (root / "shelf" / "disk" / "deep").mkdir()
+    on_disk = [write(root, number, f"shelf/disk/deep/{number}.png") for number in range(4)]
+    beside = [write(root, number, f"shelf/{number}.png") for number in range(4, 7)]
+    pipeline = make(decode_threads=2)
+    assert pipeline.run(batch(on_disk[:1] + beside[:1])).embedded == 2
+    unmount()
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"no disk is mounted at .*shelf/disk any more"):
+            pipeline.run(batch(on_disk))
+    (root / beside[2].path).unlink()
+    outcome = pipeline.run(batch(beside[1:]))
+    assert (outcome.embedded, [failure.word for failure in outcome.failures]) == (1, ["missing"])
+    (root / "shelf" / "disk").rmdir()
+    with pytest.raises(OSError, match="no disk is mounted"):
+        pipeline.run(batch(on_disk))
+    (root / "shelf" / "disk").mkdir()
+    mount()
+    (root / on_disk[3].path).unlink()
+    outcome = pipeline.run(batch(on_disk), begun_before=True)
+    assert (outcome.embedded, [failure.word for failure in outcome.failures]) == (3, ["missing"])
+
+
+def test_another_disk_below_the_root_is_tried_again_and_taken(root, disk, make):
+    """As one that comes back with another number: what is missing there, the second time, is missing."""
+    _, unmount = disk
+    posters = [write(root, number, f"shelf/disk/{number}.png") for number in range(2)]
+    pipeline = make()
+    assert pipeline.run(batch(posters[:1])).embedded == 1
+    unmount()
+    subprocess.run(["mount", "-t", "tmpfs", "none", root / "shelf" / "disk"], check=True)
+    write(root, 1, "shelf/disk/1.png")
+    with pytest.raises(OSError, match="another disk than before is mounted"):
+        pipeline.run(batch([posters[0]._replace(id="new")]))
+    outcome = pipeline.run(batch([posters[0]._replace(id="new"), posters[1]]), begun_before=True)
+    assert (outcome.embedded, [failure.word for failure in outcome.failures]) == (1, ["missing"])
+
+
+def test_a_file_that_is_back_when_its_disk_is_looked_at_is_read(root, make, monkeypatch):
+    """A disk that dropped for a moment: between the try and the look at its mount point it came back."""
+    poster, pipeline = write(root, 0), make()
+    (root / "000.png").rename(root / "aside.png")
+    check = pipeline.reader.root.check
+
+    def come_back(path, **seen):
+        (root / "aside.png").rename(root / "000.png")
+        check(path, **seen)
+
+    monkeypatch.setattr(pipeline.reader.root, "check", come_back)
+    assert pipeline.run(batch([poster])).embedded == 1

@@ -22,10 +22,18 @@ def test_the_bottleneck_is_named(timings, bottleneck):
     assert timings.bottleneck() == bottleneck
 
 
+def test_what_requests_had_of_the_device_is_said():
+    """In the batch's line of the log, and as a number."""
+    assert (Timings(10, 6, images=9).sharing(), Timings(10, 6, images=9).share()) == ("", 1)
+    timings = Timings(10, 6, images=9, for_requests=2)
+    assert timings.share() == 0.75
+    assert timings.summary().endswith("; requests had 25 % of the device's time, 2.00 s")
+
+
 def test_older_batches_fade():
     """After some batches of another kind, the bottleneck is theirs."""
     recent = Timings(100, 95, 1, 0, 1000)
     for _ in range(20):
         recent = recent.followed_by(Timings(10, 1, 8.9, 0, 100), keep=0.8)
     assert recent.bottleneck().startswith("decode-bound")
-    assert Timings(1, 2, 3, 4, 5).followed_by(Timings(1, 1, 1, 1, 1)) == Timings(2, 3, 4, 5, 6)
+    assert Timings(1, 2, 3, 4, 5, 6).followed_by(Timings(1, 1, 1, 1, 1, 1)) == Timings(2, 3, 4, 5, 6, 7)
