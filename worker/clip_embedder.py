@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from producer.embedding import Space, Vectors
 from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.files import read_file
 from producer.host import usable_cores
+from producer.requests.texts import as_texts
 from producer.settings import Settings
 from worker.images.decode import Limits, decode, fit
 from worker.model.autotune import choose_chunk_size
@@ -32,6 +33,7 @@ from worker.model.executors import create_executor
 from worker.model.fingerprint import geometry_of, identify
 from worker.model.inference import CpuFallback, EmbeddedChunk, Engine, Pending
 from worker.model.parity import ChosenEncoder, choose_encoder
+from worker.model.text import EmbeddedTexts, LazyTextTower, TextTower
 from worker.model.weights import Weights, build, digest, find_weights
 from worker.pipeline.buffers import chunk_buffer, keep_rows
 from worker.pipeline.loader import Loader
@@ -56,7 +58,7 @@ class EmbeddedPaths:
 
 
 class CLIPEmbedder:
-    """One open_clip image encoder on one device. Not safe to share between threads."""
+    """One open_clip image encoder on one device. `submit` may be called by several threads, nothing else."""
 
     @own_torch_defaults()
     def __init__(
@@ -73,6 +75,7 @@ class CLIPEmbedder:
         decode_threads: int = 0,
         max_file_bytes: int = 100_000_000,
         limits: Limits | None = None,
+        text: bool = True,
     ) -> None:
         """Load the model.
 
@@ -80,17 +83,16 @@ class CLIPEmbedder:
             model_name: any open_clip model, ``ViT-B/32`` or ``ViT-B-32``; or ``local-dir:FOLDER``.
             device: ``auto`` (a GPU if there is one, else the CPU, logging why), ``cuda``, ``cuda:N``, ``cpu``.
             pretrained: an open_clip tag, a checkpoint file (state dict or safetensors), or ``untrained``.
-            batch_size: most images per forward pass; halves when memory runs out. ``auto``: measured here,
-                up to where throughput stops growing.
+            batch_size: most images per forward pass; halves when memory runs out. ``auto``: measured here.
             precision: ``auto``, ``fp32``, ``fp16``, ``bf16``.
             quick_gelu: the activation, for a checkpoint file that does not record it.
             cache_dir: where downloaded weights are kept; None: open_clip's default.
             gpu_memory_fraction: share of the GPU's memory that may be used.
             decode_threads: 0: one per core that this process may use.
+            text: whether embed_text may load the text tower, which takes memory, when it is first called.
 
         Raises:
-            UnknownModel, WeightsUnavailable, ActivationMismatch, DeviceUnavailable, ConfigurationError:
-                each names the value and what to do.
+            ConfigurationError: or one of its kinds; names the value and what to do.
         """
         self.device = choose_device(device)
         requested = choose_precision(precision, self.device)
@@ -99,7 +101,7 @@ class CLIPEmbedder:
         )
         select_gpu(self.device, gpu_memory_fraction)
         chosen = self._load(weights, requested, forced=precision != "auto")
-        self.precision, self.dimension = chosen.precision, chosen.dimension
+        self.precision, self.dimension, self.canary = chosen.precision, chosen.dimension, chosen.canary
         self._engine = Engine(
             create_executor(self.device, chosen.encoder),
             CpuFallback(lambda: self._exact_encoder(weights)),
@@ -108,6 +110,7 @@ class CLIPEmbedder:
             watch_speed=self.device.type == "cuda",
         )
         self._threads, self._max_file_bytes, self._limits = decode_threads, max_file_bytes, limits or Limits()
+        self._text = LazyTextTower(lambda: TextTower(weights, self.space, self.device, self.precision), is_allowed=text)
         self.device_name = device_name(self.device)
         self.provenance = {
             "pretrained": weights.label,
@@ -147,6 +150,7 @@ class CLIPEmbedder:
             decode_threads=settings.decode_threads,
             max_file_bytes=settings.max_file_bytes,
             limits=Limits.from_settings(settings),
+            text=settings.text,
         )
 
     @property
@@ -224,6 +228,44 @@ class CLIPEmbedder:
         vectors = np.stack(list(rows.values())) if rows else np.zeros((0, self.dimension), np.float32)
         return EmbeddedPaths(vectors, tuple(rows), dict(sorted(failures.items())))
 
+    @overload
+    def embed_text(self, text: str) -> Vectors: ...
+    @overload
+    def embed_text(self, text: Iterable[str]) -> Vectors: ...
+    def embed_text(self, text: object) -> Vectors:
+        """Embed a description: float32 (dimension,), unit length, in the space of the images. Several: (N, dimension).
+
+        The first call loads the text tower, which takes seconds, and memory as the image tower does; the log says both.
+
+        Raises:
+            UnreadablePoster: a text is empty, too long for the model (which would read its beginning only), or holds a
+                character that no text has; says why.
+            TextUnavailable: the model has no text tower, or its tokenizer is out of reach; names the way out.
+            TypeError: it is neither a text nor several.
+        """
+        texts = as_texts(text)
+        result = self.embed_texts(texts)
+        for failure in result.failures.values():
+            raise failure
+        return result.vectors[0] if isinstance(text, str) else result.vectors
+
+    def embed_texts(self, texts: Sequence[str]) -> EmbeddedTexts:
+        """Embed texts together; one that has no vector fails alone. Otherwise like embed_text; raises DeviceLost."""
+        return self._text.embed(texts)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the text tower is loaded."""
+        return self._text.is_loaded
+
+    def load_text(self) -> None:
+        """Load the text tower now, for the calls that follow; another thread may use the embedder meanwhile.
+
+        Raises:
+            TextUnavailable: see embed_text.
+        """
+        self._text.load()
+
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """The model's input for an image of any mode: float32 (3, height, width), normalized.
 
@@ -238,22 +280,23 @@ class CLIPEmbedder:
         mean, std = self._mean.view(3, 1, 1), self._std.view(3, 1, 1)
         return fit(image, self.geometry).to(torch.float32).sub_(mean).div_(std)
 
-    def submit(self, pixels: torch.Tensor) -> Pending:
+    def submit(self, pixels: torch.Tensor, *, urgent: bool = False) -> Pending:
         """Start on images at the model's size without waiting; ``submit(pixels).result()`` is embed_pixels.
 
-        Fetch the results in the order of the submits. Two submitted chunks keep a device busy; more only
-        take memory.
+        Each thread fetches its results in the order of its submits. Two submitted chunks keep a device busy; more
+        only take memory.
 
         Args:
             pixels: uint8 (n, 3, height, width), n > 0, on the CPU, pinned or not; must not change before the
                 result was fetched.
+            urgent: compute them before what was submitted earlier, where the device can do so.
 
         Raises:
             TypeError: they are not a tensor of this type and shape.
             DeviceLost: the accelerator needs a fresh process.
         """
         self._check_pixels(pixels)
-        return self._engine.submit(pixels)
+        return self._engine.submit(pixels, urgent=urgent)
 
     def embed_pixels(self, pixels: torch.Tensor) -> EmbeddedChunk:
         """Embed images at the model's size.
@@ -281,6 +324,7 @@ class CLIPEmbedder:
     def close(self) -> None:
         """End the threads; the embedder must not be used afterwards."""
         self._engine.executor.close()
+        self._text.close()
 
     def _check_pixels(self, pixels: object) -> None:
         """Raise TypeError for what embed_pixels would embed to something else, or not at all."""
@@ -298,9 +342,8 @@ class CLIPEmbedder:
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Chunks of up to `size` images with their positions in `paths`; unreadable ones go to `failures`."""
 
-        def load(index: int, target: torch.Tensor) -> None:
-            content = read_file(paths[index], max_bytes=self._max_file_bytes)
-            target.copy_(decode(content.data, self.geometry, name=str(paths[index]), limits=self._limits))
+        def load(indices: Sequence[int], targets: torch.Tensor) -> list[UnreadablePoster | None]:
+            return [self._fill(paths[index], target) for index, target in zip(indices, targets, strict=True)]
 
         threads = max(1, min(self._threads or usable_cores(), len(paths)))
         hide_bar = len(paths) < PROGRESS_BAR_IMAGES or not sys.stderr.isatty()
@@ -308,15 +351,22 @@ class CLIPEmbedder:
         with bar, closing(Loader(self.geometry, self.device, lambda: size, threads=threads)) as loader:
             for chunk in loader.chunks(range(len(paths)), load):
                 bar.update(len(chunk.items))
-                rows = []
-                for row, index in enumerate(chunk.items):
-                    try:
-                        chunk.loads[row].result()
-                        rows.append(row)
-                    except UnreadablePoster as error:
-                        failures[index] = error
+                errors = chunk.results()
+                failures |= {
+                    index: error for index, error in zip(chunk.items, errors, strict=True) if error is not None
+                }
+                rows = [row for row, error in enumerate(errors) if error is None]
                 if rows:
                     yield [chunk.items[row] for row in rows], keep_rows(chunk.pixels, rows)
+
+    def _fill(self, path: str | Path, target: torch.Tensor) -> UnreadablePoster | None:
+        """Fill in the pixels of a file, or say why it has none."""
+        try:
+            content = read_file(path, max_bytes=self._max_file_bytes)
+            decode(content.data, self.geometry, name=str(path), limits=self._limits, out=target)
+        except UnreadablePoster as error:
+            return error
+        return None
 
     def _exact_encoder(self, weights: Weights) -> OpenClipEncoder:
         """fp32 on the CPU, loaded from the file again: the weights on the device may be rounded."""

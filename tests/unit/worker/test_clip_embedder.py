@@ -253,10 +253,10 @@ def test_from_settings_creates_the_same_embedder(tiny, embedder, monkeypatch):
 @pytest.mark.slow
 def test_untrained_weights_are_reported_and_have_a_space_of_their_own(caplog):
     """Their vectors cannot be mistaken for those of a trained model."""
-    embedder = CLIPEmbedder("ViT-B/32", "cpu", pretrained="untrained")
-    assert embedder.dimension == 512
+    embedder = CLIPEmbedder("ViT-S/32", "cpu", pretrained="untrained")
+    assert embedder.dimension == 384
     assert embedder.space.weights.startswith("untrained-")
-    assert embedder.space.model == "ViT-B-32"
+    assert embedder.space.model == "ViT-S-32"
     assert "UNTRAINED" in caplog.text
 
 
