@@ -17,12 +17,16 @@ from producer import errors
 from producer.errors import *  # noqa: F403
 
 if TYPE_CHECKING:
+    from producer.aio.client import AsyncProducer as AsyncProducer
+    from producer.aio.job import AsyncJob as AsyncJob
     from producer.client import Producer as Producer
     from producer.job import Job as Job
     from producer.search.index import Index as Index
     from producer.search.nearest import Match as Match
 
 _MODULES = {
+    "AsyncJob": "producer.aio.job",
+    "AsyncProducer": "producer.aio.client",
     "Index": "producer.search.index",
     "Job": "producer.job",
     "Match": "producer.search.nearest",

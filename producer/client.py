@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from producer.collection.resolve import PosterResolver
 from producer.embedding import SpacedVectors
@@ -31,7 +31,7 @@ class Producer(QueueClient):
     def __init__(self, settings: Settings | None = None) -> None:
         """`settings` None: from config.json and the environment. Connects on first use."""
         super().__init__(settings)
-        self._on_demand = OnDemand(self)
+        self.on_demand = OnDemand(self)
         self._resolver = PosterResolver(self.settings)
 
     def enqueue(self, paths: Iterable[str | Path], *, lane: str = BULK, force: bool = False) -> Job:
@@ -40,7 +40,7 @@ class Producer(QueueClient):
         Args:
             paths: relative to the posters root or else to the current folder, or absolute below the root. A folder
                 means the posters in it, at any depth, as they can be seen from here.
-            lane: BULK, or INTERACTIVE for posters whose vectors a caller waits for.
+            lane: BULK, or INTERACTIVE for posters that go ahead of it.
             force: embed even what the store already holds.
 
         Paths are read lazily, a batch at a time. Redis has to hold all that is queued, about 80 kB for a batch
@@ -63,21 +63,22 @@ class Producer(QueueClient):
         return job
 
     def embed(self, path: str | Path, timeout: float | None = 5.0) -> SpacedVectors:
-        """Embed one poster ahead of all bulk work and wait for its vector, float32 (dimension,), unit length.
+        """Embed one poster beside all bulk work and wait for its vector, float32 (dimension,), unit length.
 
         The vector of an unchanged poster is read from the store, without a worker, where the store can be opened
-        from here. Otherwise the poster waits for the batch in progress, and its vector is stored. The vector knows
-        its space (``vector.space``), so that Index.search can refuse one of another model.
+        from here. Otherwise a worker reads the poster, beside the batch that it runs, and stores its vector. The
+        vector knows its space (``vector.space``), so that Index.search can refuse one of another model.
 
         Raises:
             NoWorker: no worker is alive.
             UnreadablePoster: the poster failed; says why.
             ConfigurationError: `path` cannot be a poster (outside the posters root, a folder …), its id belongs to
                 another file, or the catalogue, which gives ids, cannot be read.
+            Busy: too many requests wait already; says when to try again.
             EmbedTimeout: no vector within `timeout` seconds (None: no limit); the request is withdrawn.
             SpaceMismatch: the workers have different models, or were given another one meanwhile.
         """
-        return self._on_demand.embed(self.poster(path), timeout)
+        return self.on_demand.embed(self.poster(path), timeout)
 
     def embed_image(self, image: Image, timeout: float | None = 5.0, name: str = "") -> SpacedVectors:
         """Embed an image that is not a poster, such as an upload. Like `embed`, but stores nothing.
@@ -91,7 +92,29 @@ class Producer(QueueClient):
         Raises:
             TypeError: `image` or `timeout` is something else. Others: see `embed`.
         """
-        return self._on_demand.embed_image(image, timeout, name)
+        return self.on_demand.embed_image(image, timeout, name)
+
+    @overload
+    def embed_text(self, text: str, timeout: float | None = 5.0) -> SpacedVectors: ...
+    @overload
+    def embed_text(self, text: Iterable[str], timeout: float | None = 5.0) -> SpacedVectors: ...
+    def embed_text(self, text: str | Iterable[str], timeout: float | None = 5.0) -> SpacedVectors:
+        """Embed a description such as "girl with a red umbrella in the rain", in the space of the posters.
+
+        Args:
+            text: at most about 70 words (the model's text tower reads 77 tokens, in most models); or several texts.
+            timeout: seconds for all of them; None: no limit. The first text of a worker waits until it has loaded its
+                text tower, which takes seconds.
+
+        Returns:
+            float32 (dimension,), unit length, for Index.search; of several texts (n, dimension).
+
+        Raises:
+            TextUnavailable: the model of the workers embeds no text, or POSTERS_TEXT forbids it; says which.
+            UnreadablePoster: a text is empty, too long, or no text; says which, and why.
+            TypeError: `text` or `timeout` is something else. Others: see `embed`.
+        """
+        return self.on_demand.embed_text(text, timeout)
 
     def job(self, job_id: str) -> Job:
         """A job by its id, or the newest one by ``last``; JobUnknown shows on first use."""
@@ -109,5 +132,5 @@ class Producer(QueueClient):
 
     def close(self) -> None:
         """Close the connections."""
-        self._on_demand.close()
+        self.on_demand.close()
         super().close()

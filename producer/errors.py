@@ -6,11 +6,13 @@ PosterError
 │   ├── WeightsUnavailable        the weights cannot be found or downloaded
 │   ├── ActivationMismatch        the weights were trained with the other activation
 │   ├── DeviceUnavailable         there is no such device
+│   ├── TextUnavailable           the model embeds no text
 │   └── PruneRefused              more would be pruned than is likely meant
-├── UnreadablePoster              one poster failed: a word, a sentence, a file
+├── UnreadablePoster              one poster, image or text failed: a word, a sentence, its name
 ├── BadMessage                    a queue message, or a recorded batch, that cannot be read
 │   └── NewerMessage              from a newer version of this program
 ├── RedisUnreachable              Redis does not answer, or refuses
+│   └── CommandForbidden          the user lacks a right; waiting does not help
 ├── NoWorker                      Redis answers, but no worker is alive
 ├── JobUnknown                    the ledger has no such job
 │   └── LedgerSetBack             Redis came back without data that it had confirmed
@@ -18,6 +20,8 @@ PosterError
 │   ├── StoreUnavailable          for now: locked, disk full, unreachable; try again
 │   └── SpaceMismatch             vectors of two spaces would be mixed
 ├── DeviceLost                    the GPU's context is broken until the process ends
+│   └── WrongVectors              the device computes, but not the model's vectors
+├── Busy                          too many requests wait already; says when to try again
 └── EmbedTimeout                  no vector within the timeout
 """
 
@@ -61,15 +65,19 @@ class DeviceUnavailable(ConfigurationError):
     """The configured device does not exist."""
 
 
+class TextUnavailable(ConfigurationError):
+    """The model embeds no text: no text tower, no tokenizer, or switched off; the text names the way out."""
+
+
 class PruneRefused(ConfigurationError):
     """More vectors would be pruned than is likely meant; the text says how many, and the way out."""
 
 
 class UnreadablePoster(PosterError):
-    """One poster that cannot become a vector.
+    """One poster, image or text that cannot become a vector.
 
     Attributes:
-        path: the file, as the caller named it.
+        path: the file, as the caller named it; of a text, its beginning.
         word: one of FAILURE_WORDS.
         reason: one sentence for a person.
     """
@@ -96,6 +104,10 @@ class NewerMessage(BadMessage):
 
 class RedisUnreachable(PosterError):
     """Redis does not answer or refuses; the text says which Redis, without its password."""
+
+
+class CommandForbidden(RedisUnreachable):
+    """Redis does not let this user run a command; the text says which, and where the rights are listed."""
 
 
 class NoWorker(PosterError):
@@ -126,5 +138,25 @@ class DeviceLost(PosterError):
     """The GPU's context is broken for good: only a new process can continue."""
 
 
+class WrongVectors(DeviceLost):
+    """The device gave a wrong vector for a known image, or the same one for different images."""
+
+
 class EmbedTimeout(PosterError):
     """No vector came within the caller's timeout."""
+
+
+class Busy(PosterError):
+    """Too many requests wait already (POSTERS_MAX_REQUESTS); this one was not sent.
+
+    Attributes:
+        retry_after_s: seconds after which to try again: what the waiting ones take at the rate of late; 1 where no rate
+            is known.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[Busy], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from producer.errors import JobUnknown, LedgerSetBack
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from producer.queue_client import QueueClient
 
 
-FIRST_POLL_S: Final = 0.002  # an interactive answer comes within milliseconds
+FIRST_POLL_S: Final = 0.002  # a poster on the interactive lane takes milliseconds
 MAX_POLL_S: Final = 0.2
 CHECK_EVERY_S: Final = 5.0  # as redelivery looks for lost batches
 SEND_AGAIN: Final = "send the same posters again; those already stored are skipped"
@@ -38,19 +39,24 @@ class Job:
             JobUnknown: the ledger has no such job (any more).
             LedgerSetBack: Redis came back without some of what this object has sent: send it again.
         """
+        return self.read(partial(self._queue.job_store.progress, self.id))
+
+    def read(self, progress: Callable[[], Progress]) -> Progress:
+        """What `progress` returns, or the error where it shows that Redis lost some of what this object has sent."""
         try:
-            progress = self._queue.job_store.progress(self.id)
-            kept = progress.steps
+            found = progress()
         except JobUnknown:
             if not self._is_own:
                 raise
             kept = -1  # not even its entry
-        if kept < self.steps:
-            lost = f"{self.steps - max(kept, 0)} of the {self.steps} steps" if self.steps else "the entry"
-            raise LedgerSetBack(
-                f"Redis came back without {lost} of job {self.id}, as from an old copy of its data: {SEND_AGAIN}"
-            )
-        return progress
+        else:
+            if found.steps >= self.steps:
+                return found
+            kept = found.steps
+        lost = f"{self.steps - max(kept, 0)} of the {self.steps} steps" if self.steps else "the entry"
+        raise LedgerSetBack(
+            f"Redis came back without {lost} of job {self.id}, as from an old copy of its data: {SEND_AGAIN}"
+        )
 
     def wait(self, timeout: float | None = None, on_progress: Callable[[Progress], None] | None = None) -> Progress:
         """Wait until nothing of the job is open; send again what was lost meanwhile.

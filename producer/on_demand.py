@@ -1,26 +1,28 @@
-"""Vectors for a waiting caller: from the store, or from a worker ahead of all bulk work."""
+"""Vectors for a waiting caller: from the store, or from a worker, which answers beside the batch that it runs."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from producer.embedding import SpacedVectors, with_space
-from producer.errors import EmbedTimeout, SpaceMismatch, StoreError, UnreadablePoster
+from producer.embedding import Space, SpacedVectors, with_space
+from producer.errors import EmbedTimeout, StoreError, TextUnavailable
 from producer.host import abandon, program, renew_after_fork
-from producer.job import Job
-from producer.queue.image_requests import ImageRequests, image_bytes
-from producer.queue.keys import REPLY_S
-from producer.queue.messages import INTERACTIVE, Poster
-from producer.queue.workers import common_space, why_no_answer
+from producer.queue.workers import Announcement, common_space, embeds_text, why_no_answer
+from producer.requests.client import RequestClient
+from producer.requests.codec import IMAGE, TEXT, Request, poster_request
+from producer.requests.images import image_bytes
+from producer.requests.texts import as_texts, text_bytes, text_name
 from producer.vectors import store_exists
 
 if TYPE_CHECKING:
+    from producer.queue.messages import Poster
     from producer.queue_client import QueueClient
     from producer.vectors.base import VectorStore
 
@@ -29,12 +31,13 @@ READY_POLL_S: Final = 0.05  # between two checks whether a worker has loaded its
 
 
 class OnDemand:
-    """Producer.embed and Producer.embed_image. Threads may share an instance."""
+    """Producer.embed, Producer.embed_image and Producer.embed_text. Threads may share an instance."""
 
     def __init__(self, queue: QueueClient) -> None:
         """`queue` is the caller's to close."""
         self._queue = queue
-        self._requests = ImageRequests(queue.settings.redis_url)
+        settings = queue.settings
+        self._requests = RequestClient(settings.redis_url, settings.max_requests, queue.workers)
         self._store: VectorStore | None = None
         self._opening = threading.Lock()
         renew_after_fork(self)
@@ -46,37 +49,26 @@ class OnDemand:
 
     def embed(self, poster: Poster, timeout: float | None) -> SpacedVectors:
         """Like Producer.embed."""
-        deadline = _deadline(timeout)
-        stored = self._stored(poster)
+        ends = deadline(timeout)
+        stored = self.stored(poster)
         if stored is not None:
             return stored
-        queue, space = self._queue, self._ready_space(deadline, poster.path)
-        job = Job(queue, queue.create_job(keep_s=REPLY_S), is_own=True)
-        queue.feed_all(job, [poster], lane=INTERACTIVE, reply=True, space=space)
-        progress = job.wait(max(0.0, deadline - time.monotonic()))
-        raw = queue.job_store.vectors(job.id, [poster.id]).get(poster.id)
-        if raw is not None:
-            return with_space(np.frombuffer(raw, "<f4").astype(np.float32), space)
-        for failure in job.failures():
-            now = queue.space() if failure.word == "internal" else None
-            if now is not None and now.id != space:
-                raise SpaceMismatch(f"{failure.path}: {failure.reason}")
-            raise UnreadablePoster(failure.path, failure.word, failure.reason)
-        job.cancel()
-        state = f"job {job.id} is {progress.state}"
-        raise EmbedTimeout(f"no vector for {poster.path} within {timeout:g} s ({state}): {self._why()}")
+        space = self._ready_space(ends, poster.path)
+        return self._ask([(poster_request(poster, space.id), poster.path)], ends, timeout)[0]
 
     def embed_image(self, image: object, timeout: float | None, name: str) -> SpacedVectors:
         """Like Producer.embed_image."""
-        deadline = _deadline(timeout)
+        ends = deadline(timeout)
         data, name = image_bytes(image, name)
-        self._ready_space(deadline, name)
-        token = self._requests.put(data, max(0.1, deadline - time.monotonic()), name)
-        self._queue.send_query(token)
-        answer = self._requests.wait(token, deadline - time.monotonic(), name)
-        if answer is None:
-            raise EmbedTimeout(f"no vector for {name} within {timeout:g} s: {self._why()}")
-        return with_space(np.frombuffer(answer.vector, "<f4").astype(np.float32), answer.space)
+        return self._ask([(Request(IMAGE, data, self._ready_space(ends, name).id), name)], ends, timeout)[0]
+
+    def embed_text(self, text: object, timeout: float | None) -> SpacedVectors:
+        """Like Producer.embed_text."""
+        ends = deadline(timeout)
+        bodies = text_bodies(text)
+        space = self._ready_space(ends, bodies[0][1] if bodies else "no text", TEXT)
+        found = self._ask([(Request(TEXT, body, space.id), name) for body, name in bodies], ends, timeout)
+        return text_vectors(text, found, space)
 
     def close(self) -> None:
         """Close connections and store."""
@@ -84,7 +76,14 @@ class OnDemand:
         if self._store is not None:
             self._store.close()
 
-    def _stored(self, poster: Poster) -> SpacedVectors | None:
+    def _ask(self, requests: Sequence[tuple[Request, str]], ends: float, timeout: float | None) -> list[SpacedVectors]:
+        """The answers of workers; each request has the name that errors call it by."""
+        found = self._requests.embed_all(requests, ends - time.monotonic())
+        if found is None:
+            raise timed_out(requests[0][1], timeout, self._queue.workers())
+        return found
+
+    def stored(self, poster: Poster) -> SpacedVectors | None:
         """The stored vector of an unchanged poster; None where there is none, or the store is unreachable.
 
         Of the space that the workers make, or, while no worker is ready, of the store's current one.
@@ -111,21 +110,14 @@ class OnDemand:
             self._store = self._store or self._queue.store()
             return self._store
 
-    def _ready_space(self, deadline: float, name: str) -> str:
-        """Wait for a worker that is ready, until `deadline` on the monotonic clock; the id of the space it makes."""
-        while True:
-            space = common_space(self._queue.workers(at_least_one=True))
-            if space is not None:
-                return space.id
-            if time.monotonic() >= deadline:
-                raise EmbedTimeout(f"no vector for {name}: {self._why()}")
+    def _ready_space(self, ends: float, name: str, kind: str = IMAGE) -> Space:
+        """Wait for a worker that is ready, until `ends` on the monotonic clock; the space it makes."""
+        while (space := ready_space(self._queue.workers(at_least_one=True), kind, name, ends)) is None:
             time.sleep(READY_POLL_S)
-
-    def _why(self) -> str:
-        return f"{why_no_answer(self._queue.workers())}; `{program()} doctor` checks everything"
+        return space
 
 
-def _deadline(timeout: object) -> float:
+def deadline(timeout: object) -> float:
     """The end of a timeout in seconds on the monotonic clock; None is no limit.
 
     Raises:
@@ -136,3 +128,41 @@ def _deadline(timeout: object) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, Real) or math.isnan(timeout):
         raise TypeError(f"timeout must be a number of seconds, or None to wait without limit, not {timeout!r}")
     return time.monotonic() + float(timeout)
+
+
+def ready_space(workers: Sequence[Announcement], kind: str, name: str, ends: float) -> Space | None:
+    """The space that the ready ones among the workers make; None while none is ready.
+
+    Raises:
+        EmbedTimeout: none is ready, and it is too late.
+        SpaceMismatch: they make more than one.
+        TextUnavailable: a text is wanted, and none of them embeds any.
+    """
+    space = common_space(workers)
+    if space is None and time.monotonic() >= ends:
+        raise timed_out(name, None, workers)
+    if space is not None and kind == TEXT and not any(embeds_text(worker) for worker in workers):
+        raise TextUnavailable(
+            "no worker embeds text: POSTERS_TEXT is false where they run, or they are of an older version"
+        )
+    return space
+
+
+def timed_out(name: str, timeout: float | None, workers: Sequence[Announcement]) -> EmbedTimeout:
+    """The error for a vector that did not come in time; None: because no worker was ready."""
+    within = "" if timeout is None else f" within {timeout:g} s"
+    why = f"{why_no_answer(workers)}; `{program()} doctor` checks everything"
+    return EmbedTimeout(f"no vector for {name}{within}: {why}")
+
+
+def text_bodies(text: object) -> list[tuple[bytes, str]]:
+    """UTF-8 of each text, and what errors call it; see texts.py for what they raise."""
+    return [(text_bytes(item), text_name(item)) for item in as_texts(text)]
+
+
+def text_vectors(text: object, vectors: Sequence[SpacedVectors], space: Space) -> SpacedVectors:
+    """The vector of one text, (dimension,), or the matrix of several, (n, dimension)."""
+    if isinstance(text, str):
+        return vectors[0]
+    rows = np.stack(list(vectors)) if vectors else np.zeros((0, space.dimension), np.float32)
+    return with_space(rows, space.id)

@@ -28,7 +28,7 @@ from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, AnyBatch, EmbedBatch, Poster, check_options, check_poster, fitting, shown
 from producer.queue.progress import Failure
 from producer.queue.redelivery import Redelivery
-from producer.queue.sender import create_sender, send, send_query
+from producer.queue.sender import create_sender, send
 from producer.queue.workers import Announcement, WorkerRegistry, common_space
 from producer.redis_client import retry_until_available
 from producer.settings import Settings, load_settings, without_password
@@ -64,6 +64,7 @@ class QueueClient:
         self.claims, self.dead_letters = Claims(self.job_store), DeadLetters(self.job_store)
         self._app = create_sender(self.settings)
         self._redelivery = Redelivery(self.claims, self.job_store, self.send)
+        self.is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +85,6 @@ class QueueClient:
         *,
         lane: str = BULK,
         force: bool = False,
-        reply: bool = False,
         space: str | None = None,
         verify: bool = False,
         is_current: Callable[[Sequence[Poster]], set[str]] = lambda posters: set(),
@@ -108,7 +108,7 @@ class QueueClient:
             LedgerSetBack: Redis came back without the job, or without some of its steps.
             SpaceMismatch: the workers have different models, or were given another one; nothing more is sent.
         """
-        self.check_options(lane=lane, force=force, reply=reply, space=space, verify=verify)
+        self.check_options(lane=lane, force=force, space=space, verify=verify)
         source, checked_at = starmap(_checked, enumerate(posters, 1)), time.monotonic()
         wait = partial(retry_until_available, on_wait=on_wait)
         seen, is_wanted = 0, True
@@ -123,7 +123,7 @@ class QueueClient:
             settled: dict[str, Any] = {"unchanged": len(current), "failures": failures}
             for part in list(fitting(todo)) or [()]:
                 name = f"{job.id}.{job.steps + 1}"
-                batch = EmbedBatch(job.id, name, part, lane, space, force, reply, verify) if part else None
+                batch = EmbedBatch(job.id, name, part, lane, space, force, verify) if part else None
                 record = partial(self.job_store.record_step, job.id, job.steps + 1, batch=batch, **settled)
                 if not (is_wanted := wait(record)):
                     break  # the job was cancelled
@@ -150,22 +150,17 @@ class QueueClient:
             raise
 
     @staticmethod
-    def check_options(
-        *, lane: str, force: bool = False, reply: bool = False, space: str | None = None, verify: bool = False
-    ) -> None:
+    def check_options(*, lane: str, force: bool = False, space: str | None = None, verify: bool = False) -> None:
         """Refuse what a worker would refuse in a batch, before it is recorded; ConfigurationError names it."""
         try:
-            check_options({"lane": lane, "space": space, "force": force, "reply": reply, "verify": verify})
+            check_options({"lane": lane, "space": space, "force": force, "verify": verify})
         except BadMessage as error:
             raise ConfigurationError(str(error)) from None
 
     def workers(self, *, at_least_one: bool = False) -> list[Announcement]:
         """The workers that are alive; NoWorker if there is none and `at_least_one` is set."""
         alive = self.registry.alive()
-        if at_least_one and not alive:
-            url = without_password(self.settings.redis_url)
-            raise NoWorker(f"no worker is alive at {url}: start one with `{worker_command()}`")
-        return alive
+        return some_worker(alive, self.settings) if at_least_one else alive
 
     def space(self) -> Space | None:
         """See common_space."""
@@ -183,12 +178,9 @@ class QueueClient:
         """Send returned and lost batches again, if a scan is due. Returns how many."""
         return self._redelivery.run()
 
-    def send_query(self, token: str) -> None:
-        """Put the token of an image request on the interactive lane."""
-        send_query(self._app, token)
-
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. What another thread still sends, or waits for, ends with an error."""
+        self.is_closed = True
         self._redelivery.close()
         self.registry.close()
         self.job_store.close()
@@ -203,6 +195,14 @@ class QueueClient:
             f"the workers' model was changed while posters were being sent: they make vectors of {known.id} now, and "
             f"the job was begun for {space}. Run the same command again"
         )
+
+
+def some_worker(alive: list[Announcement], settings: Settings) -> list[Announcement]:
+    """The workers that are alive; NoWorker if there is none."""
+    if not alive:
+        url = without_password(settings.redis_url)
+        raise NoWorker(f"no worker is alive at {url}: start one with `{worker_command()}`")
+    return alive
 
 
 def _checked(number: int, item: Poster | Failure) -> Poster | Failure:

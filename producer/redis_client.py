@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 import redis
+import redis.asyncio
 from redis.backoff import ConstantBackoff, EqualJitterBackoff
 from redis.client import Pipeline
 from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ReadOnlyError, WatchError
 from redis.retry import Retry
 
-from producer.errors import ConfigurationError, PosterError, RedisUnreachable
+from producer.errors import CommandForbidden, ConfigurationError, PosterError, RedisUnreachable
 from producer.settings import without_password
 
 # A command that meets a Redis that hangs waits once for the answer, and once more, on a second connection, for
@@ -44,10 +45,12 @@ KEEPALIVE: Final = {
         getattr(socket, name): value for name, value in _TCP_OPTIONS.items() if hasattr(socket, name)
     },
 }
+RETRY_PAUSE_S: Final = 0.1  # before the second try of a command
 RETRY_S: Final = 1.25  # at most, between two tries to reach Redis; half of it at least, so that clients spread
 FORBIDDEN_IN_SCRIPT: Final = ("user executing the script can't", "ACL failure in script")  # errors without a code
 REDIS_ERRORS: Final = (redis.RedisError, OSError)  # what redis-py and kombu raise
 Result = TypeVar("Result")
+Client = TypeVar("Client", bound="redis.Redis | redis.asyncio.Redis")
 
 
 def unreachable(url: str, error: BaseException) -> RedisUnreachable:
@@ -56,7 +59,7 @@ def unreachable(url: str, error: BaseException) -> RedisUnreachable:
     if isinstance(error, redis.AuthenticationError):
         return RedisUnreachable(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
     if isinstance(error, NoPermissionError) or any(text in str(error) for text in FORBIDDEN_IN_SCRIPT):
-        return RedisUnreachable(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
+        return CommandForbidden(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
     if isinstance(error, ReadOnlyError):
         return RedisUnreachable(f"Redis at {shown} is a replica and takes no writes: set the URL of its primary.")
     if isinstance(error, OutOfMemoryError):
@@ -113,7 +116,7 @@ class RedisClient(redis.Redis):
 
     def load_script(self, package: str, name: str) -> Callable[..., Any]:
         """The script ``lua/NAME.lua`` of a package; the head of the file names its keys and arguments."""
-        return self.register_script((files(package) / "lua" / f"{name}.lua").read_text("utf-8"))
+        return self.register_script(script_text(package, name))
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         """Like redis-py's. It never waits: what failed has emptied it."""
@@ -159,10 +162,27 @@ class _Pipeline(Pipeline):
         return self.owner.translated(super().immediate_execute_command, *args, **options)
 
 
+@cache
+def script_text(package: str, name: str) -> str:
+    """The text of ``lua/NAME.lua`` of a package."""
+    return (files(package) / "lua" / f"{name}.lua").read_text("utf-8")
+
+
 def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> RedisClient:
     """A client with text answers, bounded waiting and one retry; connects on first use.
 
     `options` are redis-py's, and override ours.
+
+    Raises:
+        ConfigurationError: redis-py does not understand the URL, or an option in it.
+    """
+    client = create_client(url, kind, {"retry": Retry(ConstantBackoff(RETRY_PAUSE_S), 1)} | options)
+    client.url = url
+    return client
+
+
+def create_client(url: str, kind: type[Client], options: Mapping[str, Any]) -> Client:
+    """A client of redis-py of any kind with our limits; `options` override them.
 
     Raises:
         ConfigurationError: redis-py does not understand the URL, or an option in it.
@@ -174,15 +194,13 @@ def connect(url: str, kind: type[RedisClient] = RedisClient, **options: Any) -> 
             "socket_timeout": ANSWER_TIMEOUT_S,
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             **({} if url.startswith("unix:") else KEEPALIVE),
-            "retry": Retry(ConstantBackoff(0.1), 1),
             **options,
         }
-        client = cast(RedisClient, kind.from_url(url, **chosen))
-        pool = client.connection_pool
+        client = cast(Client, kind.from_url(url, **chosen))
+        pool: Any = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # an option that it does not know shows here, not at first use
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"redis_url {without_password(url)!r} cannot be used: {error}") from error
-    client.url = url
     return client
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -49,7 +50,6 @@ def create_app(settings: Settings) -> Application:
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # it has no limit: a batch that crashes its child would run forever
         task_retry_on_worker_lost=True,
-        task_time_limit=settings.batch_time_limit_s,
         worker_concurrency=1,  # one card, one model
         worker_prefetch_multiplier=1,
         worker_pool="solo" if sys.platform == "win32" else "prefork",
@@ -88,6 +88,17 @@ def _ignore_host_options() -> None:
         del os.environ[name]
 
 
+def _stay_importable() -> None:
+    """Keep the folder of both packages on sys.path, which the child inherits.
+
+    The `celery` script lies in another folder than the project; Celery adds the current folder only while it imports
+    this module.
+    """
+    folder = str(Path(__file__).resolve().parent.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
 def __getattr__(name: str) -> Any:
     """Build `app` on first access, so that importing this module reads no settings."""
     if name != "app":
@@ -97,6 +108,7 @@ def __getattr__(name: str) -> Any:
     except ConfigurationError as error:
         print(f"configuration: {error}", file=sys.stderr)
         raise SystemExit(EX_CONFIG) from None
+    _stay_importable()
     let_warnings_warn()
     _name_node()
     _ignore_host_options()

@@ -19,14 +19,14 @@ from celery import Task, shared_task, signals
 from celery.exceptions import Reject
 from celery.worker import state as celery_state
 
-from producer.errors import BadMessage, DeviceLost
+from producer.errors import BadMessage, DeviceLost, WrongVectors
 from producer.host import let_warnings_warn
-from producer.queue.image_requests import decode_query
-from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
+from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage, decode_query
+from producer.requests.codec import IMAGE
 from producer.settings import load_settings, without_password
 from worker.broker.validation import MAX_RETRIES
 from worker.celery import EX_CONFIG
-from worker.runtime.heartbeat import EX_SOFTWARE, exit_now
+from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, exit_now
 from worker.runtime.startup import Runners, start_runners
 from worker.runtime.supervisor import Supervisor
 
@@ -47,8 +47,8 @@ def embed(task: Task, message: Any) -> None:
 
 @shared_task(name=QUERY_TASK, bind=True, max_retries=1, default_retry_delay=0, ignore_result=True)
 def answer(task: Task, message: Any) -> None:
-    """Answer one image request."""
-    _run(task, message, decode_query, lambda runners, token: runners.requests.run(token))
+    """Pass on an image request of an older producer: it waits with the others, and is answered like them."""
+    _run(task, message, decode_query, lambda runners, token: runners.requests[IMAGE].adopt(token))
 
 
 def _run(
@@ -67,7 +67,7 @@ def _run(
         done = run(_runners, content)
     except DeviceLost as error:
         logger.critical("message %s: %s; exiting so that a fresh process takes over", task.request.id, error)
-        exit_now(EX_SOFTWARE)
+        exit_now(EX_WRONG_VECTORS if isinstance(error, WrongVectors) else EX_SOFTWARE)
     if done is False:
         raise Reject("this worker is stopping before the batch is done", requeue=True)
 
@@ -135,7 +135,7 @@ def _start_supervisor(sender: Any, **_: Any) -> None:
 def _release_batch_of_dead_child(
     sender: Any = None, request: Any = None, args: Any = None, reason: Any = None, exception: Any = None, **_: Any
 ) -> None:
-    """In the parent process: its child died with a batch (Celery retries it), or was killed by the time limit."""
+    """In the parent process: its child died with a batch, which Celery retries, or has retried too often."""
     arguments, cause = (args, exception) if request is None else (request.args, reason.exc)
     if _supervisor is not None and getattr(sender, "name", "") == EMBED_TASK and arguments:
         _supervisor.release_dead(arguments[0], cause)

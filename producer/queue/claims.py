@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import time
@@ -12,7 +11,7 @@ from typing import Final, NamedTuple, cast
 
 from producer.errors import BadMessage
 from producer.queue.jobs import JobStore
-from producer.queue.keys import ACTIVE, NOBODY, REPLY_S, RETURNED, claim_key, job_keys
+from producer.queue.keys import ACTIVE, NOBODY, PAUSED, RESTING, RETURNED, claim_key, job_keys
 from producer.queue.messages import BULK, LANES, QUEUES, AnyBatch, BatchMessage, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.scripts import load_script
@@ -32,7 +31,7 @@ class Claimed(NamedTuple):
 
     Attributes:
         verdict: whether it was granted.
-        attempt: its number from 1; 0 unless it was granted. One that `release` took back is not counted.
+        attempt: one more than those that ended badly; 0 unless it was granted.
         begun_before: whether an earlier attempt began, counted or not.
         text: the batch as it was recorded; empty where it is not open, or another worker's.
         posters: how many were recorded with it; None: a producer of version 0.1 did not note it.
@@ -76,7 +75,7 @@ class Claims:
         self._claim, self._renew = script("claim_batch"), script("renew_claim")
         self._release, self._release_dead = script("release_claim"), script("release_dead_claim")
         self._finish, self._split = script("finish_batch"), script("split_batch")
-        self._queued_ids = script("queued_ids")
+        self._queued_ids, self._resume = script("queued_ids"), script("resume_bulk")
 
     # the worker's side
 
@@ -86,9 +85,10 @@ class Claims:
         `holder` is from `new_holder`; a new holder of the same owner takes the batch over: it is the child that
         replaces a dead one.
         """
-        keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch)]
-        owner = holder.rpartition("#")[0]
-        verdict, attempt, begun, text, posters = self._claim(keys, [batch.batch, holder, owner, self._claim_ms])
+        keys = [*job_keys(batch.job, "", "open", "tries"), claim_key(batch.batch), PAUSED, RESTING]
+        owner, is_bulk = holder.rpartition("#")[0], int(batch.lane == BULK)
+        arguments = [batch.batch, holder, owner, self._claim_ms, batch.job, is_bulk]
+        verdict, attempt, begun, text, posters = self._claim(keys, arguments)
         count = None if posters is None else int(posters)
         return Claimed(Claim(verdict), int(attempt or 0), int(begun or 0) > 1, text, count)
 
@@ -98,18 +98,18 @@ class Claims:
         return bool(self._renew(keys, [batch.batch, holder, self._claim_ms, done]))
 
     def release(self, batch: AnyBatch, holder: str, after_s: float = 0, *, count: bool = False) -> bool:
-        """Return a batch, to be sent again after `after_s`; with `count` the attempt stays counted, as a crash.
+        """Return a batch, to be sent again after `after_s`; with `count` the attempt is counted, as a crash.
 
         Returns False, and changes nothing, if the holder no longer has the batch.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
         after_ms = round(after_s * 1000)
-        return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(not count), NOBODY]))
+        return bool(self._release(keys, [batch.batch, holder, batch.job, after_ms, int(count), NOBODY]))
 
     def release_dead(self, batch: AnyBatch, owner: str, *, crashed: bool) -> bool:
         """For a parent process: release the batch that its child died with. Returns False if `owner` had no claim.
 
-        Otherwise the next worker would respect the dead child's claim until it expires. The attempt stays counted;
+        Otherwise the next worker would respect the dead child's claim until it expires. The attempt is counted;
         `crashed`: the child died by itself, and was not killed from outside.
         """
         keys = [*job_keys(batch.job, "open", "tries"), claim_key(batch.batch), RETURNED]
@@ -170,6 +170,24 @@ class Claims:
         batches = self._redis.hscan_iter(job_keys(job, "open")[0])
         return sum(self.withdraw(BatchMessage(job, batch_id), text) for batch_id, text in batches)
 
+    def pause(self) -> float:
+        """Pause the bulk lane: no worker begins a batch of it. Returns since when it is paused, seconds since 1970."""
+        self._redis.set(PAUSED, repr(time.time()), nx=True)
+        return self.paused_since() or time.time()
+
+    def paused_since(self) -> float | None:
+        """Since when the bulk lane is paused, seconds since 1970; None: it is not."""
+        since = cast(str | None, self._redis.get(PAUSED))
+        return None if since is None else float(since)
+
+    def resume(self) -> int:
+        """End the pause. Returns how many batches rested, which redelivery sends now."""
+        return int(self._resume([PAUSED, RESTING, RETURNED], []))
+
+    def resting(self) -> set[str]:
+        """The batches that rest while the bulk lane is paused."""
+        return set(cast(list[str], self._redis.hkeys(RESTING))) if self.paused_since() is not None else set()
+
     def open_batches(self, job: str) -> set[str]:
         """Ids of the job's open batches."""
         return set(cast(list[str], self._redis.hkeys(job_keys(job, "open")[0])))
@@ -208,6 +226,12 @@ class Claims:
                 start += QUEUE_PAGE
         return found
 
+    def waiting(self, lane: str) -> tuple[int, str | None]:
+        """How many messages a lane holds, and the job of the one that comes next; None: of none, or of no batch."""
+        count = int(self._redis.llen(QUEUES[lane]))
+        names = [_task_id(text) for text in self._queued_ids([QUEUES[lane]], [-1, -1])]
+        return count, names[0].partition(".")[0] if names and "." in names[0] else None
+
     def take_returned(self) -> list[tuple[str, str]]:
         """Take the returned batches whose pause is over, as (job, batch); each goes to one caller."""
         resting = cast(dict[str, str], self._redis.hgetall(RETURNED))
@@ -219,14 +243,13 @@ class Claims:
         self._redis.set(claim_key(batch_id), NOBODY, px=round(after_s * 1000), nx=True)
 
     def _count(self, batch: AnyBatch, outcome: Outcome, kind: str = "done", *, cancelled: int = 0) -> int:
-        names = ("", "open", "tries", "doing", "failures", "vectors")
+        names = ("", "open", "tries", "doing", "failures")
         keys = [*job_keys(batch.job, *names), claim_key(batch.batch), ACTIVE, RETURNED]
         failures = [text for failure in outcome.failures for text in (failure.id, json.dumps(failure[1:]))]
-        vectors = [text for name, raw in outcome.vectors.items() for text in (name, base64.b64encode(raw))]
         counts = [outcome.embedded, outcome.reused, outcome.unchanged, len(outcome.failures), cancelled]
         now, keep_s = repr(time.time()), self._job_store.keep_s
-        head = [batch.job, batch.batch, now, keep_s, REPLY_S, kind, NOBODY, *counts, len(outcome.failures)]
-        return int(self._finish(keys, [*head, *failures, *vectors]))
+        head = [batch.job, batch.batch, now, keep_s, kind, NOBODY, *counts]
+        return int(self._finish(keys, [*head, *failures]))
 
 
 def _record(text: str) -> dict[str, object]:

@@ -7,7 +7,6 @@ The keys are in keys.py, the atomic steps in lua/.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,27 +116,12 @@ class JobStore:
 
     def progress(self, job: str) -> Progress:
         """The job's counts at this moment; JobUnknown if there is no such job."""
-        fields, open_batches, done, sender = self._progress([*job_keys(job, "", "open", "doing"), sender_key(job)])
-        entry: dict[str, str] = dict(zip(fields[::2], fields[1::2], strict=True))
-        if "state" not in entry:
-            raise _unknown(job)
-        state = entry["state"]
-        if state == "sending" and not sender:
-            state = "abandoned"  # its producer died; the same command again goes on where it stopped
-        at_rest = state != "sending" and open_batches == 0
-        if at_rest and state == "sent":
-            state = "finished"
-        return Progress(
-            job=job,
-            state=state,
-            **{name: int(entry.get(name, 0)) for name in COUNTS},
-            doing=sum(map(int, done)),
-            open_batches=open_batches,
-            steps=int(entry.get("step", 0)),
-            created=float(entry["created"]),
-            ended=float(entry.get("ended", entry["created"])) if at_rest else None,
-            expected=int(entry.get("expected", 0)),
-        )
+        return decode_progress(job, self._progress(progress_keys(job)))
+
+    def created(self, job: str) -> float | None:
+        """When a job began, seconds since 1970; None: it is unknown."""
+        text = cast(str | None, self.redis.hget(job_keys(job, "")[0], "created"))
+        return None if text is None else float(text)
 
     def list_jobs(self, limit: int = 20) -> list[str]:
         """Ids of the newest jobs, newest first, whatever the clocks of their producers show."""
@@ -158,11 +142,6 @@ class JobStore:
             tuple[int, dict[str, str]], self.redis.hscan(job_keys(job, "failures")[0], cursor, count=FAILURES_PAGE)
         )
         return cursor, [Failure(poster, *json.loads(text)) for poster, text in found.items()]
-
-    def vectors(self, job: str, ids: Sequence[str]) -> dict[str, bytes]:
-        """Little-endian float32 bytes of those ids that a replying batch has left."""
-        found = cast(list[Any], self.redis.hmget(job_keys(job, "vectors")[0], list(ids)))
-        return {name: base64.b64decode(text) for name, text in zip(ids, found, strict=True) if text}
 
     def list_active(self) -> list[str]:
         """Jobs that may hold open batches; those at rest are removed from the list, and expire in time."""
@@ -188,6 +167,36 @@ class JobStore:
     def close(self) -> None:
         """Close the connections."""
         self.redis.close()
+
+
+def progress_keys(job: str) -> list[str]:
+    """Keys of job_progress.lua."""
+    return [*job_keys(job, "", "open", "doing"), sender_key(job)]
+
+
+def decode_progress(job: str, answer: Sequence[Any]) -> Progress:
+    """The counts that job_progress.lua returned; JobUnknown if there is no such job."""
+    fields, open_batches, done, sender = answer
+    entry: dict[str, str] = dict(zip(fields[::2], fields[1::2], strict=True))
+    if "state" not in entry:
+        raise _unknown(job)
+    state = entry["state"]
+    if state == "sending" and not sender:
+        state = "abandoned"  # its producer died; the same command again goes on where it stopped
+    at_rest = state != "sending" and open_batches == 0
+    if at_rest and state == "sent":
+        state = "finished"
+    return Progress(
+        job=job,
+        state=state,
+        **{name: int(entry.get(name, 0)) for name in COUNTS},
+        doing=sum(map(int, done)),
+        open_batches=open_batches,
+        steps=int(entry.get("step", 0)),
+        created=float(entry["created"]),
+        ended=float(entry.get("ended", entry["created"])) if at_rest else None,
+        expected=int(entry.get("expected", 0)),
+    )
 
 
 def _state_keys(job: str) -> list[str]:

@@ -13,12 +13,13 @@ from typing import Any, Final, NamedTuple
 from producer.errors import BadMessage, NewerMessage
 from producer.files import EARLIEST_NS
 
-INTERACTIVE: Final = "interactive"  # a caller waits for the answer; drained first
+INTERACTIVE: Final = "interactive"  # drained first
 BULK: Final = "bulk"
 LANES: Final = (INTERACTIVE, BULK)
 QUEUES: Final = {lane: f"posters.{lane}" for lane in LANES}  # names of the lists in Redis
 EMBED_TASK: Final = "posters.embed"
-QUERY_TASK: Final = "posters.query"
+QUERY_TASK: Final = "posters.query"  # an image request of a producer that knew no requests yet; nobody sends it
+QUERY_VERSION: Final = 1
 TASKS: Final = frozenset((EMBED_TASK, QUERY_TASK))  # each takes one JSON object
 MESSAGE_VERSION: Final = 2  # version 1 held the whole batch, as the ledger still records it
 RECORD_VERSION: Final = 1  # older workers read it, and send it again as their messages
@@ -94,7 +95,6 @@ class EmbedBatch:
         lane: INTERACTIVE or BULK.
         space: id of the only space that these vectors may land in; None: the worker's own.
         force: embed even what the store already holds.
-        reply: put the vectors into the job as well, for a waiting caller.
         verify: compare contents; a file of the same size and time is read all the same.
     """
 
@@ -104,7 +104,6 @@ class EmbedBatch:
     lane: str = BULK
     space: str | None = None
     force: bool = False
-    reply: bool = False
     verify: bool = False
 
     def encode(self) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class EmbedBatch:
             "lane": self.lane,
             "space": self.space,
             "force": self.force,
-            "reply": self.reply,
+            "reply": False,  # older workers expect it
             "posters": [list(poster) for poster in self.posters],
             **({"verify": True} if self.verify else {}),  # left out, older workers understand the rest
         }
@@ -125,11 +124,13 @@ class EmbedBatch:
     def decode(cls, record: object) -> EmbedBatch:
         """The inverse of encode, with every field validated.
 
+        A producer that knew no requests set `reply` for a caller that waited: its posters are stored like all others.
+
         Raises:
             BadMessage: names the field, what it must be, and what it was.
         """
         fields = _object(record, RECORD_VERSION)
-        if unknown := set(fields) - set(cls.__dataclass_fields__) - {"version"}:
+        if unknown := set(fields) - set(cls.__dataclass_fields__) - {"version", "reply"}:
             raise _unknown_fields(unknown)
         return cls(
             job=_text(fields.get("job"), "job", MAX_ID_CHARACTERS),
@@ -159,7 +160,7 @@ def check_options(fields: Mapping[str, Any]) -> dict[str, Any]:
     space = fields.get("space")
     if space is not None:
         space = _text(space, "space", MAX_SPACE_CHARACTERS)
-    flags = {name: _flag(fields.get(name), name) for name in ("force", "reply", "verify")}
+    flags = {name: _flag(fields.get(name), name) for name in ("force", "verify")}
     return {"lane": _lane(fields), "space": space, **flags}
 
 
@@ -205,6 +206,25 @@ def check_id(value: object, name: str) -> str:
     if not value.isascii() or not value.isprintable():
         raise BadMessage(f"{name} must be printable ASCII, not {shown(value)}")
     return value
+
+
+def encode_query(token: str) -> dict[str, Any]:
+    """The message of QUERY_TASK for a token."""
+    return {"version": QUERY_VERSION, "query": token}
+
+
+def decode_query(message: object) -> str:
+    """The token of a message, trusting nothing; BadMessage says what is wrong with it."""
+    if (
+        not isinstance(message, Mapping)
+        or message.get("version") != QUERY_VERSION
+        or set(message) != {"version", "query"}
+    ):
+        raise BadMessage(f"a query must be an object of version {QUERY_VERSION} with a token, not {shown(message)}")
+    token = message["query"]
+    if not isinstance(token, str) or len(token) != 32 or not set(token) <= set("0123456789abcdef"):
+        raise BadMessage(f"the token of a query must be 32 hex digits, not {shown(token)}")
+    return token
 
 
 def shown(value: object) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -21,9 +20,10 @@ class Failure(NamedTuple):
 class Claim(Enum):
     """The verdict on a worker's claim of a batch."""
 
-    WORK = "work"  # it is claimed; the attempt is counted
+    WORK = "work"  # it is claimed
     FINISHED = "finished"  # finished or cancelled before: acknowledge, do nothing
     BUSY = "busy"  # another worker holds it, or it pauses
+    PAUSED = "paused"  # its lane is paused: it rests, and is sent again after that
     CANCELLED = "cancelled"  # its job was cancelled before a worker began it: withdraw it
 
 
@@ -35,7 +35,6 @@ class Outcome:
     reused: int = 0
     unchanged: int = 0
     failures: tuple[Failure, ...] = ()
-    vectors: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def posters(self) -> int:

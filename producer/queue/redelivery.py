@@ -79,6 +79,7 @@ class Redelivery:
         opened = {name: job for job in self._job_store.list_active() for name in self._claims.open_batches(job)}
         missing = set(opened) - self._claims.queued(opened) if opened else set()
         missing -= self._claims.claimed(missing)
+        missing -= self._claims.resting() if missing else set()
         now = self._clock()
         found = {(opened[name], name) for name in missing}
         self._missing_since = {batch: self._missing_since.get(batch, now) for batch in found}

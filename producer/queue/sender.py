@@ -12,8 +12,7 @@ from celery.loaders.base import BaseLoader
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 
-from producer.queue.image_requests import encode_query
-from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, LANES, QUERY_TASK, QUEUES, AnyBatch, BatchMessage
+from producer.queue.messages import BULK, EMBED_TASK, LANES, QUEUES, AnyBatch, BatchMessage
 from producer.redis_client import (
     ANSWER_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
@@ -103,19 +102,11 @@ def send(app: Celery, batch: AnyBatch) -> None:
     Raises:
         RedisUnreachable: within 5 s, when Redis is unreachable, hangs, or is full.
     """
-    _send(app, EMBED_TASK, BatchMessage(batch.job, batch.batch, batch.lane).encode(), batch.batch, batch.lane)
-
-
-def send_query(app: Celery, token: str) -> None:
-    """Put an image request on the interactive lane; raises like `send`."""
-    _send(app, QUERY_TASK, encode_query(token), token, INTERACTIVE)
-
-
-def _send(app: Celery, task: str, message: dict[str, Any], task_id: str, lane: str) -> None:
+    message = BatchMessage(batch.job, batch.batch, batch.lane).encode()
     about = {"argsrepr": "", "kwargsrepr": ""}  # for Celery's log, twice in each message; the id says enough
-    options = {"task_id": task_id, "queue": QUEUES[lane], "retry": False, "ignore_result": True, **about}
+    options = {"task_id": batch.batch, "queue": QUEUES[batch.lane], "retry": False, "ignore_result": True, **about}
     try:
-        app.send_task(task, args=[message], **options)
+        app.send_task(EMBED_TASK, args=[message], **options)
     except (KombuError, *REDIS_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, KombuError) else None  # what redis-py raised while it connected
         raise unreachable(app.conf["broker_url"], cause or error) from error

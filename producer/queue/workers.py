@@ -65,8 +65,7 @@ class WorkerRegistry:
 
     def get(self, owner: str) -> Announcement | None:
         """The entry of a worker; None when it has none (any more)."""
-        entry = cast(dict[str, str], self._redis.hgetall(PREFIX + owner))
-        return Announcement(owner, entry.pop("state"), entry) if entry else None
+        return decode_entry(owner, cast(dict[str, str], self._redis.hgetall(PREFIX + owner)))
 
     def find(self, name: str) -> Announcement | None:
         """The entry of the worker of a node name; of several that share it, the newest."""
@@ -75,9 +74,7 @@ class WorkerRegistry:
 
     def alive(self) -> list[Announcement]:
         """All workers that are alive, by name; without one that failed and was started again."""
-        alive = self._read_all()
-        begun = {worker.name for worker in alive if worker.state != FAILED}
-        return [worker for worker in alive if worker.state != FAILED or worker.name not in begun]
+        return without_replaced(self._read_all())
 
     def withdraw(self, owner: str) -> None:
         """Remove a worker's entry."""
@@ -96,11 +93,32 @@ class WorkerRegistry:
         return [worker for worker in entries.values() if worker is not None]
 
 
+def decode_entry(owner: str, entry: Mapping[str, str]) -> Announcement | None:
+    """A worker's entry as Redis holds it; None where it holds none."""
+    fields = dict(entry)
+    return Announcement(owner, fields.pop("state"), fields) if fields else None
+
+
+def without_replaced(workers: Sequence[Announcement]) -> list[Announcement]:
+    """The workers without one that failed and was started again."""
+    begun = {worker.name for worker in workers if worker.state != FAILED}
+    return [worker for worker in workers if worker.state != FAILED or worker.name not in begun]
+
+
+def embeds_text(worker: Announcement) -> bool:
+    """Whether a worker is ready to embed texts."""
+    return worker.state == READY and "text" in worker.get("requests").split(",")
+
+
 def why_no_answer(workers: Sequence[Announcement]) -> str:
     """Why no worker has answered yet, as far as their entries say: what they wait for, load, or are busy with."""
     ready = [worker for worker in workers if worker.state == READY]
+    if ready and not any(worker.get("requests") for worker in ready):
+        return f"{ready[0].name} is of an older version, which knows no requests: update the workers first"
+    if any(worker.get("text") for worker in ready):
+        return f"{ready[0].name} is loading its text tower: try again"
     if ready:
-        return f"{ready[0].name} is busy with a batch, or its machine is"
+        return f"{ready[0].name} is busy with other requests, or its machine or the store is"
     for worker in workers:
         if worker.state == FAILED:
             return f"{worker.name} cannot start: {worker.get('reason')}"

@@ -4,8 +4,8 @@ Whether a worker can do its work is shown by every test that starts one: it conn
 """
 
 import os
+import re
 import subprocess
-import threading
 
 import numpy as np
 import pytest
@@ -16,10 +16,9 @@ from click.testing import CliRunner
 from producer import Producer
 from producer.__main__ import main
 from producer.embedding import Space
-from producer.errors import JobUnknown, PosterError, StoreUnavailable
+from producer.errors import Busy, JobUnknown, PosterError, StoreUnavailable
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
-from producer.queue.image_requests import Answer, ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.keys import job_keys, sender_key
 from producer.queue.locks import Lease
@@ -28,11 +27,14 @@ from producer.queue.progress import Outcome
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import send
 from producer.queue.workers import READY, WorkerRegistry
+from producer.requests.client import RequestClient
+from producer.requests.codec import CRASHED, IMAGE, REQUESTS, Answer, Request, request_key
+from producer.requests.inbox import Inbox
 from producer.settings import load_settings, without_password
 from producer.vectors import open_store
 from producer.vectors.base import Row
 from tests.support.project import PROJECT
-from tests.support.redis_server import ACL, RedisServer
+from tests.support.redis_server import ACL, BACKEND, RedisServer
 from tests.support.wait import wait_for
 
 SPACE = Space("m", "0" * 12, "gelu", "none", 2)
@@ -73,15 +75,17 @@ def test_a_backend_can_send_follow_cancel_and_redeliver(backend, worker):
     message = BatchMessage(job.id, name)
     batch = claims.claim(message, "w#1").batch(message)
     claims.release(batch, "w#1", 0)
+    backend.claims.pause()
+    claims.claim(message, "w#1")
+    assert backend.claims.resume() == 1
     again = Redelivery(backend.claims, backend.job_store, lambda lost: send(backend._app, lost))
     again._returned_at = again._scan_at = 0
     assert again.run() == 1
     again.close()
     claims.claim(batch, "w#2")
-    claims.finish(batch, Outcome(embedded=2, vectors={"a.jpg": b"1234"}))
+    claims.finish(batch, Outcome(embedded=2))
     assert job.wait(5).embedded == 2
     assert list(job.failures()) == []
-    assert backend.job_store.vectors(job.id, ["a.jpg"]) == {"a.jpg": b"1234"}
     second = backend.enqueue([backend.settings.root / row.id for row in ROWS], force=True)
     assert backend.claims.cancel(second.id) == 2
     assert backend.job_store.list_jobs() == [second.id, job.id]
@@ -100,19 +104,17 @@ def test_a_backend_can_take_a_job_at_rest_off_the_active_ones(backend, worker, r
 
 
 def test_a_backend_can_have_an_image_embedded(backend, redis_url):
-    """It puts the image, waits for the answer, and withdraws it when none comes."""
-    mine, theirs = ImageRequests(backend.settings.redis_url), ImageRequests(redis_url)
-    token = mine.put(b"image", 5)
-
-    def work():
-        assert theirs.take(token) == b"image"
-        theirs.answer(token, Answer("s", b"12345678"))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert mine.wait(token, 5) == Answer("s", b"12345678")
-    thread.join()
-    assert mine.wait(mine.put(b"image", 5), 0.1) is None
+    """It puts the image, waits for the answer, renews and withdraws it, and finds out that too many wait."""
+    mine, theirs = RequestClient(backend.settings.redis_url, 1, backend.workers), Inbox(redis_url, REQUESTS, "w@h/1/a")
+    request = Request(IMAGE, b"image")
+    token = mine.put(request, 5)
+    with pytest.raises(Busy):
+        mine.put(request, 5)
+    theirs.answer({taken.token: Answer("s", b"1234") for taken in theirs.take(8)})
+    assert mine.wait(request, token, 5).shape == (1,)
+    token = mine.put(request, 5)
+    assert mine._redis.expire(request_key(token), 9)
+    assert mine.wait(request, token, 0.1) is None
     mine.close()
     theirs.close()
 
@@ -153,7 +155,11 @@ FORBIDDEN = {
     "hold a GPU": lambda b, c: Lease(b.job_store, "posters:card:GPU-1", "b", 5).acquire(),
     "reject a message": lambda b, c: DeadLetters(b.job_store).put("x", "y"),
     "store a vector": lambda b, c: open_store(b.settings.store).put(SPACE, ROWS, vectors()),
-    "answer an image request": lambda b, c: ImageRequests(b.settings.redis_url).answer("t", {"word": "x"}),
+    "take a request": lambda b, c: Inbox(b.settings.redis_url, REQUESTS, "w@h/1/b").take(1),
+    "pop a request": lambda b, c: c.rpop(REQUESTS),
+    "read another caller's image": lambda b, c: c.hget("posters:request:t", "body"),
+    "answer a request": lambda b, c: Inbox(b.settings.redis_url, REQUESTS, "w@h/1/b").answer({"t": CRASHED}),
+    "drop all requests": lambda b, c: c.delete(REQUESTS),
     "take a message": lambda b, c: c.brpop(QUEUES["bulk"], 1),
     "take a message from the other end": lambda b, c: c.blpop(QUEUES["bulk"], 1),
     "pop a message": lambda b, c: c.rpop(QUEUES["bulk"]),
@@ -217,3 +223,23 @@ def test_the_compose_file_starts_redis_with_a_password_for_each_user(redis_progr
     finally:
         process.terminate()
         process.wait(10)
+
+
+@pytest.mark.parametrize("right", ["hvals", "lpush"])
+def test_index_ends_where_a_right_is_missing(backend, redis_server, right):
+    """As it follows the job, or sends: nobody grants a right because a command waits for it, as for an outage."""
+    line = next(line for line in ACL.read_text(encoding="utf-8").splitlines() if line.startswith(f"user {BACKEND} "))
+    rules = re.findall(r"\([^)]*\)|\S+", line.replace(f"+{right} ", ""))[2:]
+    variables = {
+        "POSTERS_REDIS_URL": backend.settings.redis_url.replace(f"{BACKEND}:", "poor:"),
+        "POSTERS_ROOT": str(backend.settings.root),
+        "POSTERS_STORE": f"sqlite:{backend.settings.root}/x.db",
+        "POSTERS_CATALOGUE": "none",
+    }
+    with redis_server.client as client:
+        client.execute_command("ACL", "SETUSER", "poor", "reset", *rules, "nopass")
+        done = CliRunner().invoke(main, ["index"], env=variables)
+    assert done.exit_code == 2, done.output
+    assert re.search(r"error: Redis at .* forbids a command: .*docs/redis.acl lists what is needed", done.output)
+    (job,) = backend.job_store.list_jobs()
+    assert backend.job_store.progress(job).state in ("sent", "finished"), "nobody goes on sending"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable
+from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachable, StoreUnavailable, WrongVectors
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
@@ -19,6 +19,7 @@ from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
 from tests.support.ledger_jobs import recorded
 from tests.support.memory_store import MemoryStore
+from tests.support.redis_server import RedisServer
 from worker.pipeline.timings import Timings
 from worker.runtime.batch_runner import LANE_PAUSE_S, BatchRunner
 from worker.runtime.heartbeat import Heartbeat
@@ -58,7 +59,7 @@ class Installation:
         self.pipeline, self.job_store = FakePipeline(), JobStore(url, claim_s=3)
         self.claims = Claims(self.job_store)
         shared = JobStore(url, claim_s=3)
-        self.heartbeat = Heartbeat(settings, "w@tests", shared, solo=False)
+        self.heartbeat = Heartbeat(settings, "w@tests", shared)
         self.heartbeat.publish(READY, space="mine")
         self.heartbeat.start()
         self.runner = BatchRunner(settings, "me", self.pipeline, MemoryStore(), shared, self.heartbeat)
@@ -244,15 +245,15 @@ def _parts(batch):
 
 
 def test_halves_keep_the_fields_of_the_batch(installation, redis_server):
-    """Lane, space, force and reply survive the split."""
-    batch = installation.batch(2, force=True, reply=True, space="mine", lane="interactive")
+    """Lane, space and force survive the split."""
+    batch = installation.batch(2, force=True, space="mine", lane="interactive")
     for number in range(2):
         installation.claims.claim(batch, f"crashed#{number}")
         release(redis_server, batch)
     installation.runner.run(batch)
     for name in ("J.1.0", "J.1.1"):
         half = recorded(installation.job_store, "J", name)
-        assert (half.lane, half.space, half.force, half.reply) == ("interactive", "mine", True, True)
+        assert (half.lane, half.space, half.force) == ("interactive", "mine", True)
 
 
 def test_a_batch_that_another_worker_has_claimed_is_skipped(installation):
@@ -310,7 +311,7 @@ def test_a_worker_that_stops_does_not_wait_for_redis(installation, monkeypatch):
 
 
 def test_stops_while_redis_is_unreachable_fail_no_poster(installation, redis_server, monkeypatch):
-    """Such an attempt cannot be taken back; more of them than `attempts` must not fail a poster that did no harm."""
+    """Redis itself stays up, so that it cannot know; more of them than `attempts` fail no poster that did no harm."""
     batch = installation.batch(1)
     for _ in range(3):
         with monkeypatch.context() as patch:
@@ -324,6 +325,28 @@ def test_stops_while_redis_is_unreachable_fail_no_poster(installation, redis_ser
         release(redis_server, batch)
     assert installation.runner.run(batch)
     assert installation.job_store.progress("J").embedded == 1
+
+
+def test_stops_while_redis_is_down_cost_no_attempt(tmp_path):
+    """However many: the poster is tried the last time as it was the first time, and embedded."""
+    with RedisServer(["--appendonly", "yes", "--appendfsync", "always"], tmp_path) as server:
+        installation = Installation(server.url)
+        batch = installation.batch(1)
+        installation.pipeline.before = [
+            lambda report: server.stop(),
+            lambda report: installation.runner.stop_after_chunk(),
+        ]
+        for _ in range(7):
+            assert not installation.runner.run(batch)
+            server.start()
+            installation.heartbeat.stopping.clear()
+            release(server, batch)
+        assert installation.claims.claim(batch, "another#1")[:3] == (Claim.WORK, 1, True)
+        installation.claims.release(batch, "another#1")
+        installation.pipeline.before = []
+        assert installation.runner.run(batch)
+        assert installation.job_store.progress("J").embedded == 1
+        installation.close()
 
 
 def test_a_worker_that_stops_releases_its_batch_after_the_chunk(installation):
@@ -353,6 +376,16 @@ def test_a_lost_device_keeps_the_claim(installation):
     assert installation.claims.claim(batch, "another#1")[0] is Claim.BUSY
 
 
+def test_a_device_with_wrong_vectors_costs_the_batch_no_attempt(installation):
+    """A fresh process takes it at once, however often that happens: the batch is not split."""
+    batch = installation.batch(2)
+    installation.pipeline.error = WrongVectors("the device lies")
+    for _ in range(4):
+        with pytest.raises(WrongVectors):
+            installation.runner.run(batch)
+    assert installation.claims.claim(batch, "another#1")[:2] == (Claim.WORK, 1)
+
+
 def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, monkeypatch):
     """Otherwise a batch that always hangs would be retried forever."""
     batch = installation.batch(2)
@@ -361,6 +394,22 @@ def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, mon
     with pytest.raises(SystemExit):
         installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1")[:3] == (Claim.WORK, 2, True)
+
+
+def test_a_batch_that_hangs_ends_its_process_and_counts(installation, monkeypatch):
+    """In either pool, whatever Celery does: it is free for another worker at once, and this was a crash."""
+    ended, seen = threading.Event(), []
+    monkeypatch.setattr("worker.runtime.heartbeat.exit_now", lambda status: ended.set())
+    monkeypatch.setattr(installation.heartbeat, "_settings", SimpleNamespace(batch_time_limit_s=0.2, claim_s=3))
+    batch = installation.batch(2)
+
+    def hang(report):
+        assert ended.wait(10)
+        seen.append((installation.claims.crashes(batch), installation.claims.take_returned()))
+
+    installation.pipeline.before = [hang]
+    installation.runner.run(batch)
+    assert seen == [(1, [("J", "J.1")])]
 
 
 def test_a_batch_that_was_taken_over_is_interrupted(installation, redis_server):
@@ -443,7 +492,7 @@ def test_what_a_message_says_of_its_batch_is_not_believed(installation):
     """The ledger recorded it: posters, space and flags come from there."""
     batch, ran = installation.batch(3, space="mine", force=True), []
     installation.pipeline.before = [lambda report: ran.append(installation.pipeline.batch)]
-    forged = replace(batch, posters=(Poster("0", "other.png"),), space="theirs", force=False, reply=True)
+    forged = replace(batch, posters=(Poster("0", "other.png"),), space="theirs", force=False)
     assert installation.runner.run(BatchMessage.decode(forged.encode()))
     assert ran == [batch]
     progress = installation.job_store.progress("J")

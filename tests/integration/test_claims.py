@@ -10,6 +10,7 @@ from producer.queue.claims import Claims, new_holder
 from producer.queue.jobs import JobStore
 from producer.queue.progress import Claim, Failure, Outcome
 from tests.support.ledger_jobs import batch, begin, holds, recorded
+from tests.support.redis_server import WORKER, RedisServer
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_a_late_heartbeat_does_not_revive_a_released_claim(ledger, claims, redis
     assert not claims.release_dead(batch(), "one", crashed=False)
     counted = 0 if end == "release" else 1
     with redis_server.client as client:
-        assert int(client.hget("posters:job:job:tries", "job.1")) == counted
+        assert int(client.hget("posters:job:job:tries", "job.1") or 0) == counted
     assert claims.claim(batch(), "two#b")[:2] == (Claim.WORK, counted + 1)
 
 
@@ -191,6 +192,38 @@ def test_a_claim_that_expired_is_claimed_again_and_released_as_one_attempt(brief
     assert claims.claim(batch(), "two#b")[:3] == (Claim.WORK, 1, True)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_what_ends_while_redis_is_down_is_no_death(tmp_path, is_restarted):
+    """A worker that is stopped meanwhile cannot report it. Where Redis was up, who reports nothing has died."""
+    with RedisServer(["--appendonly", "yes", "--appendfsync", "always"], tmp_path) as server:
+        ledger = JobStore(server.url, claim_s=30)
+        claims = Claims(ledger)
+        begin(ledger, batch())
+        for number in range(3):
+            expected = 1 if is_restarted else number + 1
+            assert claims.claim(batch(), f"worker{number}#x")[:3] == (Claim.WORK, expected, number > 0)
+            if is_restarted:
+                server.stop()
+                server.start()
+            with server.client as client:
+                client.delete("posters:claim:job.1")  # it has expired
+        assert claims.finish(batch(), Outcome(embedded=4))
+        with server.client as client:
+            assert client.hgetall("posters:job:job:tries") == {}
+        ledger.close()
+
+
+def test_a_provider_that_forbids_info_costs_no_claim(ledger, claims, redis_server):
+    """Whether Redis was restarted is unknown there: whatever is not reported counts."""
+    with redis_server.client as client:
+        client.acl_setuser(WORKER, enabled=True, commands=["-info"], reset=False)
+        begin(ledger, batch())
+        assert claims.claim(batch(), "one#a")[:2] == (Claim.WORK, 1)
+        client.delete("posters:claim:job.1")
+        assert claims.claim(batch(), "two#b")[:2] == (Claim.WORK, 2)
+        client.acl_setuser(WORKER, enabled=True, commands=["+info"], reset=False)
+
+
 def test_a_finished_batch_is_not_worked_on_again(ledger, claims):
     """A message that comes back after its batch was finished is acknowledged without work."""
     begin(ledger, batch())
@@ -199,7 +232,7 @@ def test_a_finished_batch_is_not_worked_on_again(ledger, claims):
 
 
 def test_giving_back_counts_no_attempt(ledger, claims):
-    """A passing trouble is nobody's crash: the attempt is taken back, but it is remembered as begun."""
+    """A passing trouble is nobody's crash: the attempt is not counted, but it is remembered as begun."""
     begin(ledger, batch())
     for _ in range(3):
         assert claims.claim(batch(), holder := new_holder("one"))[:2] == (Claim.WORK, 1)
@@ -242,7 +275,7 @@ def test_a_released_batch_that_was_finished_elsewhere_is_returned_to_nobody(ledg
 
 
 def test_the_batch_of_a_child_that_died_is_free_at_once(ledger, claims):
-    """Its parent says so: the attempt stays counted, and whoever is alive sends the batch again."""
+    """Its parent says so: the attempt is counted, and whoever is alive sends the batch again."""
     begin(ledger, batch())
     claims.claim(batch(), "one#a")
     assert not claims.release_dead(batch(), "two", crashed=True), "another's batch is not ours to free"

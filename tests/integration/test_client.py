@@ -3,10 +3,11 @@
 import gc
 import os
 import signal
+import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from producer.collection.scan import was_sent
 from producer.errors import ConfigurationError, JobUnknown, LedgerSetBack, RedisUnreachable
 from producer.queue.messages import BULK, QUEUES, Poster, shown
 from producer.queue.workers import READY
+from producer.requests.client import RequestClient
+from producer.requests.codec import IMAGE, Request
 from producer.settings import load_settings
 from tests.support.ledger_jobs import recorded
 from tests.support.redis_server import RedisServer
@@ -249,6 +252,21 @@ def test_a_redis_that_hangs_is_an_error_within_5_seconds(make, hanging, known):
     with ThreadPoolExecutor(len(CALLS)) as threads, hang(hanging):
         took = dict(zip(CALLS, threads.map(call, CALLS), strict=True))
     assert max(took.values()) < CALL_S, took
+
+
+def test_a_redis_that_hangs_while_a_caller_waits_is_an_error_within_5_seconds(hanging):
+    """Its request was put before; no answer can come, and withdrawing it must not take as long again."""
+    request = Request(IMAGE, b"an image")
+    with closing(RequestClient(hanging.url, 9, list)) as client:
+        timer = threading.Timer(0.3, os.kill, (hanging.pid, signal.SIGSTOP))
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(RedisUnreachable, match=str(hanging.port)):
+            client.embed(request, 60, "a.png")
+        took = time.monotonic() - began
+        os.kill(hanging.pid, signal.SIGCONT)
+        timer.join()
+    assert took < 5.5
 
 
 def test_a_redis_that_begins_to_hang_between_writing_and_sending_is_an_error_in_time(make, hanging):

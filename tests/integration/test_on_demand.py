@@ -53,7 +53,7 @@ def test_what_the_store_has_is_answered_without_a_worker(producer, poster):
 def test_a_producer_and_its_store_work_in_a_forked_process(producer, poster):
     """SQLite forbids to use the parent's connection there; both processes answer."""
     producer.embed(poster, timeout=1)
-    with producer._on_demand._opening:  # another thread opens the store at the moment of the fork
+    with producer.on_demand._opening:  # another thread opens the store at the moment of the fork
         assert in_a_fork(lambda: producer.embed(poster, timeout=1).tolist()) == VECTOR.tolist()
     assert np.array_equal(np.asarray(producer.embed(poster, timeout=1)), VECTOR)
 

@@ -14,8 +14,16 @@ import uuid
 from typing import Any, Final
 
 from producer.errors import BadMessage, NewerMessage
-from producer.queue.image_requests import decode_query, encode_query
-from producer.queue.messages import EMBED_TASK, MAX_MESSAGE_BYTES, QUERY_TASK, BatchMessage, check_id, shown
+from producer.queue.messages import (
+    EMBED_TASK,
+    MAX_MESSAGE_BYTES,
+    QUERY_TASK,
+    BatchMessage,
+    check_id,
+    decode_query,
+    encode_query,
+    shown,
+)
 
 MAX_RETRIES: Final = 100  # after a lost child; the ledger splits or fails a batch that crashes its child long before
 

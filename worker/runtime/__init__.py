@@ -1,1 +1,1 @@
-"""The worker process: startup, batches, image requests, heartbeat, supervision and shutdown."""
+"""The worker process: startup, batches, requests, heartbeat, supervision and shutdown."""

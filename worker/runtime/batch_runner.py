@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-import random
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from producer.errors import BadMessage, DeviceLost, NewerMessage, PosterError, RedisUnreachable
+from producer.errors import BadMessage, DeviceLost, NewerMessage, PosterError, RedisUnreachable, WrongVectors
 from producer.output import printable
 from producer.queue.claims import Claimed, Claims, new_holder
 from producer.queue.dead_letters import DeadLetters
@@ -19,6 +17,7 @@ from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.settings import Settings
 from worker.pipeline.timings import Timings
+from worker.runtime.backoff import FIRST_PAUSE_S, Backoff
 from worker.runtime.heartbeat import BatchInterrupted, Heartbeat
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from worker.pipeline.pipeline import Pipeline
 
 
-# A kill from outside, a power cut, a stop while Redis is unreachable: not the poster's fault. But a poster that takes
-# all memory dies in the same way, by the kernel's SIGKILL, so that so many of them, beyond `attempts`, count.
+# A kill from outside, a power cut, a stop that a hanging Redis did not learn of: not the poster's fault. But a poster
+# that takes all memory dies in the same way, by the kernel's SIGKILL: so many of them, beyond `attempts`, count.
 UNEXPLAINED_DEATHS: Final = 3
 LANE_PAUSE_S: Final = 1.0  # for which an idle worker leaves the lane to another
 OTHER_SPACE_PAUSE_S: Final = 5.0  # before a batch for another worker's space is sent again
@@ -71,6 +70,7 @@ class BatchRunner:
 
         Raises:
             DeviceLost: this process must exit; the batch stays claimed, its parent releases it and the attempt counts.
+            WrongVectors: this process must exit; the batch is released, and the attempt does not count.
         """
         holder = new_holder(self._owner)
         try:
@@ -84,6 +84,10 @@ class BatchRunner:
         except RedisUnreachable as error:  # and this worker is stopping: the claim expires, the batch stays open
             logger.error("batch %s: %s", message.batch, error)
             return False
+        except WrongVectors:  # the device is at fault, not the batch: the attempt does not count
+            with suppress(RedisUnreachable):
+                self._claims_once.release(message, holder)
+            raise
         except DeviceLost:
             raise
         except BaseException:
@@ -218,44 +222,17 @@ class BatchRunner:
 
     def _publish_speed(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
         """Publish speed and bottleneck before the batch is counted, so that its sender sees them with the result."""
-        self._heartbeat.fields["progress_at"] = time.time()
-        if not outcome.embedded or batch.reply:  # a single on-demand poster says nothing about the speed
+        self._heartbeat.note(progress_at=time.time())
+        if not outcome.embedded:
             return
         self._timings = self._timings.followed_by(self._pipeline.timings, keep=SPEED_DECAY)
         self._heartbeat.publish(
             READY,
             images_per_second=f"{outcome.embedded / max(seconds, MIN_BATCH_S):.1f}",
-            bottleneck=self._timings.bottleneck(),
+            bottleneck="; ".join(filter(None, (self._timings.bottleneck(), self._timings.sharing()))),
+            batch_share=f"{self._timings.share():.2f}",
         )
 
 
 def _log_outage(error: RedisUnreachable) -> None:
     logger.warning("%s Waiting for Redis.", error)
-
-
-FIRST_PAUSE_S: Final = 2.0  # doubles
-MAX_PAUSE_S: Final = 60.0
-
-
-class Backoff:
-    """Exponential backoff with jitter for transient failures: 2 s, 4 s … 60 s, a quarter more or less.
-
-    A pause doubles when a failure outlasts it. Failures of other batches before its end are the same outage, which is
-    why redis.backoff does not serve: it counts failures.
-    """
-
-    def __init__(self) -> None:
-        self._pause_s, self._ends_at = 0.0, 0.0  # `_ends_at`: monotonic, end of the last pause
-        self.reset()
-
-    def pause_s(self) -> float:
-        """The pause after a failure."""
-        now = time.monotonic()
-        if now >= self._ends_at:
-            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
-            self._ends_at = now + self._pause_s
-        return self._pause_s * random.uniform(0.75, 1.25)
-
-    def reset(self) -> None:
-        """Begin with the shortest pause again, after a success."""
-        self._pause_s, self._ends_at = FIRST_PAUSE_S / 2, -math.inf

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple, NoReturn
 
@@ -24,12 +24,12 @@ FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a
 # A process in which no Python thread has run for this long ends. Code in C that never returns the interpreter's lock
 # stops the heartbeat, the handling of signals, and every other limit. The longest known stretch during work is 0.2 s
 # (a WebP of 30 megapixels), and a heartbeat waits for Redis for 20 s at most; loading the model, where imports hold the
-# lock for seconds, is not watched. Below the default time limit of a batch, at which the parent kills the process. A
-# process that was suspended for longer (SIGSTOP) may end as well: as after any crash, its batch is done again, and the
-# attempt counts.
+# lock for seconds, is not watched. A process that was suspended for longer (SIGSTOP) may end as well: as after any
+# crash, its batch is done again, and the attempt counts.
 STALL_S: Final = 60.0
 JOIN_S: Final = 5.0  # how long a heartbeat blocked on an unresponsive Redis can take
 EX_SOFTWARE: Final = 70  # sysexits.h: internal software error
+EX_WRONG_VECTORS: Final = 79  # the first that sysexits.h leaves free: the device computes wrong vectors
 EX_TEMPFAIL: Final = 75  # sysexits.h: temporary failure, try again
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class BatchInterrupted(Exception):
 
 class _Work(NamedTuple):
     name: str
-    claim: tuple[EmbedBatch, str] | None  # batch and holder; None for an image request
-    since: float  # monotonic
+    claim: tuple[EmbedBatch, str] | None  # batch and holder; None for requests
+    ends: float  # monotonic: its time limit
 
 
 class Heartbeat(threading.Thread):
@@ -51,26 +51,35 @@ class Heartbeat(threading.Thread):
         owner: id of the worker, shared by a parent process and its children.
         stopping: set when this worker is to release the batch in progress.
         gpu_lease: the lease of the worker's GPU; None while it has none.
-        fields: fields of the registry entry beside its state.
+        fields: fields of the registry entry beside its state; never changed in place, as threads share it: see `note`.
     """
 
-    def __init__(self, settings: Settings, owner: str, job_store: JobStore, *, solo: bool) -> None:
-        """`owner` is the key of the registry entry; `solo`: there is no parent process that kills a hanging batch."""
+    def __init__(self, settings: Settings, owner: str, job_store: JobStore) -> None:
+        """`owner` is the key of the registry entry."""
         super().__init__(name="heartbeat", daemon=True)
         self.owner, self.stopping = owner, threading.Event()
         self.gpu_lease: Lease | None = None
-        self.fields: dict[str, object] = {}
+        self.fields: Mapping[str, object] = {}
+        self._noting = threading.Lock()
         self._state = ""
-        self._settings, self._solo = settings, solo
+        self._settings = settings
         self._claims, self._registry = Claims(job_store), WorkerRegistry(settings.redis_url)
-        self._work: _Work | None = None
+        self._work: dict[int, _Work] = {}  # by thread
         self._done, self._lost = 0, False
         self._stopping_since: float | None = None
         self._ended = threading.Event()
 
+    def note(self, **fields: object) -> None:
+        """Change fields of the registry entry, which are published with the next renewal; in any thread."""
+        with self._noting:
+            self.fields = {**self.fields, **fields}
+
     def publish(self, state: str, **fields: object) -> bool:
-        """Publish a state now and with every renewal; False while Redis is unreachable."""
-        self._state, self.fields = state, self.fields | fields
+        """Publish a state now and with every renewal; False while Redis is unreachable, and after `stop`."""
+        self._state = state
+        self.note(**fields)
+        if self._ended.is_set():
+            return False
         try:
             self._registry.publish(self.owner, state, self.fields)
         except RedisUnreachable:
@@ -78,20 +87,30 @@ class Heartbeat(threading.Thread):
         return True
 
     @contextmanager
-    def watch(self, name: str, claim: tuple[EmbedBatch, str] | None = None) -> Iterator[None]:
-        """Renew the claim inside the block, and end the process if no thread can run; a solo worker also if it hangs.
+    def watch(
+        self, name: str, claim: tuple[EmbedBatch, str] | None = None, *, limit_s: float | None = None
+    ) -> Iterator[None]:
+        """Renew the claim inside the block, and end the process if the block hangs, or no thread can run.
+
+        Threads may watch at the same time, each one block; only one of them has a claim.
 
         Args:
             name: what the block works on, for the log.
-            claim: batch and holder; None for an image request.
+            claim: batch and holder; None for requests.
+            limit_s: how long the block may take; None: as long as a batch.
         """
-        self._done, self._lost, self._work = 0, False, _Work(name, claim, time.monotonic())
+        thread = threading.get_ident()
+        if claim:
+            self._done, self._lost = 0, False
+        ends = time.monotonic() + (self._settings.batch_time_limit_s if limit_s is None else limit_s)
+        self._work[thread] = _Work(name, claim, ends)
         _end_if_stalled()
         try:
             yield
         finally:
-            self._work = None
-            faulthandler.cancel_dump_traceback_later()
+            del self._work[thread]
+            if not self._work:
+                faulthandler.cancel_dump_traceback_later()
 
     def report(self, done: int) -> None:
         """Note how many posters are done; raises BatchInterrupted when this worker must abandon the batch."""
@@ -102,9 +121,9 @@ class Heartbeat(threading.Thread):
             raise BatchInterrupted("this worker is stopping")
 
     def is_overdue(self) -> bool:
-        """True when the work in progress has exceeded its time limit."""
-        work = self._work
-        return work is not None and time.monotonic() - work.since >= self._settings.batch_time_limit_s
+        """True when the batch in progress has exceeded its time limit."""
+        work = self._batch()
+        return work is not None and time.monotonic() >= work.ends
 
     def run(self) -> None:
         """Renew what is due until `stop`; end the process on any error, as without renewals its batch is taken away."""
@@ -118,8 +137,8 @@ class Heartbeat(threading.Thread):
         entry_renewed = claim_renewed = -1e9
         reported = -1
         while not self._ended.wait(HEARTBEAT_S):
-            now, work = time.monotonic(), self._work
-            if work:
+            now, work = time.monotonic(), self._batch()
+            if self._work:
                 _end_if_stalled()
             else:
                 faulthandler.cancel_dump_traceback_later()  # `watch` may have ended while it was being armed
@@ -127,7 +146,7 @@ class Heartbeat(threading.Thread):
             try:
                 if claim and (self._done != reported or now - claim_renewed > self._settings.claim_s / 3):
                     reported, claim_renewed = self._done, now
-                    if not self._claims.renew(*claim, reported) and self._work is work:
+                    if not self._claims.renew(*claim, reported) and self._batch() is work:
                         self._lost = True
                 if now - entry_renewed > RENEWAL_S:
                     entry_renewed = now
@@ -136,8 +155,11 @@ class Heartbeat(threading.Thread):
                         self._registry.publish(self.owner, self._state, self.fields)
             except RedisUnreachable:
                 entry_renewed = now  # logged by the thread that runs the batch; try again at the next renewal
-            if self._solo and work:
-                self._end_if_hanging(work, now)
+            self._end_if_hanging(now)
+
+    def _batch(self) -> _Work | None:
+        """The work that has a claim."""
+        return next((work for work in list(self._work.values()) if work.claim), None)
 
     def stop(self) -> None:
         """End the thread, remove the registry entry, release the GPU."""
@@ -151,6 +173,13 @@ class Heartbeat(threading.Thread):
             logger.info("Redis is unreachable; registry entry and lease expire by themselves")
         self.release_gpu()
         self._registry.close()
+
+    def release_batch(self) -> None:
+        """Release the batch in progress, whose attempt does not count: this process ends for another reason."""
+        batch = self._batch()
+        if batch is not None and batch.claim:
+            with suppress(RedisUnreachable):  # it expires by itself
+                self._claims.release(*batch.claim)
 
     def release_gpu(self) -> None:
         """Release the GPU's lease, and renew it no more."""
@@ -166,20 +195,23 @@ class Heartbeat(threading.Thread):
             logger.critical("%s took the GPU while this worker could not reach Redis; this process exits", holder)
             self._release_and_exit(claim)
 
-    def _end_if_hanging(self, work: _Work, now: float) -> None:
-        """In a solo worker, end work that exceeds its time limit, and a batch that does not stop when it must."""
-        if now - work.since > self._settings.batch_time_limit_s:
-            logger.critical(
-                "%s exceeded its time limit; exiting so that the service manager can restart this worker", work.name
-            )
-            self._release_and_exit(work.claim, count=True)
+    def _end_if_hanging(self, now: float) -> None:
+        """End the process for work that exceeds its time limit, and for a batch that does not stop when it must.
+
+        Not Celery's parent process, which would keep a timer for each message until its time is over, done or not.
+        """
+        batch = self._batch()
+        for work in list(self._work.values()):
+            if now > work.ends:
+                logger.critical("%s exceeded its time limit; this process exits for a fresh one", work.name)
+                self._release_and_exit(batch.claim if batch else None, count=work is batch)
         if not self.stopping.is_set():
             self._stopping_since = None
         elif self._stopping_since is None:
             self._stopping_since = now
-        elif work.claim and now - self._stopping_since > FORCE_S:
-            logger.critical("%s did not stop in time; releasing it and exiting", work.name)
-            self._release_and_exit(work.claim)
+        elif batch and now - self._stopping_since > FORCE_S:
+            logger.critical("%s did not stop in time; releasing it and exiting", batch.name)
+            self._release_and_exit(batch.claim)
 
     def _release_and_exit(self, claim: tuple[EmbedBatch, str] | None, *, count: bool = False) -> None:
         if claim:

@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from producer.errors import ConfigurationError, PosterError, StoreUnavailable
-from producer.queue.image_requests import ImageRequests
 from producer.queue.jobs import JobStore
 from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
+from producer.requests.codec import IMAGE, LISTS, POSTER, TEXT
+from producer.requests.inbox import Inbox
 from producer.settings import Settings, load_settings, without_password
 from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.heartbeat import Heartbeat
@@ -21,21 +23,32 @@ from worker.runtime.request_runner import RequestRunner
 
 if TYPE_CHECKING:
     from producer.vectors.base import VectorStore
+    from worker.clip_embedder import CLIPEmbedder
+    from worker.pipeline.pipeline import Pipeline
+    from worker.pipeline.protocols import AnsweringEmbedder
 
 
+REQUEST_LIMIT: Final = 2  # times the limit for decoding an image, in seconds of the wall clock: cores are shared
 STORE_RETRY_S: Final = 1.0  # between two tries of a store that cannot be written for now
 logger = logging.getLogger(__name__)
 
 
 class Runners(NamedTuple):
-    """What runs the two kinds of messages, with one model."""
+    """What runs batches and answers requests, with one model.
+
+    Each kind of request has a thread of its own: those for images need neither the store, for which posters wait, nor
+    the text tower, for which the first text waits.
+    """
 
     batches: BatchRunner
-    requests: RequestRunner
+    requests: Mapping[str, RequestRunner]  # by kind
 
     def close(self) -> None:
-        """Close both, with the pipeline, the store, the heartbeat and the connections that they use."""
-        self.requests.close()
+        """Close all, with the pipeline, the store, the heartbeat and the connections that they use."""
+        for runner in self.requests.values():
+            runner.stop()
+        for runner in self.requests.values():
+            runner.close()
         self.batches.close()
 
 
@@ -49,7 +62,7 @@ def start_runners(owner: str, *, solo: bool) -> Runners | None:
     try:
         settings = load_settings()
         job_store = JobStore(settings.redis_url, claim_s=settings.claim_s, keep_s=settings.keep_jobs_days * 86400)
-        heartbeat = Heartbeat(settings, owner, job_store, solo=solo)
+        heartbeat = Heartbeat(settings, owner, job_store)
         _register(settings, heartbeat)
         return _load(settings, owner, job_store, heartbeat)
     except PosterError as error:
@@ -98,7 +111,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    heartbeat.fields["root_inode"] = root.stat().st_ino
+    heartbeat.note(root_inode=root.stat().st_ino)
     store = _wait_for_store(settings, heartbeat)
     gpu = _gpu_uuid(settings)
     if gpu is not None:
@@ -117,11 +130,32 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     logger.info("ready: %s on %s in %s, space %s, in %.1f s", space.model, device, precision, space.id, seconds)
     logger.info("posters in %s, vectors to %s", root, without_password(settings.store))
     made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
-    heartbeat.publish(READY, **made, batch_size=embedder.chunk, stage="", reason="")
-    return Runners(
-        BatchRunner(settings, owner, pipeline, store, job_store, heartbeat),
-        RequestRunner(ImageRequests(settings.redis_url), pipeline, heartbeat),
+    kinds = [IMAGE, POSTER, *([TEXT] if settings.text else [])]
+    heartbeat.publish(READY, **made, batch_size=embedder.chunk, requests=",".join(kinds), stage="", reason="")
+    answering = {kind: _answering(kind, settings, owner, pipeline, embedder, heartbeat) for kind in kinds}
+    for runner in answering.values():
+        runner.start()
+    return Runners(BatchRunner(settings, owner, pipeline, store, job_store, heartbeat), answering)
+
+
+def _answering(
+    kind: str, settings: Settings, owner: str, pipeline: Pipeline, embedder: CLIPEmbedder, heartbeat: Heartbeat
+) -> RequestRunner:
+    """The thread that answers requests of a kind."""
+    from worker.pipeline.request_embedder import RequestEmbedder
+    from worker.pipeline.text_embedder import TextEmbedder
+
+    def on_loading(is_loading: bool) -> None:
+        heartbeat.publish(READY, text="loading" if is_loading else "")
+
+    answers: AnsweringEmbedder = (
+        TextEmbedder(pipeline.share, embedder, on_loading)
+        if kind == TEXT
+        else RequestEmbedder(pipeline, pipeline.store)
     )
+    # An image is bounded by the limit for decoding it. A disk may be slow, and so may loading a text tower.
+    limit_s = REQUEST_LIMIT * settings.decode_time_limit_s if kind == IMAGE else settings.batch_time_limit_s
+    return RequestRunner(Inbox(settings.redis_url, LISTS[kind], owner), answers, heartbeat, limit_s)
 
 
 def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
@@ -133,7 +167,7 @@ def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
         try:
             store = open_store(settings.store, settings.store_mode)
             try:
-                heartbeat.fields["store_id"] = store.check()
+                heartbeat.note(store_id=store.check())
             except BaseException:
                 store.close()
                 raise

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from celery.exceptions import TimeLimitExceeded
 from celery.worker import state as celery_state
 
 from producer.errors import PosterError
@@ -27,7 +26,7 @@ from producer.queue.sender import create_sender, send
 from producer.queue.workers import FAILED, LOADING, WorkerRegistry
 from producer.settings import Settings
 from worker.runtime.batch_runner import BatchRunner
-from worker.runtime.heartbeat import EX_SOFTWARE, FORCE_S, exit_now
+from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, FORCE_S, exit_now
 
 POLL_S: Final = 1.0  # a failed start stops the worker, and a released batch is sent again, within this time
 CRASHES: Final = {("exitcode", 1)} | {
@@ -35,6 +34,7 @@ CRASHES: Final = {("exitcode", 1)} | {
     for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP")
     if (number := getattr(signal, name, None)) is not None
 }
+MAX_WRONG_VECTORS: Final = 2  # children of one worker that end because their device is wrong
 IDLE_S: Final = 3.0  # an idle child exits by itself in less; one that is still loading its model does not
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Supervisor(threading.Thread):
         self._claims = Claims(self._job_store)
         self._closing = threading.Event()
         self._cold = False
+        self._wrong_vectors = 0  # children that ended for that
         self._registry = WorkerRegistry(settings.redis_url)
 
     def run(self) -> None:
@@ -78,12 +79,21 @@ class Supervisor(threading.Thread):
         self._enforce_shutdown()
 
     def release_dead(self, message: object, reason: BaseException | None) -> None:
-        """Release the batch that a child died with, or was killed for; called in Celery's thread.
+        """Release the batch that a child died with, unless the child did; called in Celery's thread.
 
-        `reason`: Celery's TimeLimitExceeded or WorkerLostError.
+        `reason`: Celery's WorkerLostError.
         """
         if self._runner is not None:
             return  # a solo worker has no child
+        if _ending(reason) == ("exitcode", EX_WRONG_VECTORS):
+            self._wrong_vectors += 1
+            if self._wrong_vectors >= MAX_WRONG_VECTORS:
+                logger.critical(
+                    "the device has computed wrong vectors %d times: this worker ends. Test the card and its memory, "
+                    "or set POSTERS_DEVICE=cpu",
+                    self._wrong_vectors,
+                )
+                self._give_up()
         try:
             self._claims.release_dead(BatchMessage.decode(message), self._owner, crashed=is_crash(reason))
         except PosterError as error:
@@ -156,7 +166,9 @@ def is_crash(reason: BaseException | None) -> bool:
     billiard tells only in the text of its error how a process ended: "… signal 11 (SIGSEGV) Job: 3." Status 1 is that
     of an unhandled error, and of faulthandler's time-out.
     """
-    if isinstance(reason, TimeLimitExceeded):
-        return True
+    return _ending(reason) in CRASHES
+
+
+def _ending(reason: BaseException | None) -> tuple[str, int] | None:
     found = re.search(r"(signal|exitcode) (\d+)", str(reason))
-    return found is not None and (found[1], int(found[2])) in CRASHES
+    return (found[1], int(found[2])) if found else None

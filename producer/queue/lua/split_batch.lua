@@ -8,7 +8,7 @@ local open, attempts, done, claim, returned = unpack(KEYS)
 local job, batch, counted = unpack(ARGV, 1, 3)
 
 if redis.call('HDEL', open, batch) == 0 then return 0 end
-redis.call('HDEL', attempts, batch, batch .. '#', batch .. '!', batch .. '@', batch .. '+')
+redis.call('HDEL', attempts, batch, batch .. '#', batch .. '!', batch .. '@', batch .. '~', batch .. '+')
 redis.call('HDEL', done, batch)
 redis.call('HDEL', returned, batch)
 redis.call('DEL', claim)

@@ -13,6 +13,7 @@ from worker.broker import PARTS, READ_IN
 
 # Of named tuples, of the standard library, and of torch, whose operators the parity check watches.
 OTHERS = {"_asdict", "_make", "_replace", "_fields", "_fields_", "_exit", "_reorder_linear_weight", "_linear_pointwise"}
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 PRIVATE = re.compile(r"_[a-z]\w*")
 SOURCES = [*(PROJECT / "worker").rglob("*.py"), *(PROJECT / "producer").rglob("*.py")]
 
@@ -47,7 +48,7 @@ def test_no_other_part_is_used():
     used = {}
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        ours = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        ours = {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
         ours |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_assigned(node)}
         ours |= {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and is_name(node.target)}
         for name in foreign_names(tree, ours):

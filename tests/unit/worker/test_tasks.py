@@ -8,7 +8,7 @@ import pytest
 from celery import signals
 from celery.exceptions import Reject
 
-from producer.errors import DeviceLost
+from producer.errors import DeviceLost, WrongVectors
 from worker import tasks
 
 
@@ -34,18 +34,18 @@ def test_info_messages_of_both_packages_are_shown(at_warning, module):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run the task of an image request with a runner that does `action`."""
+    """Run the task of a batch with a runner that does `action`."""
 
     def run(action):
-        requests = SimpleNamespace(run=action)
-        monkeypatch.setattr(tasks, "_runners", SimpleNamespace(requests=requests))
-        tasks.answer.run({"version": 1, "query": "0" * 32})
+        monkeypatch.setattr(tasks, "_runners", SimpleNamespace(batches=SimpleNamespace(run=action)))
+        tasks.embed.run({"version": 2, "job": "j", "batch": "j.1", "lane": "bulk"})
 
     return run
 
 
-def test_a_lost_device_ends_the_process(run, monkeypatch):
-    """With status 70: a normal exit would wait for a device that no longer answers."""
+@pytest.mark.parametrize(("error", "status"), [(DeviceLost("its context is broken"), 70), (WrongVectors("wrong"), 79)])
+def test_a_lost_device_ends_the_process(run, monkeypatch, error, status):
+    """At once: a normal exit would wait for a device that no longer answers. The parent counts those with status 79."""
     statuses = []
 
     def exit_process(status):
@@ -53,13 +53,13 @@ def test_a_lost_device_ends_the_process(run, monkeypatch):
         raise SystemExit(status)
 
     def lose_device(token):
-        raise DeviceLost("the context is broken")
+        raise error
 
     monkeypatch.setattr(os, "_exit", exit_process)
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     with pytest.raises(SystemExit):
         run(lose_device)
-    assert statuses == [70]
+    assert statuses == [status]
 
 
 def test_a_message_is_requeued_when_the_worker_stops(run):

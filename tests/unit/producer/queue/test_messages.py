@@ -5,7 +5,16 @@ import json
 import pytest
 
 from producer.errors import BadMessage
-from producer.queue.messages import MAX_POSTERS, MESSAGE_VERSION, RECORD_VERSION, BatchMessage, EmbedBatch, Poster
+from producer.queue.messages import (
+    MAX_POSTERS,
+    MESSAGE_VERSION,
+    RECORD_VERSION,
+    BatchMessage,
+    EmbedBatch,
+    Poster,
+    decode_query,
+    encode_query,
+)
 
 
 def batch(count: int = 3, **fields: object) -> EmbedBatch:
@@ -16,7 +25,7 @@ def batch(count: int = 3, **fields: object) -> EmbedBatch:
 def test_a_batch_survives_json():
     """Ids in any script, lone surrogates of a non-UTF-8 name and 64-bit times come back as they were."""
     odd = (Poster("進撃/a b\n.jpg", "進撃/a b\n.jpg", 1, 2**62), Poster("%FF.jpg", "\udcff.jpg"))
-    sent = batch(posters=odd, lane="interactive", space="vit-b-32.0123456789ab", force=True, reply=True, verify=True)
+    sent = batch(posters=odd, lane="interactive", space="vit-b-32.0123456789ab", force=True, verify=True)
     assert EmbedBatch.decode(json.loads(json.dumps(sent.encode()))) == sent
 
 
@@ -32,7 +41,6 @@ def test_a_batch_survives_json():
         ({"batch": "x" * 129}, "batch"),
         ({"space": ""}, "space"),
         ({"force": 1}, "force"),
-        ({"reply": "yes"}, "reply"),
         ({"verify": 0}, "verify"),
         ({"extra": 1}, "extra"),
         ({"posters": []}, "posters"),
@@ -113,3 +121,28 @@ def test_messages_of_before_verify_are_understood_and_sent():
     """A queue outlives an update, in both directions: the field is there only where it says something."""
     assert "verify" not in batch().encode()
     assert EmbedBatch.decode(batch().encode()).verify is False
+
+
+def test_an_image_request_of_an_older_producer_is_a_token_and_nothing_else():
+    """Never a path, never pixels; what is no query is refused with what it was."""
+    token = "0123456789abcdef" * 2
+    assert decode_query(encode_query(token)) == token
+    for bad in (
+        None,
+        [],
+        {},
+        {"version": 2, "query": token},
+        {"version": 1, "query": token, "path": "/etc/passwd"},
+        {"version": 1, "query": "../" + token[3:]},
+        {"version": 1, "query": token.upper()},
+        {"version": 1, "query": 5},
+    ):
+        with pytest.raises(BadMessage):
+            decode_query(bad)
+
+
+def test_a_batch_that_asked_for_its_vectors_is_done_like_any_other():
+    """By producers that knew no requests; what is recorded today says no, because their workers expect the field."""
+    record = batch().encode()
+    assert record["reply"] is False
+    assert EmbedBatch.decode(record | {"reply": True}) == batch()

@@ -7,23 +7,23 @@ import pytest
 
 from tests.support.project import PROJECT
 
-SCRIPTS = sorted(path.name for path in (files("producer.queue") / "lua").iterdir())
-HOMES = ("producer.queue", "producer.vectors")
+HOMES = ("producer.queue", "producer.requests", "producer.vectors")
+SCRIPTS = [(home, path.name) for home in HOMES[:2] for path in sorted((files(home) / "lua").iterdir())]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_head_of_a_script_says_what_it_takes(name):
+@pytest.mark.parametrize(("home", "name"), SCRIPTS)
+def test_the_head_of_a_script_says_what_it_takes(home, name):
     """One sentence, then its keys."""
-    lines = (files("producer.queue") / "lua" / name).read_text("utf-8").splitlines()
+    lines = (files(home) / "lua" / name).read_text("utf-8").splitlines()
     head = [line for line in lines if line.startswith("--")]
     assert lines[: len(head)] == head
     assert any(line.startswith("-- KEYS: ") for line in head)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_is_loaded_somewhere(name):
-    """By its name, in one module of the queue."""
-    sources = [path.read_text("utf-8") for path in (PROJECT / "producer" / "queue").glob("*.py")]
+@pytest.mark.parametrize(("home", "name"), SCRIPTS)
+def test_every_script_is_loaded_somewhere(home, name):
+    """By its name, in one module of its package."""
+    sources = [path.read_text("utf-8") for path in PROJECT.joinpath(*home.split(".")).glob("*.py")]
     assert sum(f'"{name.removesuffix(".lua")}"' in text for text in sources) == 1
 
 

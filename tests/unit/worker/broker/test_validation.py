@@ -4,12 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from producer.errors import BadMessage, NewerMessage
-from producer.queue.image_requests import decode_query
-from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage
+from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage, decode_query
 from tests.support.lane_elements import QUEUE, came_back, elements, received
 from worker.broker.validation import rebuild
 
-CASES = 300
+CASES = 100
 
 
 def rebuilt_or_rejected(element: bytes) -> str:

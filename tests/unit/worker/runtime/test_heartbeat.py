@@ -15,7 +15,7 @@ from producer.settings import load_settings
 from worker.runtime import heartbeat
 heartbeat.STALL_S = 1.5
 settings = load_settings(redis_url="redis://127.0.0.1:1/0")
-beat = heartbeat.Heartbeat(settings, "w@tests", JobStore(settings.redis_url), solo=False)
+beat = heartbeat.Heartbeat(settings, "w@tests", JobStore(settings.redis_url))
 beat.start()
 with beat.watch("a batch"):
     {work}

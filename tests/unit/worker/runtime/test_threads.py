@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from billiard.common import human_status
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import WorkerLostError
 
 from producer.queue.jobs import JobStore
 from producer.settings import load_settings
@@ -20,7 +20,7 @@ def test_a_heartbeat_that_fails_ends_its_process(monkeypatch, caplog):
     monkeypatch.setattr(heartbeat, "exit_now", statuses.append)
     monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.01)
     job_store = JobStore(NOWHERE)
-    thread = heartbeat.Heartbeat(load_settings(redis_url=NOWHERE), "w@h/1/aa", job_store, solo=False)
+    thread = heartbeat.Heartbeat(load_settings(redis_url=NOWHERE), "w@h/1/aa", job_store)
     monkeypatch.setattr(thread, "_renew_gpu_lease", lambda claim: 1 / 0)
     thread.start()
     thread.join(5)
@@ -66,9 +66,4 @@ def test_a_crash_is_told_from_a_kill(status, crashed):
     """By the text of billiard's error, which is all that Celery passes on."""
     error = WorkerLostError(f"Worker exited prematurely: {human_status(status)} Job: 11.")
     assert supervisor.is_crash(error) is crashed
-
-
-def test_a_batch_that_exceeds_its_time_limit_counts_as_a_crash():
-    """Its process is killed from outside because of it."""
-    assert supervisor.is_crash(TimeLimitExceeded(900))
     assert not supervisor.is_crash(None)

@@ -9,8 +9,8 @@ import torch
 
 from bench.image_samples import encoded, picture
 from producer.errors import UnreadablePoster
-from producer.queue.image_requests import image_bytes
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, why_no_answer
+from producer.requests.images import image_bytes
 from worker.images.decode import Geometry, decode, fit
 
 DATA = encoded(picture(60, 90), "PNG")
@@ -82,7 +82,8 @@ def test_anything_else_is_a_type_error(image, text):
 @pytest.mark.parametrize(
     ("state", "fields", "text"),
     [
-        (READY, {}, "w is busy"),
+        (READY, {"requests": "image"}, "w is busy"),
+        (READY, {}, "w is of an older version, which knows no requests: update the workers first"),
         (LOADING, {"stage": WEIGHTS}, "w is starting, and its weights are being located or downloaded"),
         (LOADING, {"stage": "model"}, "w is starting, and is loading its model"),
         (LOADING, {"stage": STORE, "reason": "disk full"}, "w is waiting: disk full"),
@@ -99,9 +100,9 @@ def test_a_worker_that_does_not_answer_says_why(state, fields, text):
 @pytest.mark.parametrize("timeout", [math.nan, "5", True, [5]])
 def test_a_timeout_is_a_number_or_none(timeout):
     """None and inf have no end."""
-    from producer.on_demand import _deadline
+    from producer.on_demand import deadline
 
     with pytest.raises(TypeError, match="timeout must be a number of seconds, or None"):
-        _deadline(timeout)
-    assert _deadline(None) == _deadline(math.inf) == math.inf
-    assert _deadline(np.float32(5)) < math.inf
+        deadline(timeout)
+    assert deadline(None) == deadline(math.inf) == math.inf
+    assert deadline(np.float32(5)) < math.inf

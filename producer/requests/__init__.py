@@ -1,0 +1,1 @@
+"""Requests: an image, a text or a poster whose vector somebody waits for."""
