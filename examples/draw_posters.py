@@ -2,12 +2,14 @@
 
 Original art, drawn with Pillow and NumPy, the same on every machine. ``--sheet FILE`` also writes a
 contact sheet. Two of the samples are derived from others, as results for the nearest-neighbor search: a
-re-encoded copy, and a crop.
+re-encoded copy, and a crop. ``--more 300 --into FOLDER`` draws a larger collection instead, in which motifs and words
+of titles recur.
 """
 
 from __future__ import annotations
 
 import argparse
+import colorsys
 import json
 import math
 from collections.abc import Callable
@@ -443,9 +445,14 @@ def draw(sheet: Sheet, number: int) -> Canvas:
     colors = [rgb(text) for text in sheet.colors]
     canvas = sheet.motif(gradient(colors[0], colors[1], 1.2), random, colors)
     canvas = titled(canvas, sheet.title, (250, 246, 236), high=number % 3 != 0)
-    grain = 0 if sheet.file.endswith(".png") else random.normal(0, 2.0, (HEIGHT, WIDTH, 1))
+    return finished(canvas, random, grain=0 if sheet.file.endswith(".png") else 2.0)
+
+
+def finished(canvas: Canvas, random: np.random.Generator, grain: float) -> Canvas:
+    """Reduced to WIDTH × HEIGHT, with the grain of film."""
+    noise = random.normal(0, grain, (HEIGHT, WIDTH, 1)) if grain else 0
     small = np.asarray(canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
-    return Image.fromarray(np.clip(small + grain, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(small + noise, 0, 255).astype(np.uint8))
 
 
 SHEETS = [
@@ -472,6 +479,68 @@ SHEETS = [
     Sheet("winter_sea.jpg", "Winter Sea", wave, ["#2b3a4a", "#7f93a3", "#e8eef2", "#8fa5b2", "#3c2f2a", "#1c2b38"], {"year": 1993}),
     Sheet("autumn_platform.webp", "Autumn Platform", train, ["#3b5f8a", "#a9c6df", "#ffffff", "#c76b28", "#8f3d1d", "#2e3d2a"], {"year": 2013}),
 ]  # fmt: skip
+
+MOTIFS = [clockwork, shrine, city, wave, blossom, train, cat, peak, islands, orbit, lanterns, blade, guitar, mecha, rain, dunes, lighthouse]  # fmt: skip
+WORDS = ["Amber", "Ashen", "Broken", "Crimson", "Distant", "Eternal", "Frozen", "Gilded", "Hollow", "Iron", "Last", "Midnight", "Neon", "Pale", "Quiet", "Silver", "Velvet", "Wild"]  # fmt: skip
+THINGS = ["Archive", "Bridge", "Carnival", "Courier", "Dynasty", "Echo", "Garden", "Harbor", "Island", "Lantern", "Machine", "Orchard", "Paradox", "Requiem", "Signal", "Voyage"]  # fmt: skip
+
+
+def palette(random: np.random.Generator) -> list[str]:
+    """Six colors of neighboring hues, two of them opposite, from dark to light or the other way."""
+    hue, lights = random.random(), np.linspace(0.15, 0.95, 6)[:: random.choice([-1, 1])]
+    hues = [hue, hue + 0.06, hue + 0.5, hue + 0.12, hue + 0.55, hue - 0.06]
+    colors = [colorsys.hsv_to_rgb(h % 1, random.uniform(0.25, 0.85), v) for h, v in zip(hues, lights, strict=True)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in colors]
+
+
+def scatter(canvas: Canvas, random: np.random.Generator, colors: list[Color]) -> None:
+    """Things in the foreground, no two posters alike: cogs, sheets, rods, and lights."""
+    for _ in range(int(random.integers(14, 30))):
+        x, y, size = random.random(), random.uniform(0.12, 0.9), random.uniform(0.03, 0.11)
+        color = colors[random.integers(len(colors))]
+        kind = random.integers(4)
+        if kind == 0:
+            gear(canvas, x, y, size, int(random.integers(7, 18)), color, colors[random.integers(len(colors))])
+        elif kind == 1:
+            angles = np.sort(random.uniform(0, 2 * math.pi, int(random.integers(3, 8))))
+            reach = random.uniform(0.5, 1.3, len(angles)) * size
+            shape(
+                canvas,
+                list(
+                    zip((x + reach * np.cos(angles)).tolist(), (y + 0.7 * reach * np.sin(angles)).tolist(), strict=True)
+                ),
+                color,
+            )
+        elif kind == 2:
+            bend = np.add(random.uniform(-0.2, 0.2, (3, 2)).cumsum(axis=0), (x, y))
+            line(canvas, [(x, y), *map(tuple, bend.tolist())], color, random.uniform(0.004, 0.02))
+        else:
+            for ring in range(int(random.integers(1, 5)), 0, -1):
+                disc(canvas, x, y, size * ring / 4, colors[(ring + int(random.integers(2))) % len(colors)])
+
+
+def draw_one_of_many(number: int, seed: int = 0) -> Canvas:
+    """Poster `number` of an endless collection: a part of a motif, turned over or not, behind things of its own."""
+    random = np.random.default_rng([seed, number])
+    title = f"{WORDS[random.integers(len(WORDS))]} {THINGS[random.integers(len(THINGS))]}"
+    sheet = Sheet(".jpg", title, MOTIFS[random.integers(len(MOTIFS))], palette(random))
+    colors = [rgb(text) for text in sheet.colors]
+    canvas = sheet.motif(gradient(colors[0], colors[1], random.uniform(0.6, 1.8)), random, colors)
+    share = random.uniform(0.6, 1)
+    left, top = random.uniform(0, 1 - share) * W, random.uniform(0, 1 - share) * H
+    canvas = canvas.resize((W, H), Image.Resampling.BICUBIC, (left, top, left + share * W, top + share * H))
+    if random.random() < 0.5:
+        canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scatter(canvas, random, colors)
+    return finished(titled(canvas, title, (250, 246, 236), high=bool(random.integers(2))), random, grain=2.0)
+
+
+def draw_many(root: Path, count: int, seed: int) -> None:
+    """Write `count` posters as JPEG files below `root`."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        save(draw_one_of_many(number, seed), root / f"{number:04}.jpg")
+
 
 QUALITY = {".jpg": 80, ".jfif": 80, ".webp": 78}
 
@@ -527,8 +596,15 @@ def main() -> None:
     project = Path(__file__).resolve().parent.parent
     options.add_argument("--into", type=Path, default=project, help="folder for posters/ and data/ (the project)")
     options.add_argument("--sheet", type=Path, help="also write a contact sheet")
+    options.add_argument(
+        "--more", type=int, metavar="N", help="draw N posters of a larger collection into --into instead"
+    )
+    options.add_argument("--seed", type=int, default=0, help="of --more")
     chosen = options.parse_args()
     top: Path = chosen.into
+    if chosen.more:
+        draw_many(top, chosen.more, chosen.seed)
+        return
     catalogue = draw_all(top / "posters")
     (top / "data").mkdir(exist_ok=True)
     text = ",\n".join("  " + json.dumps(entry, ensure_ascii=False) for entry in catalogue)

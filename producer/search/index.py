@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -15,6 +16,7 @@ from producer.errors import PosterError, SpaceMismatch
 from producer.host import abandon, renew_after_fork, usable_cores
 from producer.search.nearest import Match, best_matches, require_width, search_blocks, top_positions, with_metadata
 from producer.search.snapshot import Snapshot, load_if_changed
+from producer.search.verdict import LEAD_MATCHES, NOT_FOUND, Identification, Verdict, judge
 from producer.settings import Settings, load_settings, without_password
 from producer.vectors import open_store, store_exists
 from producer.vectors.base import VectorStore
@@ -121,6 +123,31 @@ class Index:
             _check(queries, space, space_of(vectors), snapshot.space)
             found = [with_metadata(matches, snapshot.catalogue) for matches in self._search(snapshot, queries, k)]
         return found[0] if array.ndim == 1 else found
+
+    def identify(self, vector: Vectors, k: int = 5, *, space: str | None = None) -> Identification:
+        """The verdict on one query, and its `k` best matches; see docs/identify.md.
+
+        Args:
+            vector: (dimension,) float32 of unit length, as `search` takes it.
+            k: number of matches.
+            space: id of its space, for an array without one.
+
+        Raises:
+            SpaceMismatch, ValueError: as `search` does; also ValueError for more than one vector.
+        """
+        if np.ndim(vector) != 1:
+            raise ValueError(f"identify takes one vector, (dimension,), not {np.shape(vector)}")
+        snapshot = self._latest()
+        matches = self.search(vector, max(k, LEAD_MATCHES), space=space)
+        info = snapshot.info
+        if info is None:
+            return Identification(Verdict(NOT_FOUND, "there are no posters to compare with"), [])
+        copies: set[str] = set()
+        if info.calibration and matches and matches[0].id in snapshot.ids:
+            first = snapshot.matrix[snapshot.ids.index(matches[0].id)]
+            near = self._search(snapshot, first[None], LEAD_MATCHES)[0]
+            copies = {match.id for match in near if match.score >= info.calibration.copy}
+        return Identification(judge(matches, copies, replace(info, count=len(snapshot.ids))), matches[:k])
 
     def vectors(self) -> tuple[tuple[str, ...], SpacedVectors]:
         """Ids and a read-only matrix (n, dimension) float32: row i belongs to id i; both of one moment."""

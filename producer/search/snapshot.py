@@ -11,7 +11,7 @@ from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.embedding import Space, Vectors
 from producer.maintenance.spaces import find_space
 from producer.settings import Settings
-from producer.vectors.base import VectorStore
+from producer.vectors.base import SpaceInfo, VectorStore
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Snapshot:
         ids: row i of the matrix belongs to id i.
         matrix: float32 (n, dimension), read-only.
         catalogue: of that time.
+        info: what the store said of the space: its calibration, its vectors' number.
         seconds: how long loading took.
     """
 
@@ -32,6 +33,7 @@ class Snapshot:
     ids: tuple[str, ...] = ()
     matrix: Vectors = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(None))
+    info: SpaceInfo | None = None
     seconds: float = 0.0
 
 
@@ -43,17 +45,18 @@ def load_if_changed(snapshot: Snapshot, store: VectorStore, settings: Settings, 
     """
     if name is None and store.current() is None:
         return Snapshot() if snapshot.space else snapshot
-    space = find_space(store, name).space
+    info = find_space(store, name)
+    space, before = info.space, snapshot.info
     stamp, catalogue, began = store.version(space.id), snapshot.catalogue, time.monotonic()
     if snapshot.space is None or not catalogue.is_current():
         catalogue = open_catalogue(settings)
     if (snapshot.space, snapshot.stamp) != (space, stamp):
         ids, matrix = load(store, space)
-    elif catalogue is not snapshot.catalogue:
+    elif catalogue is not snapshot.catalogue or before is None or info.calibration != before.calibration:
         ids, matrix = snapshot.ids, snapshot.matrix
     else:
         return snapshot
-    return Snapshot(space, stamp, ids, matrix, catalogue, time.monotonic() - began)
+    return Snapshot(space, stamp, ids, matrix, catalogue, info, time.monotonic() - began)
 
 
 def load(store: VectorStore, space: Space) -> tuple[tuple[str, ...], Vectors]:

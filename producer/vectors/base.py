@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple, Protocol, Self
 
 from producer.embedding import Space, Vectors
 from producer.files import FileContent
@@ -43,6 +44,49 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Thresholds for verdicts in one space, and the sample that they were measured on; see producer/calibration/.
+
+    Attributes:
+        score: cosine that the best match of a query must reach to be certain.
+        lead: by which it must be ahead of the best other poster.
+        floor: cosine below which a query is not found: a right poster is seldom so far away.
+        copy: cosine from which two posters count as copies of each other, and as one poster.
+        rate: share of queries without a poster that may be called certain.
+        seed: of the sample and its variants.
+        posters: different posters in the sample.
+        queries: variants of them that were embedded.
+        certain: of these, how many are certain of the right poster.
+        false: of these, how many are certain of a wrong one when the right poster is left out.
+        collection: vectors that the space held.
+        made: seconds since 1970.
+    """
+
+    score: float
+    lead: float
+    floor: float
+    copy: float
+    rate: float
+    seed: int
+    posters: int
+    queries: int
+    certain: int
+    false: int
+    collection: int
+    made: float
+
+    def to_json(self) -> str:
+        """All fields as one line of JSON, keys sorted."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of to_json; fields that a later version has added are ignored."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+
+
+@dataclass(frozen=True)
 class SpaceInfo:
     """A space in the store.
 
@@ -53,6 +97,7 @@ class SpaceInfo:
         created: when its first chunk came, seconds since 1970.
         changed: when a row of it last came, was replaced or went, seconds since 1970.
         provenance: library versions, precision and device of the last writer.
+        calibration: thresholds for verdicts; None before the first calibration.
     """
 
     space: Space
@@ -61,6 +106,7 @@ class SpaceInfo:
     created: float
     changed: float
     provenance: Mapping[str, str]
+    calibration: Calibration | None = None
 
 
 class VectorStore(Protocol):
@@ -114,8 +160,11 @@ class VectorStore(Protocol):
         what is written meanwhile may come or not. SQLite yields the rows of one moment.
         """
 
-    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
-        """Yield all ids that begin with `prefix` in code point order, without reading a vector; constant memory."""
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "", after: str = "") -> Iterator[list[str]]:
+        """Yield all ids that begin with `prefix` and follow `after`, in code point order; constant memory.
+
+        No vector is read.
+        """
 
     def count(self, space_id: str) -> int:
         """How many vectors the space holds."""
@@ -138,6 +187,9 @@ class VectorStore(Protocol):
 
     def use(self, space_id: str) -> None:
         """Make a space the current one; StoreError when the store does not know it."""
+
+    def calibrate(self, space_id: str, calibration: Calibration | None) -> None:
+        """Keep thresholds with a space, or drop them; StoreError when the store does not know it."""
 
     def drop(self, space_id: str) -> int:
         """Remove a space with its rows. Returns how many there were."""

@@ -3,7 +3,7 @@
 posters:v:SPACE:ID        hash   vector, digest, size, mtime_ns, stored
 posters:vector-ids:SPACE  zset   every id with score 0, so that ranges come in byte order
 posters:contents:SPACE    zset   digest:id of every row with score 0, so that a range finds the rows of a content
-posters:space:SPACE       hash   space, created, changed, version, provenance
+posters:space:SPACE       hash   space, created, changed, version, provenance, calibration
 posters:spaces            zset   space ids by the time of their creation
 posters:current-space     string the space that readers use
 posters:probe             string written by `check`, for a second
@@ -21,7 +21,7 @@ from producer.embedding import Space, Vectors
 from producer.errors import PosterError, RedisUnreachable, StoreError, StoreUnavailable
 from producer.redis_client import RedisClient, ScriptMissing, connect
 from producer.settings import without_password
-from producer.vectors.base import Row, SpaceInfo
+from producer.vectors.base import Calibration, Row, SpaceInfo
 from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
 
 SPACES: Final = "posters:spaces"
@@ -121,8 +121,10 @@ class RedisStore:
             if there:
                 yield rows, unpack_many([found[name][0] for name in there], dimension)
 
-    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "", after: str = "") -> Iterator[list[str]]:
         start = f"[{prefix}".encode() if prefix else b"-"
+        if after >= prefix and after:
+            start = f"({after}".encode()
         while True:
             page = cast(list[bytes], self._redis.zrangebylex(_ids_key(space_id), start, "+", start=0, num=chunk))
             names = [name.decode() for name in page]
@@ -166,7 +168,8 @@ class RedisStore:
             provenance = json.loads(entry.get(b"provenance", b"{}"))
             created, changed = entry[b"created"], entry.get(b"changed", entry[b"created"])
             size = count * space.dimension * 4
-            infos.append(SpaceInfo(space, count, size, float(created), float(changed), provenance))
+            calibration = Calibration.from_json(entry[b"calibration"].decode()) if b"calibration" in entry else None
+            infos.append(SpaceInfo(space, count, size, float(created), float(changed), provenance, calibration))
         return infos
 
     def current(self) -> str | None:
@@ -174,11 +177,15 @@ class RedisStore:
         return name.decode() if name else None
 
     def use(self, space_id: str) -> None:
-        known = self._space_ids()
-        if space_id not in known:
-            shown = without_password(self._url)
-            raise StoreError(f"{shown} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
+        self._require_space(space_id)
         self._redis.set(CURRENT, space_id)
+
+    def calibrate(self, space_id: str, calibration: Calibration | None) -> None:
+        self._require_space(space_id)
+        if calibration is None:
+            self._redis.hdel(_space_key(space_id), "calibration")
+        else:
+            self._redis.hset(_space_key(space_id), "calibration", calibration.to_json())
 
     def drop(self, space_id: str) -> int:
         gone = 0
@@ -201,6 +208,12 @@ class RedisStore:
 
     def close(self) -> None:
         self._redis.close()
+
+    def _require_space(self, space_id: str) -> None:
+        known = self._space_ids()
+        if space_id not in known:
+            shown = without_password(self._url)
+            raise StoreError(f"{shown} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
 
     def _space_ids(self) -> list[str]:
         return [name.decode() for name in cast(list[bytes], self._redis.zrange(SPACES, 0, -1))]

@@ -19,10 +19,10 @@ from typing import Any, Final, NamedTuple
 from producer.embedding import Space, Vectors
 from producer.errors import StoreError, StoreUnavailable
 from producer.settings import PRIVATE
-from producer.vectors.base import Row, SpaceInfo
+from producer.vectors.base import Calibration, Row, SpaceInfo
 from producer.vectors.codec import checked, first_version, pack, unpack, unpack_many
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 PAGE_BYTES: Final = 32768  # 1.08 times the raw vectors on disk; the default of 4 KiB takes twice the raw size
 BUSY_TIMEOUT_S: Final = 10  # a put of a chunk takes milliseconds; another writer's is over long before
 IDS_PAGE: Final = 500  # ids per statement, below the limit of every SQLite built since 2008 (999)
@@ -130,12 +130,12 @@ class SQLiteStore:
                 rows = [Row._make(values[1:]) for values in found]
                 yield rows, unpack_many([values[0] for values in found], dimension)
 
-    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "", after: str = "") -> Iterator[list[str]]:
         query = (
             "SELECT v.id FROM vectors v WHERE v.space = (SELECT key FROM spaces WHERE id = ?) "
             "AND v.id >= ? ORDER BY v.id LIMIT ?"
         )
-        first = prefix
+        first = max(prefix, after + "\0" if after else "")  # the next text there can be
         while True:
             with self._use() as db:
                 page = [name for (name,) in db.execute(query, (space_id, first, chunk))]
@@ -144,7 +144,7 @@ class SQLiteStore:
                 yield within
             if len(within) < len(page) or not page:
                 return
-            first = page[-1] + "\0"  # the next text there can be
+            first = page[-1] + "\0"
 
     def count(self, space_id: str) -> int:
         found = self._one("SELECT rows FROM spaces WHERE id = ?", space_id)
@@ -168,11 +168,15 @@ class SQLiteStore:
 
     def spaces(self) -> list[SpaceInfo]:
         with self._use() as db:
-            found = db.execute("SELECT space, rows, created, changed, provenance FROM spaces ORDER BY key").fetchall()
+            found = db.execute(
+                "SELECT space, rows, created, changed, provenance, calibration FROM spaces ORDER BY key"
+            ).fetchall()
         infos = []
-        for text, rows, created, changed, provenance in found:
-            space = Space.from_json(text)
-            infos.append(SpaceInfo(space, rows, rows * space.dimension * 4, created, changed, json.loads(provenance)))
+        for text, rows, created, changed, provenance, measured in found:
+            space, about = Space.from_json(text), json.loads(provenance)
+            calibration = Calibration.from_json(measured) if measured else None
+            size = rows * space.dimension * 4
+            infos.append(SpaceInfo(space, rows, size, created, changed, about, calibration))
         return infos
 
     def current(self) -> str | None:
@@ -181,10 +185,14 @@ class SQLiteStore:
 
     def use(self, space_id: str) -> None:
         with self._writing() as db:
-            known = [name for (name,) in db.execute("SELECT id FROM spaces ORDER BY key")]
-            if space_id not in known:
-                raise StoreError(f"{self._path} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
+            self._require_space(db, space_id)
             db.execute("INSERT OR REPLACE INTO facts VALUES ('current', ?)", (space_id,))
+
+    def calibrate(self, space_id: str, calibration: Calibration | None) -> None:
+        with self._writing() as db:
+            self._require_space(db, space_id)
+            text = calibration.to_json() if calibration else None
+            db.execute("UPDATE spaces SET calibration = ? WHERE id = ?", (text, space_id))
 
     def drop(self, space_id: str) -> int:
         with self._writing() as db:
@@ -344,7 +352,7 @@ class SQLiteStore:
         with _transaction(db):
             version = db.execute("PRAGMA user_version").fetchone()[0]  # another process may have been here first
             if version < SCHEMA_VERSION:
-                for script in ("from_version_1" if version else "tables", "triggers"):
+                for script in _scripts(version):
                     text = (files("producer.vectors") / "sql" / f"{script}.sql").read_text("utf-8")
                     for statement in text.split("\n\n"):  # not executescript: it commits first
                         db.execute(statement)
@@ -360,6 +368,11 @@ class SQLiteStore:
         with self._use() as db:
             found: tuple[Any, ...] | None = db.execute(query, parameters).fetchone()
         return found
+
+    def _require_space(self, db: sqlite3.Connection, space_id: str) -> None:
+        known = [name for (name,) in db.execute("SELECT id FROM spaces ORDER BY key")]
+        if space_id not in known:
+            raise StoreError(f"{self._path} has no space {space_id!r}; it has: {', '.join(known) or 'none'}")
 
     def _make_known(
         self, db: sqlite3.Connection, space: Space, provenance: Mapping[str, str] | None, now: float
@@ -425,6 +438,14 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
+
+
+def _scripts(version: int) -> list[str]:
+    """The files that bring a database of this version up to date; 0: a new one."""
+    if not version:
+        return ["tables", "triggers"]
+    from_version_1 = ["from_version_1", "triggers"] if version < 2 else []
+    return [*from_version_1, "from_version_2"]
 
 
 def _marks(values: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from producer.embedding import Space
 from producer.errors import ConfigurationError, SpaceMismatch, StoreError
 from producer.vectors import open_store, store_exists
 from producer.vectors.base import Row
+from tests.support.filled_store import CALIBRATION
 from tests.support.memory_store import open_one
 
 SPACE = Space("ViT-B-32", "w1", "gelu", "224", 16)
@@ -128,6 +129,12 @@ def test_ids_come_in_code_point_order(store):
         assert found == ["a/1", "a/2", "a/進"]
     assert list(store.ids(SPACE.id, prefix="\U0001f600")) == [["\U0001f600"]]
     assert list(store.ids(SPACE.id, prefix="b")) == []
+    for after in ("", "Z", "a/1", "a/15", "nothing", "\U0001f600"):
+        assert [name for page in store.ids(SPACE.id, 2, after=after) for name in page] == sorted(
+            name for name in ids if name > after
+        )
+    assert list(store.ids(SPACE.id, prefix="a/", after="a/1")) == [["a/2", "a/進"]]
+    assert list(store.ids(SPACE.id, prefix="a/", after="A")) == [["a/1", "a/2", "a/進"]]
     assert list(store.ids("unknown")) == []
 
 
@@ -349,6 +356,23 @@ def test_many_ids_at_once(store):
     names, matrix = scanned(store, chunk=700)
     assert names == ids
     assert np.array_equal(matrix, given)
+
+
+def test_a_calibration_is_kept_with_its_space(store):
+    """Of that space alone, through later chunks; dropped with None, and with the space."""
+    store.put(SPACE, rows("a"), vectors(1))
+    store.put(OTHER, rows("a"), vectors(1))
+    store.calibrate(SPACE.id, CALIBRATION)
+    store.put(SPACE, rows("b"), vectors(1), {"torch": "2.15.0"})
+    assert [info.calibration for info in store.spaces()] == [CALIBRATION, None]
+    store.calibrate(SPACE.id, None)
+    assert store.spaces()[0].calibration is None
+    store.calibrate(SPACE.id, CALIBRATION)
+    store.drop(SPACE.id)
+    store.put(SPACE, rows("a"), vectors(1))
+    assert [info.calibration for info in store.spaces()] == [None, None]
+    with pytest.raises(StoreError, match="has no space 'unknown'"):
+        store.calibrate("unknown", CALIBRATION)
 
 
 def test_an_empty_chunk_makes_the_space_known(store):

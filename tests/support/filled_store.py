@@ -11,10 +11,13 @@ import numpy as np
 
 from producer.collection.catalogue import Catalogue, read_catalogue
 from producer.embedding import Space, Vectors
-from producer.vectors.base import Row, VectorStore
+from producer.vectors.base import Calibration, Row, VectorStore
 
 SPACE = Space("ViT-B-32", "w1", "gelu", "224", 16)
 OTHER = Space("ViT-L-14", "w2", "gelu", "224", 16)  # as wide: nothing but the space's id tells them apart
+
+
+CALIBRATION = Calibration(0.9, 0.05, 0.6, 0.99, 0.01, 0, 300, 4500, 4000, 30, 300, 1.7e9)
 
 
 def unit(count: int, dimension: int = SPACE.dimension, seed: int = 0) -> Vectors:

@@ -63,3 +63,16 @@ def test_the_script_draws_the_committed_posters(tmp_path):
         with Image.open(path) as ours, Image.open(tmp_path / "posters" / path.relative_to(POSTERS)) as new:
             small = [image.convert("RGB").resize((16, 24)).tobytes() for image in (ours, new)]
         assert max(abs(a - b) for a, b in zip(*small, strict=True)) < 24, path
+
+
+def test_a_larger_collection_has_no_two_posters_alike(tmp_path):
+    """The same for the same seed, another for another."""
+    draw = [sys.executable, PROJECT / "examples" / "draw_posters.py", "--more", "2"]
+    for seed, folder in (("0", "a"), ("0", "b"), ("1", "c")):
+        subprocess.run([*draw, "--seed", seed, "--into", tmp_path / folder], check=True)
+    first, again, other = (
+        [hashlib.sha256(path.read_bytes()).digest() for path in sorted((tmp_path / folder).iterdir())]
+        for folder in "abc"
+    )
+    assert first == again
+    assert len({*first, *other}) == 4

@@ -2,7 +2,8 @@
 CREATE TABLE spaces (
     key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL,
     created REAL NOT NULL, provenance TEXT NOT NULL, rows INTEGER NOT NULL DEFAULT 0,
-    version INTEGER NOT NULL DEFAULT 0, changed REAL NOT NULL DEFAULT 0
+    version INTEGER NOT NULL DEFAULT 0, changed REAL NOT NULL DEFAULT 0,
+    calibration TEXT
 );
 
 -- Rows lie in the order in which they came; reading them in that order is three times faster than by id.

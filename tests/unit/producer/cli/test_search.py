@@ -18,11 +18,11 @@ def test_what_libraries_print_is_kept_out_of_the_result(tmp_path, monkeypatch):
     with closing(open_store(f"sqlite:{tmp_path / 'v.db'}")) as store:
         fill(store, ["a"])
 
-    def noisy(producer, store, info, catalogue, images, **_):
+    def noisy(producer, store, info, catalogue, queries, sources, question):
         print("loading the model")
-        return [Identified(image, []) for image in images]
+        return [Identified(name, []) for name in sources]
 
-    monkeypatch.setattr(search, "find_posters_like", noisy)
+    monkeypatch.setattr(search, "identify_queries", noisy)
     done = CliRunner().invoke(search.identify, ["x.png", "--json"])
     assert [entry["image"] for entry in json.loads(done.stdout)] == ["x.png"]
     assert "loading the model" in done.stderr

@@ -38,7 +38,7 @@ def brute(vectors, threshold):
 
 @pytest.mark.parametrize("block", [64, 100, 4096])
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.97])
-@pytest.mark.parametrize("vectors", [with_copies(unit(900, 64)), with_copies(clip_like(900))], ids=["random", "clip"])
+@pytest.mark.parametrize("vectors", [with_copies(unit(400, 64)), with_copies(clip_like(400))], ids=["random", "clip"])
 def test_exactly_the_near_pairs_are_found(monkeypatch, vectors, threshold, block):
     """Cut into blocks of any size, with projections in fewer dimensions: what comparing everything finds."""
     monkeypatch.setattr(module, "BLOCK_ROWS", block)

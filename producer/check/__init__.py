@@ -1,0 +1,1 @@
+"""Pictures compared point by point: whether two images show the same one."""

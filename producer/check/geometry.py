@@ -1,0 +1,175 @@
+"""Whether two images show the same picture: local features (SIFT) and the geometry between them (MAGSAC), by OpenCV."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from producer.errors import ConfigurationError
+
+Pixels = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float32]
+Corner = npt.NDArray[Any]
+# Figures of the rules below: docs/identify.md. Size and number bound the time for any image, noise included.
+SIDE: Final = 416  # pixels of the longer side that images are compared at
+MAX_FEATURES: Final = 600
+RATIO: Final = 0.8  # of the distances to the best and to the second-best feature (Lowe 2004, section 7.1)
+MAX_ERROR_PIXELS: Final = 3.0  # beyond which MAGSAC counts a match as wrong
+MAX_ITERATIONS: Final = 1000
+CONFIDENCE: Final = 0.999
+MIN_POINTS: Final = 14  # four fit by chance
+CLEAR_POINTS: Final = 60  # with so many, the mirror image need not be tried
+MIN_AGREEING: Final = 0.5  # share of the matches that agree with one view: of ornaments that recur, a fourth do
+GRID: Final = 6  # cells across and down the part that both images show
+FEATURES_PER_CELL: Final = 2  # of both images, for a cell to count
+MIN_CELLS: Final = 0.5  # share of those cells in which points match: lettering alone fills a few
+MIN_MATCHED_CELLS: Final = 5
+MIN_SHOWN: Final = 0.3  # share of the poster, or of the query, that both show
+MIN_PART: Final = 0.05  # share of the poster that a query shows at least
+
+
+class Features(NamedTuple):
+    """The local features of an image.
+
+    Attributes:
+        points: (n, 2) float32, pixels.
+        descriptors: (n, 128) float32.
+        width: pixels.
+        height: pixels.
+    """
+
+    points: Points
+    descriptors: Points
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the geometry between a query and a poster says.
+
+    Attributes:
+        same: both show the same picture, or one a part of the other's.
+        points: matching points that agree with one view of the poster.
+        mirrored: the query shows the poster's mirror image.
+        shown: left, top, right, bottom of the part of the poster that the query shows, as shares of its width and
+            height; None where nothing agrees.
+    """
+
+    same: bool
+    points: int
+    mirrored: bool = False
+    shown: tuple[float, float, float, float] | None = None
+
+
+DIFFERENT: Final = Comparison(False, 0)
+
+
+def features(rgb: Pixels) -> Features:
+    """The features of an image (height, width, 3), at most SIDE pixels long.
+
+    Raises:
+        ConfigurationError: OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ConfigurationError(
+            f"comparing pictures takes OpenCV, which is not installed: pip install opencv-python-headless ({error})"
+        ) from error
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    found, descriptors = cv2.SIFT.create(nfeatures=MAX_FEATURES).detectAndCompute(gray, None)
+    points = np.array([point.pt for point in found[:MAX_FEATURES]], np.float32).reshape(-1, 2)
+    height, width = gray.shape
+    if descriptors is None:
+        descriptors = np.zeros((0, 128), np.float32)
+    return Features(points, descriptors[:MAX_FEATURES], width, height)  # features of equal strength may be more
+
+
+class Query:
+    """A query image, compared with posters one after the other."""
+
+    def __init__(self, rgb: Pixels) -> None:
+        """The features of the image, and of its mirror image when they are needed."""
+        self._rgb = rgb
+        self._features: dict[bool, Features] = {}
+
+    def compare(self, poster: Features) -> Comparison:
+        """Compare with a poster; the mirror image is tried where the image itself does not clearly match."""
+        best = DIFFERENT
+        for mirrored in (False, True):
+            if mirrored not in self._features:
+                pixels = np.ascontiguousarray(self._rgb[:, ::-1]) if mirrored else self._rgb
+                self._features[mirrored] = features(pixels)
+            found = _compare(self._features[mirrored], poster, mirrored)
+            best = max(best, found, key=lambda comparison: (comparison.same, comparison.points))
+            if best.same and best.points >= CLEAR_POINTS:
+                break
+        return best
+
+
+def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
+    import cv2
+
+    if min(len(query.points), len(poster.points)) < MIN_POINTS:
+        return DIFFERENT
+    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(query.descriptors, poster.descriptors, k=2)
+    good = [best for best, second in pairs if best.distance < RATIO * second.distance]
+    if len(good) < MIN_POINTS:
+        return DIFFERENT
+    seen, there = query.points[[match.queryIdx for match in good]], poster.points[[match.trainIdx for match in good]]
+    view, agree = cv2.findHomography(
+        seen, there, cv2.USAC_MAGSAC, MAX_ERROR_PIXELS, maxIters=MAX_ITERATIONS, confidence=CONFIDENCE
+    )
+    if view is None:
+        return DIFFERENT
+    matched = there[agree.ravel().astype(bool)]
+    outline = cv2.perspectiveTransform(_outline(query), view)
+    frame = _outline(poster)
+    if len(matched) < MIN_POINTS or not np.isfinite(outline).all() or not cv2.isContourConvex(outline):
+        return Comparison(False, len(matched), mirrored)  # no camera sees a flat sheet so
+    area, common = cv2.intersectConvexConvex(outline, frame)
+    if area <= 0 or cv2.contourArea(outline) <= 0:
+        return Comparison(False, len(matched), mirrored)
+    low, high = common.reshape(-1, 2).min(axis=0), common.reshape(-1, 2).max(axis=0)
+    shown = max(area / cv2.contourArea(frame), area / cv2.contourArea(outline))
+    mapped = cv2.perspectiveTransform(query.points.reshape(-1, 1, 2), view).reshape(-1, 2)
+    cells, spread = _spread(matched, poster.points, mapped, low, high)
+    size = poster.width, poster.height, poster.width, poster.height
+    part = tuple(float(edge / length) for edge, length in zip((*low, *high), size, strict=True))
+    same = (
+        len(matched) >= MIN_AGREEING * len(good)
+        and shown >= MIN_SHOWN
+        and area >= MIN_PART * cv2.contourArea(frame)
+        and cells >= MIN_MATCHED_CELLS
+        and spread >= MIN_CELLS
+    )
+    return Comparison(same, len(matched), mirrored, (part[0], part[1], part[2], part[3]))
+
+
+def _outline(image: Features) -> Points:
+    """The corners of an image, as OpenCV takes contours: (4, 1, 2) float32."""
+    corners = [(0, 0), (image.width, 0), (image.width, image.height), (0, image.height)]
+    return np.array(corners, np.float32).reshape(-1, 1, 2)
+
+
+def _spread(matched: Points, poster: Points, query: Points, low: Corner, high: Corner) -> tuple[int, float]:
+    """Cells of the common part in which points match, and their share of those in which both images have features.
+
+    The same picture matches wherever it has something to see. Two pictures with the same lettering, or the same
+    character, match there and nowhere else.
+    """
+    counts = [_counts(points, low, high) for points in (poster, query, matched)]
+    busy = (counts[0] >= FEATURES_PER_CELL) & (counts[1] >= FEATURES_PER_CELL)
+    hits = int(np.count_nonzero(counts[2][busy]))
+    return hits, hits / max(1, int(np.count_nonzero(busy)))
+
+
+def _counts(points: Points, low: Corner, high: Corner) -> npt.NDArray[np.int64]:
+    """How many points each cell of a grid between two corners holds: (GRID * GRID,)."""
+    cells = np.floor((points - low) / np.maximum(high - low, 1e-6) * GRID)
+    inside = cells[((cells >= 0) & (cells < GRID)).all(axis=1)].astype(np.int64)
+    return np.bincount(inside[:, 1] * GRID + inside[:, 0], minlength=GRID * GRID)
