@@ -17,6 +17,9 @@ from producer.errors import UnreadablePoster
 
 EARLIEST_NS: Final = -(2**63)  # 1677: file systems that count from 1601 give dates before 1970
 READ_BYTES: Final = 1 << 20
+READ_FLAGS: Final = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY")
+)
 # The coarsest resolution of modification times, that of FAT; ext3 and some network shares have 1 s. A file that is
 # written again within it keeps its time.
 COARSEST_TIME_NS: Final = 2_000_000_000
@@ -52,6 +55,7 @@ class FileContent:
         mtime_ns: modification time, nanoseconds since 1970.
         is_racy: it was read so soon after that time that it may have been written again within the same time, or the
             time lies in the future: size and time do not prove that it is unchanged since. Git's rule.
+        device: number of the device that it lies on.
     """
 
     data: bytes
@@ -59,6 +63,7 @@ class FileContent:
     size: int
     mtime_ns: int
     is_racy: bool
+    device: int
 
 
 def modified_ns(status: os.stat_result) -> int:
@@ -90,27 +95,72 @@ def folder_identity(folder: Path) -> tuple[int, int] | None:
         return None
 
 
+def _device(folder: Path) -> int | None:
+    """Number of the device that a folder lies on; None where there is no such folder."""
+    try:
+        return os.stat(folder).st_dev
+    except OSError:
+        return None
+
+
 class PostersRoot:
-    """The posters root, and whether it is still the folder that it was: what lies on a lost disk is not missing."""
+    """The posters root and the disks mounted below it, and whether they are still there.
+
+    What lies on a lost disk is not missing. Decode threads share an instance.
+    """
 
     def __init__(self, root: Path) -> None:
         """Remember the folder as it is now."""
         self._root = root.absolute()
         self._identity = folder_identity(self._root)
+        self._mounts: dict[str, int] = {}  # mount point below the root → its device
+        self._own_devices = {_device(self._root)}  # of files that lie on no disk mounted below
 
     def resolve(self) -> Path:
         """The root with symbolic links resolved, which may lead elsewhere than before."""
         return self._root.resolve()
 
-    def check(self, *, was_seen: bool) -> None:
-        """Check the root after a file in it was not found; looks at nothing else, so that it costs no other file.
+    def note(self, path: str, device: int) -> None:
+        """Remember where the disk is mounted that a file was read from."""
+        if device in self._own_devices or any(device == self._mounts[point] for point in self._mounts_above(path)):
+            return
+        above, parts = _device(self._root), PurePosixPath(path).parent.parts
+        for depth in range(1, len(parts) + 1):
+            folder = "/".join(parts[:depth])
+            here = _device(self._root / folder)
+            if above != here == device:
+                self._mounts = {**self._mounts, folder: device}
+                return
+            above = here
+        # The root is another one now, or is of a kind that gives files other numbers than folders, as overlayfs.
+        self._own_devices.add(device)
+
+    def check(self, path: str, *, was_seen: bool) -> None:
+        """Check the root, and the disk mounted below it, after a file was not found; costs nothing until then.
 
         Args:
+            path: of the file.
             was_seen: somebody else saw the file: the root is not empty there.
 
         Raises:
-            OSError: the root has become empty, or another folder; that other one is taken for the root from now on.
+            OSError: the root has become empty, or another folder; or a disk is gone from its mount point, or is another
+                one. That other folder or disk is what is expected from now on.
         """
+        self._check_root(was_seen=was_seen)
+        for folder in self._mounts_above(path):
+            point = self._root / folder
+            now = _device(point)
+            if now == self._mounts[folder]:
+                continue
+            if now is not None and now != _device(point.parent):
+                self._mounts = {**self._mounts, folder: now}
+                raise OSError(errno.ENODEV, f"another disk than before is mounted at {point}")
+            raise OSError(errno.ENODEV, f"no disk is mounted at {point} any more")
+
+    def _mounts_above(self, path: str) -> list[str]:
+        return [folder for folder in self._mounts if PurePosixPath(path).is_relative_to(folder)]
+
+    def _check_root(self, *, was_seen: bool) -> None:
         now, before = folder_identity(self._root), self._identity
         if now is None:
             if was_seen or before is not None:
@@ -121,13 +171,74 @@ class PostersRoot:
             raise OSError(errno.ENODEV, f"the posters root {self._root} is another folder than before")
 
 
-def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_bytes: int = 100_000_000) -> FileContent:
+class OpenFolders:
+    """Descriptors of the folders of a few files below a root, each checked once; for as long as a `with` block lasts.
+
+    A file that is opened by its name in such a folder, and is no link, lies where the folder does.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """`root`: symbolic links resolved; files are opened one by one in systems without /proc."""
+        self.root = root
+        self._prefix = str(root).rstrip("/") + "/"
+        self._descriptors: dict[str, int | None] = {}
+
+    def __enter__(self) -> OpenFolders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            if descriptor is not None:
+                os.close(descriptor)
+        self._descriptors.clear()
+
+    def open(self, name: str) -> int | None:
+        """A descriptor of a regular file; None for every other name, of which `read_file` finds out what is wrong."""
+        folder, _, base = name.rpartition("/")
+        if not base or base in (".", ".."):
+            return None
+        if folder not in self._descriptors:
+            self._descriptors[folder] = self._checked(folder, name)
+        descriptor = self._descriptors[folder]
+        if descriptor is None:
+            return None
+        try:
+            if not stat.S_ISREG(os.stat(base, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                return None  # before it is opened: a device must not be
+            return os.open(base, READ_FLAGS | os.O_NOFOLLOW, dir_fd=descriptor)
+        except OSError:
+            return None
+
+    def _checked(self, folder: str, name: str) -> int | None:
+        if sys.platform != "linux" or name.startswith("/") or ".." in name.split("/"):
+            return None
+        try:
+            descriptor = os.open(self._prefix + folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if (os.readlink(f"/proc/self/fd/{descriptor}") + "/").startswith(self._prefix):
+                return descriptor
+        except OSError:
+            pass  # no /proc
+        os.close(descriptor)
+        return None
+
+
+def read_file(
+    path: str | os.PathLike[str],
+    *,
+    root: Path | None = None,
+    max_bytes: int = 100_000_000,
+    folders: OpenFolders | None = None,
+) -> FileContent:
     """Read a whole file.
 
     Args:
         path: with `root`, relative to it with ``/`` between its parts; without, any local path.
         root: the folder that the file must lie in, symbolic links resolved; already resolved itself.
         max_bytes: a larger file is refused before it is read.
+        folders: of the same root, which spares the checks of folders that are open already.
 
     Raises:
         UnreadablePoster: missing, outside-root, unsupported (not a regular file), too-large, unreadable
@@ -138,6 +249,17 @@ def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_byt
     name = os.fspath(path)
     if "\0" in name:
         raise UnreadablePoster(name, "missing", "its name holds a NUL, which no file's does")
+    descriptor = folders.open(name) if folders is not None else None
+    if descriptor is None:
+        descriptor = _open_checked(name, root)
+    try:
+        return _read(descriptor, name, max_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _open_checked(name: str, root: Path | None) -> int:
+    """Open a file by its whole path, with an error that says what is wrong with it."""
     if root is None:
         target = Path(name)
     else:
@@ -150,9 +272,10 @@ def read_file(path: str | os.PathLike[str], *, root: Path | None = None, max_byt
     try:
         if root is not None:
             _check_place(descriptor, target, root, name)
-        return _read(descriptor, name, max_bytes)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _check_parts(name: str) -> None:
@@ -172,16 +295,9 @@ def _check_parts(name: str) -> None:
 
 
 def _open(target: Path, name: str) -> int:
-    """Open a regular file, checked before and after: a FIFO must not block, a device must not be opened."""
+    """Open a regular file, checked here and before it is read: a FIFO must not block, a device must not be opened."""
     _require_regular(os.stat(target), name)
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(target, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
-    try:
-        _require_regular(os.fstat(descriptor), name)  # it may have been replaced between the two calls
-    except UnreadablePoster:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return os.open(target, READ_FLAGS)
 
 
 def _require_regular(status: os.stat_result, name: str) -> None:
@@ -204,29 +320,34 @@ def _check_place(descriptor: int, target: Path, root: Path, name: str) -> None:
 
 
 def _read(descriptor: int, name: str, max_bytes: int) -> FileContent:
-    for _ in range(MAX_READS):
+    for attempt in range(MAX_READS):
         began_ns, status = time.time_ns(), os.fstat(descriptor)
+        _require_regular(status, name)  # it may have been replaced between the check and the opening
         if status.st_size > max_bytes:
             raise UnreadablePoster(name, "too-large", f"it has {status.st_size:,} bytes, the limit is {max_bytes:,}")
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        if attempt:
+            os.lseek(descriptor, 0, os.SEEK_SET)
         data = _read_all(descriptor, status.st_size, name, max_bytes)
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             digest = hashlib.sha256(data, usedforsecurity=False).hexdigest()
             is_racy = began_ns - status.st_mtime_ns <= COARSEST_TIME_NS
-            return FileContent(data, digest, len(data), modified_ns(status), is_racy)
+            return FileContent(data, digest, len(data), modified_ns(status), is_racy, status.st_dev)
     reason = f"it changed while it was read, {MAX_READS} times: somebody is writing it; index it again after that"
     raise UnreadablePoster(name, "unreadable", reason)
 
 
 def _read_all(descriptor: int, size: int, name: str, max_bytes: int) -> bytes:
-    parts, left = [], max_bytes + 1  # a file that grows while it is read stays within the limit
+    part = os.read(descriptor, size + 1)
+    if len(part) == size:
+        return part  # to its end: a file that grows meanwhile has another size afterwards
+    parts, left = [part], max_bytes + 1 - len(part)  # a file that grows while it is read stays within the limit
     while left and (part := os.read(descriptor, min(left, max(READ_BYTES, size)))):
         parts.append(part)
         left -= len(part)
     if not left:
         raise UnreadablePoster(name, "too-large", f"it grew past the limit of {max_bytes:,} bytes")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _explained(error: OSError, name: str, root: Path | None) -> OSError | UnreadablePoster:

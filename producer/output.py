@@ -21,12 +21,17 @@ from tqdm import tqdm
 from producer.errors import PosterError
 from producer.host import program
 from producer.queue.progress import Failure, Progress
+from producer.queue.workers import Announcement
 
 if TYPE_CHECKING:
     from producer.queue_client import QueueClient
 
 
 SHOWN_FAILURES: Final = 20  # failures that are listed unasked
+WORKER_NUMBERS: Final = {
+    **{"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float},
+    **{"requests_per_second": float, "batch_share": float},
+}
 EX_IOERR: Final = 74  # sysexits.h: stdout is closed, or its disk is full
 # Control characters, which a terminal obeys, line ends, characters that turn the direction of a line, lone surrogates.
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -235,6 +240,29 @@ def ledger_entry(progress: Progress) -> dict[str, Any]:
 def ledger_line(progress: Progress) -> str:
     """The ledger line as text: names and values, separated by blanks."""
     return " ".join(f"{name} {value}" for name, value in ledger_entry(progress).items())
+
+
+def job_entry(progress: Progress) -> dict[str, Any]:
+    """A job as an object: the ledger line, its state, and how far it is."""
+    total, left = progress.total, progress.seconds_left
+    return ledger_entry(progress) | {
+        "state": progress.state if progress.is_balanced else "incomplete",  # Redis has lost some of it
+        "open_batches": progress.open_batches,
+        "done": progress.done,
+        "total": total,
+        "percent": None if total is None else math.floor(1000 * progress.done / total) / 10 if total else 100.0,
+        "posters_per_second": round(progress.per_second, 1),
+        "seconds_left": None if left is None else round(left, 1),
+    }
+
+
+def worker_entry(worker: Announcement) -> dict[str, Any]:
+    """A worker's entry; Redis holds its numbers as text."""
+    entry: dict[str, Any] = {"name": worker.name, "state": worker.state, **worker.fields}
+    for field, number in WORKER_NUMBERS.items():
+        with suppress(KeyError, ValueError):  # not set yet; a batch size may be `auto`
+            entry[field] = number(entry[field])
+    return entry
 
 
 def emit_ledger(progress: Progress, *, as_json: bool = False) -> None:

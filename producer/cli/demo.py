@@ -20,6 +20,7 @@ import click
 import numpy as np
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example
+from producer.cli.serve import port_option, serve_until_stopped
 from producer.client import Producer
 from producer.collection.catalogue import open_catalogue
 from producer.errors import ConfigurationError, NoWorker, RedisUnreachable
@@ -37,8 +38,10 @@ WEIGHTS_TIMEOUT_S: Final = 15.0  # a demo must not wait for a long download
 STOP_TIMEOUT_S: Final = 30.0
 
 
-def run_demo() -> Progress:
+def run_demo(serve_at: int | None = None) -> Progress:
     """Start Redis and a worker on a free port, index posters/, show neighbors, stop both.
+
+    `serve_at`: before they are stopped, serve the pages at this port until Ctrl-C.
 
     Raises:
         ConfigurationError: redis-server or the engine is not installed.
@@ -57,6 +60,8 @@ def run_demo() -> Progress:
         with own_worker(settings, Path(folder)) as name, closing(Producer(settings)) as producer:
             _job, progress = send_all(producer, scan(producer, []))
             _show_neighbors(producer, name)
+            if serve_at is not None:
+                serve_until_stopped(settings, "127.0.0.1", serve_at)
     notify(f"demo: everything stopped after {time.monotonic() - began:.0f} s; nothing is left running")
     return progress
 
@@ -218,9 +223,11 @@ def _show_neighbors(producer: Producer, worker: str) -> None:
 
 @example("python -m producer demo")
 @click.command()
+@click.option("--serve", "is_served", is_flag=True, help="Then serve the pages until Ctrl-C.")
+@port_option
 @as_json
-def demo(as_json: bool) -> None:
+def demo(is_served: bool, port: int, as_json: bool) -> None:
     """Run the whole pipeline on the sample posters, with a private Redis and worker."""
-    progress = run_demo()
+    progress = run_demo(port if is_served else None)
     emit_ledger(progress, as_json=as_json)
     sys.exit(EX_SOME_FAILED if progress.failed else EX_OK)

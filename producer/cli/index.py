@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import click
 
 from producer.cli.dry_run import preview
-from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted, exit_status
+from producer.cli.main import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted, exit_status
 from producer.cli.prune import preview_prune, prune_and_notify, yes_option
-from producer.cli.watch import run_watch
 from producer.client import Producer
 from producer.collection.paths import EXTENSIONS, inside_root, resolved_root
 from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all
 from producer.maintenance.spaces import unread_space_note
-from producer.output import emit_ledger, notify, notify_failures
-from producer.queue.progress import Progress
+from producer.output import emit_json, emit_ledger, ledger_entry, notify, notify_failures
+from producer.queue.progress import NOTHING, Progress
 from producer.queue.workers import common_space
 from producer.settings import load_settings
-from producer.watch.sync import WatchOptions
+from producer.watch.sync import SyncPass, WatchOptions
 
 SETTLE_S: Final = 2.0  # longer than the pauses of a copy over a slow network
 SCAN_EVERY_S: Final = 600.0  # a change without an event is found this late at most
@@ -147,3 +147,27 @@ def _notify_notes(producer: Producer, progress: Progress, *, waited: bool) -> No
         notify("note: these vectors come from UNTRAINED weights; they are good for demonstrations and tests only")
     if note := unread_space_note(producer.settings, space):
         notify(note)
+
+
+def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *, as_json: bool) -> NoReturn:
+    """Watch, and print a line for each pass: text on stderr, or JSON on stdout."""
+    from producer.watch.watcher import Watcher  # imports watchfiles, which no other command needs
+
+    def on_pass(done: SyncPass) -> None:
+        entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)
+        if options.prune:
+            entry["pruned"] = done.pruned
+        if as_json:
+            emit_json(entry)
+        else:
+            numbers = " ".join(f"{name} {value}" for name, value in entry.items() if value != "")
+            notify(f"{time.strftime('%H:%M:%S')} {numbers}")
+
+    try:
+        Watcher(producer, paths, options, on_pass).run()
+    except KeyboardInterrupt as interrupt:
+        job = interrupt.args[0] if interrupt.args else None
+        if job:
+            notify(f"interrupted: batches already sent will still be processed: `{program()} status {job}`")
+        notify("stopped watching")
+    sys.exit(EX_INTERRUPTED)

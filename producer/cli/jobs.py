@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import suppress
-from functools import partial
-from itertools import chain
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from tqdm import tqdm
 
 from producer.cli.main import EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted
 from producer.client import Producer
-from producer.collection.scan import was_sent
 from producer.errors import FAILURE_WORDS
 from producer.host import program, worker_command
-from producer.indexing.dispatch import POLL_S, follow, progress_bar, show_progress
+from producer.indexing.dispatch import POLL_S, show_progress
+from producer.indexing.retry import retry_failed
 from producer.indexing.waiting import WaitStatus
 from producer.output import (
     emit,
@@ -27,13 +23,13 @@ from producer.output import (
     emit_json_list,
     emit_ledger,
     emit_table,
-    ledger_entry,
+    job_entry,
     notify,
     notify_failures,
     notify_imbalance,
+    worker_entry,
 )
-from producer.queue.messages import Poster
-from producer.queue.progress import NOTHING, Failure, Progress
+from producer.queue.progress import NOTHING, Progress
 from producer.queue.workers import READY, Announcement
 from producer.redis_client import retry_until_available
 
@@ -41,7 +37,6 @@ FOLLOW_EVERY_S: Final = 2.0  # between two rows, where stdout is no terminal
 JOB_COLUMNS: Final = ("job", "state", "done", "posters", "embedded", "reused", "unchanged", "failed", "speed", "left")
 JOB_NUMBERS: Final = range(2, len(JOB_COLUMNS))  # columns aligned to the right
 WORKER_COLUMNS: Final = ("worker", "state", "model", "device", "precision", "speed", "")
-WORKER_NUMBERS: Final = {"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float}
 
 
 @example("python -m producer status last --follow")
@@ -66,9 +61,14 @@ def status(job: str | None, follow_it: bool, as_json: bool) -> None:
     for progress in progresses:
         notify_imbalance(progress)
     exit_code = EX_OK if all(progress.is_balanced for progress in progresses) else EX_SOME_FAILED
+    paused = producer.claims.paused_since()
     if as_json:
-        emit_json({"jobs": list(map(_job_entry, progresses)), "workers": list(map(_worker_entry, workers))})
+        entries = {"jobs": list(map(job_entry, progresses)), "workers": list(map(worker_entry, workers))}
+        emit_json(entries | {"paused_since": paused})
         sys.exit(exit_code)
+    if paused is not None:
+        emit(f"the bulk lane is paused since {_at(paused)}: `{program()} resume`")
+        emit("")
     if workers:
         emit_table([WORKER_COLUMNS, *map(_worker_row, workers)])
     else:
@@ -95,7 +95,7 @@ def _follow(producer: Producer, name: str, *, as_json: bool) -> Progress:
             is_due = time.monotonic() - shown_at >= FOLLOW_EVERY_S
             if (progress != shown and is_due and bar.disable) or progress.at_rest:
                 if as_json:
-                    emit_json(_job_entry(progress))
+                    emit_json(job_entry(progress))
                 else:
                     emit_table([JOB_COLUMNS] * (shown is None) + [_job_row(progress)], right=JOB_NUMBERS)
                 shown, shown_at = progress, time.monotonic()
@@ -106,21 +106,8 @@ def _follow(producer: Producer, name: str, *, as_json: bool) -> Progress:
             progress = retry_until_available(job.progress, wait_status.report)
 
 
-def _job_entry(progress: Progress) -> dict[str, Any]:
-    total, left = progress.total, progress.seconds_left
-    return ledger_entry(progress) | {
-        "state": progress.state if progress.is_balanced else "incomplete",  # Redis has lost some of it
-        "open_batches": progress.open_batches,
-        "done": progress.done,
-        "total": total,
-        "percent": None if total is None else math.floor(1000 * progress.done / total) / 10 if total else 100.0,
-        "posters_per_second": round(progress.per_second, 1),
-        "seconds_left": None if left is None else round(left, 1),
-    }
-
-
 def _job_row(progress: Progress) -> tuple[str, ...]:
-    entry = _job_entry(progress)
+    entry = job_entry(progress)
     counts = (f"{entry[name]:,}" for name in ("embedded", "reused", "unchanged", "failed"))
     total, percent, left = entry["total"], entry["percent"], entry["seconds_left"]
     return (
@@ -131,15 +118,6 @@ def _job_row(progress: Progress) -> tuple[str, ...]:
         f"{progress.per_second:.1f}/s",
         "" if progress.at_rest or left is None else tqdm.format_interval(left),
     )
-
-
-def _worker_entry(worker: Announcement) -> dict[str, Any]:
-    """A worker's entry; Redis holds its numbers as text."""
-    entry: dict[str, Any] = {"name": worker.name, "state": worker.state, **worker.fields}
-    for field, number in WORKER_NUMBERS.items():
-        with suppress(KeyError, ValueError):  # not set yet; a batch size may be `auto`
-            entry[field] = number(entry[field])
-    return entry
 
 
 def _worker_row(worker: Announcement) -> tuple[str, ...]:
@@ -181,6 +159,30 @@ def cancel(job: str) -> None:
     emit_ledger(entry.progress())
 
 
+@example("python -m producer pause")
+@click.command()
+def pause() -> None:
+    """Let bulk work rest: workers finish the batch in work and begin no other, and still answer requests.
+
+    It lasts until `resume`, whatever is restarted meanwhile. No batch is lost, and no attempt is counted.
+    """
+    emit(f"the bulk lane is paused since {_at(Producer().claims.pause())}")
+
+
+@example("python -m producer resume")
+@click.command()
+def resume() -> None:
+    """End what `pause` began: workers go on with bulk work."""
+    claims = Producer().claims
+    if claims.paused_since() is None:
+        notify("the bulk lane is not paused")
+    emit(f"the bulk lane goes on; {claims.resume()} batch(es) rested")
+
+
+def _at(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
 @example("python -m producer retry last --only crashed-worker")
 @click.command()
 @click.argument("job")
@@ -190,32 +192,16 @@ def retry(job: str, only: str | None, as_json: bool) -> None:
     """Send the failed posters of JOB again, as a new job that this command waits for."""
     producer = Producer()
     entry = producer.job(job)
-    failed = entry.progress().failed
-    call = partial(retry_until_available, on_wait=WaitStatus(producer).report)
-    found = (failure for failure in producer.job_store.failures(entry.id, call) if only in (None, failure.word))
-    first = next(found, None)  # the rest is read while it is sent: there may be a million
     progress = NOTHING
-    if first is None:
+    try:
+        retried = retry_failed(producer, entry, only, quiet=as_json)
+    except KeyboardInterrupt as interrupt:
+        exit_interrupted(interrupt)
+    if retried is None:
         notify(f"job {entry.id} has no failures" + (f" with the word {only}" if only else ""))
     else:
-        new = producer.begin()
-        notify(f"sending the failed posters of job {entry.id} as job {new.id}")
-        if only is None:
-            call(partial(producer.job_store.note_expected, new.id, failed))
-        posters = (_retried(failure, producer.settings.catalogue) for failure in chain([first], found))
-        try:
-            with progress_bar(quiet=as_json, total=None if only else failed) as bar:
-                feed = partial(producer.feed, new, posters)
-                again = f"run `{program()} retry {entry.id}`"
-                progress = follow(producer, new, lambda on_wait: feed(on_wait=on_wait), bar, again=again)
-        except KeyboardInterrupt as interrupt:
-            exit_interrupted(interrupt)
+        progress = retried
         notify_failures(producer, progress)
     if as_json or progress is not NOTHING:
         emit_ledger(progress, as_json=as_json)
     sys.exit(EX_OK if progress.is_balanced and not progress.failed else EX_SOME_FAILED)
-
-
-def _retried(failure: Failure, catalogue: Path | None) -> Poster | Failure:
-    """The poster to send again; a failure that was never sent stays one."""
-    return Poster(failure.id, failure.path) if was_sent(failure, catalogue) else failure

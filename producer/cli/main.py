@@ -15,6 +15,8 @@ from typing import Any, Final, NoReturn
 import click
 
 from producer.errors import (
+    Busy,
+    CommandForbidden,
     ConfigurationError,
     EmbedTimeout,
     JobUnknown,
@@ -33,12 +35,15 @@ EX_OK: Final = 0
 EX_SOME_FAILED: Final = 1
 EX_USAGE: Final = 2
 EX_UNREACHABLE: Final = 3
+EX_NOT_CERTAIN: Final = 4
 EX_INTERRUPTED: Final = 130
 
 
 def exit_status(error: PosterError) -> int:
     """The exit status for an error."""
-    if isinstance(error, RedisUnreachable | LedgerSetBack | NoWorker | EmbedTimeout | StoreUnavailable):
+    if isinstance(error, CommandForbidden):
+        return EX_USAGE
+    if isinstance(error, RedisUnreachable | LedgerSetBack | NoWorker | Busy | EmbedTimeout | StoreUnavailable):
         return EX_UNREACHABLE
     return EX_USAGE if isinstance(error, ConfigurationError | JobUnknown | StoreError) else EX_SOME_FAILED
 
@@ -89,6 +94,7 @@ def main() -> None:
     \b
     Exit status: 0 success; 1 finished, and some posters failed, or the counts do not add up;
     2 wrong usage or configuration; 3 Redis, a worker or the store is unreachable;
+    4 `identify` is not certain of an image;
     74 the output is closed or its disk is full;
     130 interrupted (batches already sent are still processed; the job id is printed).
     """

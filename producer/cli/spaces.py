@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import closing
-from dataclasses import asdict
-from typing import Any
 
 import click
 
 from producer.cli.main import EX_USAGE, as_json, example
 from producer.collection.catalogue import open_catalogue
-from producer.collection.paths import resolved_root
 from producer.host import program
-from producer.maintenance.spaces import Completeness, completeness, find_space, gone_from, store_for_reading
+from producer.maintenance.spaces import (
+    Completeness,
+    completeness,
+    find_space,
+    objection,
+    space_entry,
+    store_for_reading,
+)
 from producer.output import emit, emit_json, notify
-from producer.settings import Settings, load_settings
-from producer.vectors.base import SpaceInfo, VectorStore
+from producer.settings import load_settings
+from producer.vectors.base import SpaceInfo
 
 
 @example("python -m producer spaces")
@@ -39,7 +43,7 @@ def spaces(context: click.Context, as_json: bool) -> None:
         current = store.current()
         found = [(info, completeness(store, info.space.id, settings.root, catalogue)) for info in store.spaces()]
     if as_json:
-        emit_json([_entry(info, state, current) for info, state in found])
+        emit_json([space_entry(info, state, current) for info, state in found])
         return
     if not found:
         notify(f"the store holds no vectors yet: run `{program()} index`")
@@ -63,9 +67,9 @@ def use(name: str, yes: bool) -> None:
         if info.space.id == before:
             notify(f"readers already use {before}")
             return
-        objection = None if yes or before is None else _objection(store, info, before, settings)
-        if objection:
-            notify(objection)
+        doubt = None if yes or before is None else objection(store, info, before, settings)
+        if doubt:
+            notify(doubt)
             sys.exit(EX_USAGE)
         store.use(info.space.id)
         emit(f"readers now use {info.space.id}, with {info.count:,} vectors; {before} stays until it is dropped")
@@ -91,45 +95,6 @@ def drop(name: str, yes: bool) -> None:
         gone, current = store.drop(info.space.id), store.current()
         after = f"readers use {current}" if current else "the store is empty now"
         emit(f"dropped {info.space.id} with {gone:,} vectors; {after}")
-
-
-def _objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
-    """Why readers should not switch from the space `before`; None when nothing would be lost."""
-    catalogue = open_catalogue(settings)
-    state = completeness(store, info.space.id, settings.root, catalogue)
-    if state.missing:  # only the right root shows whether these are deleted or hidden
-        resolved_root(settings.root)
-    if not state.complete:
-        return (
-            f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
-            f"{before} holds. Finish `{program()} index` first, or add --yes"
-        )
-    if not state.gone:
-        return None
-    held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
-    if 2 * gone <= held:
-        return None
-    return (  # a wrong folder, or a disk that is not mounted, looks the same
-        f"{gone:,} of {held:,} posters of {before} no longer have a file, more than half: is {settings.root} the right "
-        "folder, all of it mounted, and the catalogue the right one? If they were deleted, add --yes"
-    )
-
-
-def _entry(info: SpaceInfo, state: Completeness, current: str | None) -> dict[str, Any]:
-    space = asdict(info.space)
-    return {
-        "id": info.space.id,
-        "model": space.pop("model"),
-        "current": info.space.id == current,
-        "count": info.count,
-        "bytes": info.bytes,
-        "complete": state.complete,
-        "missing": state.missing,
-        "created": info.created,
-        "changed": info.changed,
-        "space": space,
-        "provenance": dict(info.provenance),
-    }
 
 
 def _how_far(state: Completeness) -> str:

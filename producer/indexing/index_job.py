@@ -83,6 +83,7 @@ def send_all(
     verify: bool = False,
     detach: bool = False,
     quiet: bool = False,
+    on_job: Callable[[Job], object] = lambda job: None,
 ) -> tuple[Job, Progress]:
     """Send what a scan finds and, unless `detach`, wait for it.
 
@@ -96,6 +97,7 @@ def send_all(
         verify: let the worker compare contents instead of modification times.
         detach: send everything and return.
         quiet: show no progress bar.
+        on_job: called with every job that is begun, before anything of it is sent.
 
     Raises:
         KeyboardInterrupt: with the job's id; nothing more of the job is sent.
@@ -104,6 +106,7 @@ def send_all(
     wait = partial(retry_until_available, on_wait=WaitStatus(producer).report)
     job = producer.begin()
     while True:
+        on_job(job)
         try:
             return job, _send_job(producer, job, found, force=force, verify=verify, detach=detach, quiet=quiet)
         except LedgerSetBack as error:

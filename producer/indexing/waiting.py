@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from producer.client import Producer
-from producer.errors import RedisUnreachable
-from producer.host import worker_command
+from producer.errors import CommandForbidden, PosterError, RedisUnreachable
+from producer.host import program, worker_command
 from producer.output import notify
 from producer.queue.workers import FAILED, READY, STORE, WAITING
 
@@ -17,7 +17,10 @@ REFRESH_S: Final = 2.0
 
 @dataclass
 class WaitStatus:
-    """Reports, once per change, what a job waits for: Redis, a worker, or a model that loads."""
+    """Reports, once per change, what a job waits for: Redis, a worker, or a model that loads.
+
+    Once the producer is closed, its methods raise a PosterError: nobody waits any more.
+    """
 
     producer: Producer
     refreshed_at: float = -1e9
@@ -25,16 +28,21 @@ class WaitStatus:
 
     def refresh(self) -> None:
         """Report the state of the workers, at most every REFRESH_S."""
+        self._check_open()
         if time.monotonic() - self.refreshed_at < REFRESH_S:
             return
         self.refreshed_at = time.monotonic()
         try:
-            workers = self.producer.workers()
+            workers, paused = self.producer.workers(), self.producer.claims.paused_since()
         except RedisUnreachable as error:
             self.report(error)
             return
         failed = [worker for worker in workers if worker.state == FAILED]
-        if any(worker.state == READY for worker in workers):
+        if paused is not None:
+            self._notify(
+                f"the bulk lane is paused: `{program()} resume`. Waiting for it; Ctrl-C leaves, the job stays."
+            )
+        elif any(worker.state == READY for worker in workers):
             self._notify("" if not self.reported else "a worker is ready")
         elif failed:
             self._notify(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")
@@ -49,9 +57,20 @@ class WaitStatus:
             )
 
     def report(self, error: RedisUnreachable) -> None:
-        """Report that Redis is unreachable, or refuses a command: once, however its messages differ."""
+        """Report that Redis is unreachable: once, however its messages differ.
+
+        Raises:
+            CommandForbidden: `error` is one: nobody grants a right because a command waits for it.
+        """
+        self._check_open()
+        if isinstance(error, CommandForbidden):
+            raise error
         self.refreshed_at = time.monotonic()  # do not report a worker as ready in between
         self._notify(f"{error} Waiting for it; Ctrl-C leaves.", about="Redis")
+
+    def _check_open(self) -> None:
+        if self.producer.is_closed:
+            raise PosterError("the producer was closed; what was sent is done, send the rest again")
 
     def _notify(self, text: str, about: str = "") -> None:
         """Report a text unless it was the last one; `about` stands for the text where it may vary."""

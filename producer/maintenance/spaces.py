@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from producer.collection.catalogue import Catalogue, open_catalogue
 from producer.collection.file_status import FileStatus
+from producer.collection.paths import resolved_root
 from producer.embedding import Space
 from producer.errors import ConfigurationError, PosterError, SpaceMismatch
 from producer.host import program
@@ -111,6 +113,46 @@ def require_same_space(made: str, read: str, who: str) -> None:
             f"`{program()} spaces` shows both; when the new one is complete, `{program()} spaces use "
             f"{made}`; until then, use a worker with the old model"
         )
+
+
+def objection(store: VectorStore, info: SpaceInfo, before: str, settings: Settings) -> str | None:
+    """Why readers should not switch from the space `before`; None when nothing would be lost."""
+    catalogue = open_catalogue(settings)
+    state = completeness(store, info.space.id, settings.root, catalogue)
+    if state.missing:  # only the right root shows whether these are deleted or hidden
+        resolved_root(settings.root)
+    if not state.complete:
+        return (
+            f"{info.space.id} is not complete: readers would no longer find {state.missing:,} poster(s) that "
+            f"{before} holds. Finish `{program()} index` first, or add --yes"
+        )
+    if not state.gone:
+        return None
+    held, gone = store.count(before), gone_from(store, before, settings.root, catalogue)
+    if 2 * gone <= held:
+        return None
+    return (  # a wrong folder, or a disk that is not mounted, looks the same
+        f"{gone:,} of {held:,} posters of {before} no longer have a file, more than half: is {settings.root} the right "
+        "folder, all of it mounted, and the catalogue the right one? If they were deleted, add --yes"
+    )
+
+
+def space_entry(info: SpaceInfo, state: Completeness, current: str | None) -> dict[str, Any]:
+    """A space as an object; `current` is the id of the one that readers use."""
+    space = asdict(info.space)
+    return {
+        "id": info.space.id,
+        "model": space.pop("model"),
+        "current": info.space.id == current,
+        "count": info.count,
+        "bytes": info.bytes,
+        "complete": state.complete,
+        "missing": state.missing,
+        "created": info.created,
+        "changed": info.changed,
+        "space": space,
+        "provenance": dict(info.provenance),
+    }
 
 
 def unread_space_note(settings: Settings, made: Space | None) -> str | None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from producer.check.geometry import Comparison
 from producer.collection.catalogue import Catalogue
+from producer.collection.resolve import existing_file
 from producer.report.thumbnails import File, image_urls
 from producer.search.duplicates import Duplicates, Member
 from producer.search.identify import Identified
-from producer.search.nearest import metadata_of, title_of
+from producer.search.nearest import Match, metadata_of, title_of
+from producer.search.verdict import Verdict, shown
 from producer.settings import Settings
 from producer.vectors.base import SpaceInfo
 
@@ -58,58 +58,80 @@ class Section:
     cards: Sequence[Card]
     query: Card | None = None
     problem: str = ""
+    verdict: Verdict | None = None
 
 
-def render(title: str, info: SpaceInfo, facts: Sequence[str], sections: Sequence[Section], note: str = "") -> bytes:
-    """The page as one UTF-8 file that holds its pictures and styles; all values are escaped, lone surrogates are ?."""
+def render(
+    title: str,
+    info: SpaceInfo,
+    facts: Sequence[str],
+    sections: Sequence[Section],
+    note: str = "",
+    *,
+    page: str = "page",
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """The page as one UTF-8 file that holds its pictures and styles; all values are escaped, lone surrogates are ?.
+
+    `page`: the template's name; `more`: values that it takes beside those of every page.
+    """
     created = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     values = {"title": title, "info": info, "facts": facts, "sections": sections, "note": note, "created": created}
-    return _page_template().render(values).encode("utf-8", "replace")
+    return _page_template(page).render({**values, **more}).encode("utf-8", "replace")
 
 
 @cache
-def _page_template() -> jinja2.Template:
+def _page_template(page: str) -> jinja2.Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # 50 ms that no other command needs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.loader = PackageLoader("producer.report", "")
-    return environment.get_template("templates/page.html")
+    return environment.get_template(f"templates/{page}.html")
 
 
 def identified_page(settings: Settings, info: SpaceInfo, catalogue: Catalogue, results: Sequence[Identified]) -> bytes:
     """Each image beside its matches."""
-    files: list[File | None] = [(None, str(result.image.absolute())) for result in results]
-    files += [_file(settings, match.id, catalogue) for result in results for match in result.matches]
+    files: list[File | None] = [(None, str(result.path.absolute())) if result.path else None for result in results]
+    files += [poster_file(settings, match.id, catalogue) for result in results for match in result.matches]
     urls = iter(image_urls(settings, files))
-    queries = [Card(result.image.name, "your image", next(urls), "cannot be shown") for result in results]
+    names = [result.image if result.query else result.image.rpartition("/")[2] or result.image for result in results]
+    queries = [
+        Card(name, _what(result), next(urls), "" if result.query else "cannot be shown")
+        for name, result in zip(names, results, strict=True)
+    ]
     sections = []
-    for result, query in zip(results, queries, strict=True):
-        cards = [
-            Card(
-                title_of(match) or match.id,
-                str(match.about["file"]),
-                next(urls),
-                GONE,
-                match.score,
-                str(rank),
-                _facts(match.about),
-                highlighted=rank == 1,
-            )
-            for rank, match in enumerate(result.matches, 1)
-        ]
-        title = cards[0].title if cards else result.image.name
+    for name, result, query in zip(names, results, queries, strict=True):
+        cards = [_match(rank, match, result, next(urls)) for rank, match in enumerate(result.matches, 1)]
+        title = cards[0].title if cards else name
         problem = f"{result.failure.word}: {result.failure.reason}" if result.failure else ""
-        sections.append(
-            Section(title, f"is the best match for {result.image.name}" if cards else "", cards, query, problem)
-        )
+        subtitle = f"is the best match for {name}" if cards else ""
+        sections.append(Section(title, subtitle, cards, query, problem, result.verdict))
     title = "Which poster is this?" if len(results) == 1 else "Which posters are these?"
     return render(title, info, [f"{info.count:,} posters searched"], sections)
 
 
+def _what(result: Identified) -> str:
+    if result.query:
+        return "your description"
+    return "your image" + (", without its bars" if result.without_bars else "")
+
+
+def _match(rank: int, match: Match, result: Identified, picture: str | None) -> Card:
+    compared = result.comparisons.get(match.id)
+    notes = _facts(match.about) + ([f"same picture: {shown(compared)}"] if compared and compared.same else [])
+    title, file = title_of(match) or match.id, str(match.about["file"])
+    return Card(title, file, picture, GONE, match.score, str(rank), notes, highlighted=rank == 1)
+
+
 def duplicates_page(
-    settings: Settings, info: SpaceInfo, catalogue: Catalogue, found: Duplicates, threshold: float | None
+    settings: Settings,
+    info: SpaceInfo,
+    catalogue: Catalogue,
+    found: Duplicates,
+    threshold: float | None,
+    checked: Mapping[str, Comparison] = MappingProxyType({}),
 ) -> bytes:
-    """Each group as a row, its first poster highlighted."""
+    """Each group as a row, its first poster highlighted; `checked`: posters compared with the first of their group."""
     shown: list[Sequence[Member]] = []
     pictures_left = MAX_PICTURES
     for group in found.groups:
@@ -117,10 +139,15 @@ def duplicates_page(
         if pictures_left < 0 and shown:
             break
         shown.append(group[:MAX_PICTURES])
-    urls = iter(image_urls(settings, [_file(settings, member.id, catalogue) for group in shown for member in group]))
+    urls = iter(
+        image_urls(settings, [poster_file(settings, member.id, catalogue) for group in shown for member in group])
+    )
     sections = []
     for group in shown:
-        cards = [_member(member, group[0], metadata_of(member.id, catalogue), next(urls)) for member in group]
+        cards = [
+            _member(member, group[0], metadata_of(member.id, catalogue), next(urls), checked.get(member.id))
+            for member in group
+        ]
         sections.append(Section(cards[0].title, f"{len(group)} posters", cards))
     left = len(found.groups) - len(shown)
     note = f"{left:,} more groups are not shown: `python -m producer duplicates --json` lists all." if left else ""
@@ -130,24 +157,24 @@ def duplicates_page(
     return render("Duplicate posters", info, facts, sections, note)
 
 
-def _member(member: Member, first: Member, metadata: Mapping[str, Any], picture: str | None) -> Card:
+def _member(
+    member: Member, first: Member, metadata: Mapping[str, Any], picture: str | None, checked: Comparison | None
+) -> Card:
     tag = "first" if member is first else "same content" if member.same_content else ""
     notes = [f"{member.bytes / 1000:,.0f} kB", *_facts(metadata)]
     if not member.same_content and member.near_to not in (first.id, member.id):
         notes.append(f"near to {member.near_to}")
+    if checked:
+        notes.append(f"same picture: {shown(checked)}" if checked.same else "similar picture")
     title = str(metadata.get("title", "")) or member.id
     score = None if member is first else member.score
     return Card(title, str(metadata["file"]), picture, GONE, score, tag, notes, highlighted=member is first)
 
 
-def _file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
-    """The file of a poster; None when it does not exist.
-
-    Without a catalogue entry, an id is the file's path after NFC, with non-UTF-8 bytes as ``%XX``; the possible
-    originals are tried in turn.
-    """
-    root = settings.root
-    return next(((root, name) for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
+def poster_file(settings: Settings, poster: str, catalogue: Catalogue) -> File | None:
+    """The file of a poster; None when it does not exist."""
+    name = existing_file(settings.root, poster, catalogue)
+    return None if name is None else (settings.root, name)
 
 
 def _facts(metadata: Mapping[str, Any]) -> list[str]:
@@ -155,16 +182,3 @@ def _facts(metadata: Mapping[str, Any]) -> list[str]:
     facts = {key: value for key, value in metadata.items() if key not in ("file", "id", "title")}
     line = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
     return [line[:MAX_FACTS_CHARACTERS]] if line else []
-
-
-def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
-    entry = catalogue.by_id([poster]).get(poster)
-    if entry is not None:
-        yield entry.file
-        return
-    if os.path.isabs(poster) or ".." in Path(poster).parts:
-        return  # an id from a catalogue, not a path below the root
-    yield poster
-    yield unicodedata.normalize("NFD", poster)  # as macOS writes names
-    if "%" in poster:  # as poster_id writes a byte that is not UTF-8
-        yield re.sub("%([89A-F][0-9A-F])", lambda found: chr(0xDC00 + int(found[1], 16)), poster)

@@ -21,7 +21,11 @@ SIGNATURES: Final = (
     (8, b"WEBP", "image/webp"),
     (0, b"GIF8", "image/gif"),
     (4, b"ftypavif", "image/avif"),
+    (0, b"BM", "image/bmp"),
+    (0, b"II*\0", "image/tiff"),
+    (0, b"MM\0*", "image/tiff"),
 )
+SHOWN: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/avif")  # by every browser
 logger = logging.getLogger(__name__)
 File = tuple[Path | None, str]  # the posters root and a path relative to it, or None and a path outside
 
@@ -36,21 +40,57 @@ def image_urls(settings: Settings, files: Sequence[File | None]) -> list[str | N
 def _image_urls(settings: Settings, files: Sequence[File]) -> list[str | None]:
     try:
         with engine_required():
-            from worker.images.thumbnails import thumbnails
+            from worker.renditions.thumbnails import thumbnails
     except ConfigurationError as error:
         logger.warning("no thumbnails can be made here, the page holds whole files instead: %s", error)
         return [_whole_file(file) for file in files]
-    return [_data_url(data, "image/webp") if data else None for data in thumbnails(settings, files, THUMBNAIL_PIXELS)]
+    box = (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)
+    return [_data_url(data, "image/webp") if data else None for data in thumbnails(settings, files, box)]
 
 
 def _whole_file(file: File) -> str | None:
+    picture = _small_file(file)
+    return _data_url(*picture) if picture else None
+
+
+def _small_file(file: File) -> tuple[bytes, str] | None:
+    """The bytes and the type of a file that a browser shows as it is; None where it is too large, or shows none."""
     root, path = file
     try:
         data = read_file(path, root=root.resolve() if root else None, max_bytes=MAX_WHOLE_FILE_BYTES).data
     except (UnreadablePoster, OSError):
         return None
-    kind = next((kind for at, signature, kind in SIGNATURES if data.startswith(signature, at)), None)
-    return _data_url(data, kind) if kind else None
+    kind = image_kind(data)
+    return (data, kind) if kind in SHOWN else None
+
+
+def image_kind(data: bytes) -> str | None:
+    """The media type that the first bytes of a file say; None: of no image that workers read."""
+    return next((kind for at, signature, kind in SIGNATURES if data.startswith(signature, at)), None)
+
+
+def small_picture(settings: Settings, file: File, width: int) -> tuple[bytes, str] | None:
+    """A picture of a file, at most `width` pixels wide and twice as high, and its media type; None: it has none.
+
+    Where the engine is not installed, the file itself.
+    """
+    try:
+        with engine_required():
+            from worker.renditions.thumbnails import thumbnails
+    except ConfigurationError:
+        return _small_file(file)
+    (data,) = thumbnails(settings, [file], (width, 2 * width))
+    return (data, "image/webp") if data else None
+
+
+def check_pixels(settings: Settings, data: bytes, name: str) -> None:
+    """Raise UnreadablePoster for an image of too many pixels, by its header; not where the engine is not installed."""
+    try:
+        with engine_required():
+            from worker.renditions.thumbnails import check_header
+    except ConfigurationError:
+        return
+    check_header(settings, data, name)
 
 
 def _data_url(data: bytes, kind: str) -> str:

@@ -12,9 +12,23 @@ import pytest
 
 from producer import files
 from producer.errors import UnreadablePoster
-from producer.files import read_file
+from producer.files import OpenFolders
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX only")
+
+
+@pytest.fixture(autouse=True, params=["by path", "in open folders"])
+def way(request):
+    """Every claim here holds for both ways to open a file."""
+    global _folders
+    _folders = request.param == "in open folders"
+
+
+def read_file(path, *, root=None, **options):
+    if root is None or not _folders:
+        return files.read_file(path, root=root, **options)
+    with OpenFolders(root) as folders:
+        return files.read_file(path, root=root, folders=folders, **options)
 
 
 @pytest.fixture
@@ -243,3 +257,67 @@ def test_a_file_is_racy_when_it_may_be_written_again_within_the_same_time(root, 
     path.write_bytes(b"x")
     os.utime(path, (time.time() - age_s, time.time() - age_s))
     assert read_file("a.jpg", root=root).is_racy is is_racy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux opens files in folders' descriptors")
+def test_files_of_one_folder_are_opened_in_its_descriptor(root, monkeypatch):
+    """The folder is checked once; a link in it, and a folder that a link leads out to, are not opened that way."""
+    (root / "b.jpg").write_bytes(b"too")
+    (root / "in.jpg").symlink_to("a.jpg")
+    (root / "out").symlink_to(root.parent)
+    (root / "sub").mkdir()
+    (root / "sub" / "c.jpg").write_bytes(b"below")
+    checks, readlink = [], os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path, **more: checks.append(path) or readlink(path, **more))
+    with OpenFolders(root) as folders:
+        for name in ("a.jpg", "b.jpg", "sub/c.jpg"):
+            descriptor = folders.open(name)
+            assert os.read(descriptor, 9) == (root / name).read_bytes()
+            os.close(descriptor)
+        assert len(checks) == 2
+        for name in (
+            "in.jpg",
+            "out/secret.jpg",
+            "../secret.jpg",
+            "sub/../a.jpg",
+            str(root / "a.jpg"),
+            "sub",
+            "sub/",
+            "",
+            "none.jpg",
+        ):
+            assert folders.open(name) is None, name
+        for name in ("out/secret.jpg", "../secret.jpg"):
+            with pytest.raises(UnreadablePoster) as caught:
+                files.read_file(name, root=root, folders=folders)
+            assert caught.value.word == "outside-root"
+        assert files.read_file("in.jpg", root=root, folders=folders).data == b"inside"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="Linux lists descriptors")
+def test_open_folders_leave_no_descriptor(root):
+    """Not even of folders that were refused."""
+    (root / "out").symlink_to(root.parent)
+    before = len(os.listdir("/proc/self/fd"))
+    with OpenFolders(root) as folders:
+        for name in ("a.jpg", "out/secret.jpg", "none/a.jpg"):
+            descriptor = folders.open(name)
+            if descriptor is not None:
+                os.close(descriptor)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux opens files in folders' descriptors")
+def test_a_folder_that_becomes_a_link_out_of_the_root_is_not_followed(root):
+    """What was checked stays what is read: the folder's descriptor, not its name."""
+    (root / "sub").mkdir()
+    (root / "sub" / "secret.jpg").write_bytes(b"inside")
+    with OpenFolders(root) as folders:
+        assert files.read_file("sub/secret.jpg", root=root, folders=folders).data == b"inside"
+        (root / "sub").rename(root / "moved")
+        (root / "sub").symlink_to(root.parent)
+        assert files.read_file("sub/secret.jpg", root=root, folders=folders).data == b"inside"
+        (root / "moved" / "secret.jpg").unlink()
+        with pytest.raises(UnreadablePoster) as caught:
+            files.read_file("sub/secret.jpg", root=root, folders=folders)
+    assert caught.value.word == "outside-root"

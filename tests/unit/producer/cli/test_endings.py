@@ -9,7 +9,15 @@ from click.testing import CliRunner
 
 from producer.__main__ import main
 from producer.client import Producer
-from producer.errors import PruneRefused, RedisUnreachable, SpaceMismatch, StoreError, StoreUnavailable
+from producer.errors import (
+    CommandForbidden,
+    PruneRefused,
+    RedisUnreachable,
+    SpaceMismatch,
+    StoreError,
+    StoreUnavailable,
+)
+from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.progress import NOTHING
 from producer.queue.workers import READY, Announcement
@@ -65,6 +73,7 @@ def test_status_reports_counts_that_do_not_add_up(run, monkeypatch, arguments, e
     monkeypatch.setattr(JobStore, "list_jobs", lambda store: ["j"])
     monkeypatch.setattr(JobStore, "progress", lambda store, job: replace(DONE, embedded=embedded))
     monkeypatch.setattr(Producer, "workers", lambda producer: [])
+    monkeypatch.setattr(Claims, "paused_since", lambda claims: None)
     done = run(command=arguments)
     assert done.exit_code == (0 if embedded == 3 else 1), done.output
     assert ("do not add up" in done.stderr) == (embedded == 2)
@@ -89,6 +98,7 @@ def test_workers_of_two_models_keep_no_ledger_back(run, monkeypatch):
     [
         (StoreUnavailable("the store is locked"), 3),
         (RedisUnreachable("Redis is away"), 3),
+        (CommandForbidden("Redis forbids a command"), 2),
         (StoreError("the store is no SQLite file"), 2),
         (SpaceMismatch("two spaces"), 2),
         (PruneRefused("more than half"), 2),

@@ -4,11 +4,11 @@ import base64
 import re
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
 from bench.image_samples import encoded, picture
+from producer.check.geometry import Comparison
 from producer.collection.catalogue import Catalogue
 from producer.errors import UnreadablePoster
 from producer.maintenance.spaces import find_space
@@ -17,6 +17,7 @@ from producer.report.pages import Card, Section, duplicates_page, identified_pag
 from producer.search.duplicates import Duplicates, Member, find_duplicates
 from producer.search.identify import Identified
 from producer.search.nearest import Match
+from producer.search.verdict import Verdict
 from producer.settings import load_settings
 from tests.support.filled_store import SPACE, catalogue_of, fill, unit
 from tests.support.memory_store import MemoryStore
@@ -87,9 +88,7 @@ def test_a_page_needs_nothing_from_outside_and_runs_nothing(info, settings):
     """No address but data:, no script, no handler; and a policy under which a browser would refuse them."""
     data = encoded(picture(60, 90), "JPEG")
     (settings.root / "a").write_bytes(data)
-    html = identified_page(
-        settings, info, Catalogue(None), [Identified(settings.root / "a", [Match("a", 0.9, {"file": "a"})])]
-    )
+    html = identified_page(settings, info, Catalogue(None), [Identified("a", [Match("a", 0.9, {"file": "a"})])])
     seen = Seen(html)
     for tag, attributes in seen.elements:
         assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base", "a")
@@ -124,8 +123,15 @@ def test_the_identify_page_shows_query_and_matches(info, settings, tmp_path):
     catalogue = catalogue_of(tmp_path, {"file": "deep/a.png", "id": "a", "title": "First & <last>"})
     failure = UnreadablePoster("notes.txt", "unreadable", "no image")
     results = [
-        Identified(query, [Match("a", 0.98765, about), Match("gone.jpg", 0.5, {"file": "gone.jpg"})]),
-        Identified(Path("notes.txt"), [], failure),
+        Identified(
+            str(query),
+            [Match("a", 0.98765, about), Match("gone.jpg", 0.5, {"file": "gone.jpg"})],
+            verdict=Verdict("perhaps", "they look alike <b>"),
+            path=query,
+            without_bars=True,
+            comparisons={"a": Comparison(True, 41, True, (0.1, 0.2, 0.9, 0.8))},
+        ),
+        Identified("notes.txt", [], failure),
     ]
     seen = Seen(identified_page(settings, info, catalogue, results))
     kinds, data = zip(*map(decoded, seen.sources()), strict=True)
@@ -135,8 +141,18 @@ def test_the_identify_page_shows_query_and_matches(info, settings, tmp_path):
     from PIL import Image
 
     assert [Image.open(io.BytesIO(part)).size for part in data] == [(480, 160), (320, 480)]
-    for words in ("First & <last>", "0.9877", "deep/ a.png", "year 1999", "gone.jpg", "unreadable: no image"):
+    for words in (
+        "First & <last>",
+        "0.9877",
+        "deep/ a.png",
+        "year 1999",
+        "gone.jpg",
+        "unreadable: no image",
+        "perhaps",
+        "they look alike <b>",
+    ):
         assert words in seen.text
+    assert "same picture: 41 points match, 10 to 90 % across and 20 to 80 % down, mirrored" in seen.text
     assert "no such image under the posters root" in seen.text
     assert "tags" not in seen.text
 
@@ -153,7 +169,7 @@ def test_pictures_never_leave_the_posters_root(settings, tmp_path):
 
 def test_a_machine_without_pillow_shows_the_files_themselves(settings, monkeypatch, caplog):
     """As they are, if a browser knows them and they are small; it says so."""
-    monkeypatch.setitem(sys.modules, "worker.images.thumbnails", None)  # importing it raises ImportError
+    monkeypatch.setitem(sys.modules, "worker.renditions.thumbnails", None)  # importing it raises ImportError
     monkeypatch.setattr(thumbnails, "MAX_WHOLE_FILE_BYTES", 50_000)
     samples = {kind: encoded(picture(60, 90), kind) for kind in ("PNG", "JPEG", "WEBP")}
     for kind, data in samples.items():

@@ -1,0 +1,103 @@
+"""The interface as a router, and the application that `serve` runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from producer.errors import ConfigurationError
+from producer.output import notify
+from producer.settings import Settings
+from producer.web import failures, identify, jobs, posters, spaces
+from producer.web.guard import HEADERS, GuardedRoute
+from producer.web.problems import problem_of
+from producer.web.service import Service
+
+PREFIX: Final = "/api/v1"
+TITLE: Final = "Poster embedding queue"
+STOP_S: Final = 3  # for the answers that are under way; streams never end by themselves
+router = APIRouter(prefix=PREFIX, route_class=GuardedRoute)
+for part in (identify, jobs, failures, spaces, posters):  # the paths of posters, which hold slashes, come last
+    router.include_router(part.router)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+def openapi(request: Request) -> JSONResponse:
+    """This interface, whatever else the application has."""
+    return JSONResponse(get_openapi(title=TITLE, version="1", routes=router.routes))
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """What the routers need, while the application runs; connects and loads on first use."""
+    if not hasattr(app.state, "posters"):
+        app.state.posters = Service()
+    yield
+    await to_thread.run_sync(app.state.posters.close)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The interface and the pages as an application of their own; `settings` None: from config.json and environment."""
+    from producer.web.pages import page_router
+
+    app = FastAPI(title=TITLE, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.posters = Service(settings)
+    app.include_router(router)
+    app.include_router(page_router)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Any:
+        """What no route takes."""
+        response = problem_of(error).response
+        response.headers.update(HEADERS)
+        return response
+
+    return app
+
+
+def run(settings: Settings, host: str, port: int, *, without_token: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        ConfigurationError: others could reach it, and there is no token; or the address cannot be listened on.
+    """
+    if settings.web_token is None and not is_loopback(host) and not without_token:
+        raise ConfigurationError(
+            f"whoever reaches {host} could read, add and delete posters: set POSTERS_WEB_TOKEN to a secret of 16 "
+            "characters or more, or add --no-token where something else asks who they are"
+        )
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"{host}, port {port}, cannot be listened on ({reason}): choose another --port"
+        ) from error
+    with listening:
+        shown = f"[{host}]" if ":" in host else host
+        notify(f"serving http://{shown}:{listening.getsockname()[1]}/ until Ctrl-C")
+        _serve(create_app(settings), listening)
+
+
+def _serve(app: FastAPI, listening: socket.socket) -> None:
+    import uvicorn
+
+    options: dict[str, Any] = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": STOP_S}
+    uvicorn.Server(uvicorn.Config(app, **options)).run([listening])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
