@@ -3,7 +3,7 @@
 # make test   lint, type-check, test
 # make setup  only what these need: .venv, Python packages, a Redis server
 .DEFAULT_GOAL := help
-.PHONY: help setup demo unit test lint shuffle matrix chaos fuzz bench bench-images bench-memory bench-scale clean
+.PHONY: help setup demo demo-pages unit test lint shuffle matrix chaos fuzz bench bench-feed bench-images bench-latency bench-memory bench-scale clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # Half of what a test with workers does is wait, so more tests run side by side than there are cores.
 PROCESSES ?= 5
+# Set to anything, it has each of the hundreds of processes that tests start compile the project again.
+export PYTHONDONTWRITEBYTECODE :=
 
 help:  ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,19 +34,31 @@ redis: $(STAMP)
 demo: setup  ## Watch posters/ become vectors through a real Redis and a real worker
 	@$(BIN)/python -m producer demo
 
+demo-pages: setup  ## The same, then its pages at http://127.0.0.1:8000/ until Ctrl-C
+	@$(BIN)/python -m producer demo --serve
+
 unit: $(STAMP)  ## Run the tests that need no server, in two minutes
 	$(BIN)/python -m pytest -m 'not slow and not chaos' -n 2 --durations=10 tests/unit tests/test_architecture.py
 
-test: setup lint  ## Lint, type-check, and run the tests
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10
+test: setup style  ## Lint, type-check, and run the tests
+	@$(MAKE) --no-print-directory --jobs=2 types tests
 
-lint: setup  ## Lint and type-check only
+# Side by side in `make test`: mypy alone would use one core.
+.PHONY: style types tests
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 
+tests: setup
+	$(BIN)/python -m pytest -n $(PROCESSES) --durations=10
+
+lint: style types  ## Lint and type-check only
+
 shuffle: setup  ## Run the tests in another order each time; SEED=7 repeats one
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal -p pytest_randomly $(if $(SEED),--randomly-seed=$(SEED))
+	$(BIN)/python -m pytest -n $(PROCESSES) -p pytest_randomly $(if $(SEED),--randomly-seed=$(SEED))
 
 matrix:  ## Test on every supported version of Python and Redis; PYTHONS="3.12" for some; writes docs/install.md
 	$(PYTHON) .ci/matrix $(PYTHONS)
@@ -70,6 +84,12 @@ bench-memory: setup  ## Does a worker's memory stay flat over 20,000 posters?
 
 bench-images: setup  ## Time reading and decoding, per format
 	$(BIN)/python -m bench.images
+
+bench-latency: setup  ## How long does a caller wait for a vector? Writes the table into docs/performance.md
+	$(BIN)/python -m bench.latency --write
+
+bench-feed: setup  ## Can this machine feed a fast card? Posters/s without a model, and the time under the lock
+	$(BIN)/python -m bench.feed
 
 bench-scale: setup  ## Index a million posters again: seconds and memory, at three sizes
 	$(BIN)/python -m bench.scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 
 import pytest
 
@@ -28,22 +28,33 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items):
-    """Spread the modules that start workers over the processes of pytest-xdist, each at the front of its share.
+# Files that take longer than half a minute beside others, the longest first.
+LONGEST = (
+    "test_card_lock.py",
+    "test_end_to_end.py",
+    "test_search_commands.py",
+    "test_decode.py",
+    "test_watch.py",
+    "test_reindexing.py",
+    "test_types.py",
+    "test_wheel.py",
+    "test_samples.py",
+    "test_memory_budget.py",
+)
 
-    worksteal gives each process one contiguous share to begin with; in alphabetical order the first one would hold
-    nearly all slow tests, and the run would end with one process at work.
+
+def pytest_collection_modifyitems(items):
+    """Bring long files first: pytest-xdist hands out whole files in this order, and its processes are to end together.
+
+    Whole, because the tests of a file share a worker; within a file their order is left alone.
     """
-    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if count == 1:
-        return
-    slow, quick = [], []
-    for module, tests in groupby(items, key=lambda item: item.path):
-        (quick if "unit" in module.parts else slow).append(list(tests))
-    shares = [list(chain.from_iterable(slow[number::count])) for number in range(count)]
-    rest = chain.from_iterable(quick)
-    size = -(-len(items) // count)
-    items[:] = [test for share in shares for test in (*share, *islice(rest, max(0, size - len(share))))] + list(rest)
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+
+    def rank(tests):
+        name, slow = tests[0].path.name, sum(bool(test.get_closest_marker("slow")) for test in tests)
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), -slow, "unit" in tests[0].path.parts
+
+    items[:] = chain.from_iterable(sorted(files, key=rank))
 
 
 @pytest.fixture(scope="session")

@@ -22,18 +22,22 @@ FLOORS = [
     ("producer.settings", "producer.files", "producer.embedding", "producer.host"),
     ("producer.redis_client",),
     ("producer.queue", "producer.vectors"),
+    ("producer.requests",),
     ("producer.collection",),
     ("producer.queue_client",),
     ("producer.job", "producer.output"),
     ("producer.on_demand",),
     ("producer.client",),
-    ("producer.indexing", "producer.maintenance"),
+    ("producer.aio",),
+    ("producer.indexing", "producer.maintenance", "producer.check"),
     ("producer.search", "producer.export", "producer.watch"),
+    ("producer.calibration",),
     ("producer.report",),
+    ("producer.web",),
     ("producer.cli",),
     ("producer.__main__", "producer"),
     ("worker", "worker.settings", "worker.errors", "worker.broker", "worker.images"),
-    ("worker.model",),
+    ("worker.model", "worker.renditions"),
     ("worker.pipeline",),
     ("worker.demo",),
     ("worker.clip_embedder", "worker.celery"),
@@ -45,20 +49,34 @@ HOMES = {
     "torch": ("worker.images", "worker.model", "worker.pipeline", "worker.clip_embedder"),
     "torchvision": ("worker.images",),
     "open_clip": ("worker.model",),
-    "PIL": ("worker.images", "worker.clip_embedder"),
+    "PIL": ("worker.images", "worker.renditions", "worker.clip_embedder"),
+    "simplejpeg": ("worker.images",),
     "celery": ("producer.queue.sender", "worker.broker", "worker.celery", "worker.runtime.supervisor", "worker.tasks"),
     "kombu": ("producer.queue.sender", "worker.broker", "worker.celery"),
-    "redis": ("producer.redis_client", "producer.vectors.redis", "worker.broker"),
+    "redis": ("producer.redis_client", "producer.aio.connections", "producer.vectors.redis", "worker.broker"),
     "sqlite3": ("producer.vectors.sqlite", "producer.collection"),
     "pyarrow": ("producer.export",),
     "faiss": ("producer.export",),
     "watchfiles": ("producer.watch",),
-    "jinja2": ("producer.report",),
+    "jinja2": ("producer.report", "producer.web"),
+    "fastapi": ("producer.web",),
+    "starlette": ("producer.web",),
+    "anyio": ("producer.web",),
+    "uvicorn": ("producer.web",),
+    "cv2": ("producer.check",),
+    "httpcore2": ("producer.search.download",),
 }
-HEAVY = {"torch", "torchvision", "open_clip", "PIL"}
-FOR_ONE_COMMAND = {"pyarrow", "faiss", "jinja2"}  # a tenth of a second each, the first two also 50 MB
+HEAVY = {"torch", "torchvision", "open_clip", "PIL", "simplejpeg"}
+# For one command: a tenth of a second each, the first two also 50 MB.
+FOR_ONE_COMMAND = {"pyarrow", "faiss", "jinja2", "fastapi", "starlette", "uvicorn", "cv2", "httpcore2"}
 # The only modules of `producer` that reach `worker`, inside a function, where the engine is installed as well.
-MAY_REACH_THE_ENGINE = {"producer.search.identify", "producer.report.thumbnails"}
+MAY_REACH_THE_ENGINE = {
+    "producer.search.identify",
+    "producer.search.sources",
+    "producer.calibration.sample",
+    "producer.check.pictures",
+    "producer.report.thumbnails",
+}
 
 
 def _modules() -> dict[str, Path]:
@@ -199,10 +217,12 @@ def test_every_folder_says_what_it_is_in_contributing():
 
 def test_the_wheel_holds_every_file_of_the_packages():
     """setuptools takes modules by itself, and other files only by the patterns of package-data."""
-    patterns = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    projects = [PROJECT / name for name in ("pyproject.toml", "worker/pyproject.toml")]
+    settings = [tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["setuptools"] for path in projects]
     declared = {
         path
-        for package, globs in patterns["package-data"].items()
+        for setting in settings
+        for package, globs in setting["package-data"].items()
         for pattern in globs
         for path in PROJECT.joinpath(*package.split(".")).glob(pattern)
     }

@@ -122,13 +122,6 @@ def test_a_passing_job_is_in_no_list(ledger):
     assert ledger.list_active() == ["passing"]
 
 
-def test_vectors_for_a_waiting_caller_come_back_bit_by_bit(ledger, claims):
-    """What a replying batch leaves is what the caller reads."""
-    begin(ledger, batch())
-    claims.finish(batch(), Outcome(embedded=4, vectors={"1-0": bytes(range(256)), "1-1": b"\0\xff"}))
-    assert ledger.vectors("job", ["1-0", "1-1", "1-2"]) == {"1-0": bytes(range(256)), "1-1": b"\0\xff"}
-
-
 def test_every_key_of_an_ended_job_has_a_lifetime(ledger, claims, redis_server):
     """Nothing of a job stays in Redis for ever."""
     begin(ledger, batch(1), batch(2))
@@ -136,7 +129,7 @@ def test_every_key_of_an_ended_job_has_a_lifetime(ledger, claims, redis_server):
     claims.renew(batch(1), "one#1", 1)
     claims.release(batch(1), "one#1", 60)
     failure = Failure("1-0", "0.jpg", "missing", "gone")
-    claims.finish(batch(1), Outcome(embedded=3, failures=(failure,), vectors={"1-1": b"x"}))
+    claims.finish(batch(1), Outcome(embedded=3, failures=(failure,)))
     claims.finish(batch(2), Outcome(embedded=4))
     with redis_server.client as client:
         lasting = [key for key in client.keys("*") if client.ttl(key) < 0]

@@ -58,6 +58,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.redeliveries = [Redelivery(self.claims, self.store, self.send, lambda: self.now) for _ in range(2)]
         self.steps, self.counts, self.failures, self.cancelled = {}, {}, {}, set()
         self.open, self.holder, self.attempts, self.crashes, self.granted = {}, {}, {}, {}, {}
+        self.in_an_earlier_run = set()  # of Redis: their holders claimed them before it was restarted
         self.batches, self.deliveries = [], []  # all that ever were; a delivery is (batch, holder)
         for job in range(2):
             self.create()
@@ -180,7 +181,7 @@ class LedgerMachine(RuleBasedStateMachine):
         batch, holder = self.delivery(delivery)
         if self.is_holders(batch, holder):
             claimed = self.claims.claim(batch, holder)
-            assert (claimed.verdict, claimed.attempt) == (Claim.WORK, self.attempts[batch.batch])
+            assert (claimed.verdict, claimed.attempt) == (Claim.WORK, self.attempts[batch.batch] + 1)
             self.holder[batch.batch] = holder
 
     @rule(delivery=NUMBER, done=st.integers(0, 5))
@@ -199,7 +200,7 @@ class LedgerMachine(RuleBasedStateMachine):
         released = self.claims.release(batch, holder, pause_s, count=is_counted)
         assert released == self.is_holders(batch, holder)
         if released:
-            self.attempts[batch.batch] -= not is_counted
+            self.attempts[batch.batch] += is_counted
             self.crashes[batch.batch] += is_counted
             self.granted.pop(batch.batch)
             self.holder[batch.batch] = NOBODY if pause_s else None
@@ -240,6 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
         is_its_own = last.startswith(f"{owner}#") and self.is_holders(batch, last)
         assert self.claims.release_dead(batch, owner, crashed=crashed) == is_its_own
         if is_its_own:
+            self.attempts[batch.batch] += 1
             self.crashes[batch.batch] += crashed
             self.granted.pop(batch.batch)
             self.holder[batch.batch] = None
@@ -250,6 +252,14 @@ class LedgerMachine(RuleBasedStateMachine):
         name = newest(self.batches, batch).batch
         redis.delete(f"posters:claim:{name}")
         self.holder.pop(name, None)
+
+    @rule()
+    def restart_redis(self):
+        """What tells a claim's run of Redis from the present one is its id: all are claims of an earlier run now."""
+        for name in self.granted:
+            if name in self.open:
+                redis.hset(f"posters:job:{self.open[name].job}:tries", f"{name}~", "0")
+                self.in_an_earlier_run.add(name)
 
     # what must hold
 
@@ -275,7 +285,7 @@ class LedgerMachine(RuleBasedStateMachine):
         waiting = sum(len(self.open[name].posters) for name in batches)
         assert counts["submitted"] == sum(counts[name] for name in NAMES) + waiting
         assert (set(opened), failures) == (batches, self.failures[job])
-        assert {field.rstrip("#!@+") for field in tries} <= batches
+        assert {field.rstrip("#!@~+") for field in tries} <= batches
         for known, mark in ((self.attempts, ""), (self.crashes, "!")):
             assert {name: int(tries.get(name + mark, 0)) for name in batches} == {name: known[name] for name in batches}
         assert all(self.attempts[name] >= 0 for name in batches)
@@ -307,6 +317,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def close(self, name):
         for known in (self.open, self.holder, self.attempts, self.crashes, self.granted):
             known.pop(name, None)
+        self.in_an_earlier_run.discard(name)
 
     def withdraw(self, name):
         self.count(self.open[name].job, submitted=-len(self.open[name].posters))
@@ -328,9 +339,10 @@ class LedgerMachine(RuleBasedStateMachine):
             if is_free:
                 self.withdraw(name)
         else:
-            self.attempts[name] += 1
+            self.attempts[name] += name in self.granted and name not in self.in_an_earlier_run
+            self.in_an_earlier_run.discard(name)
             self.holder[name] = self.granted[name] = holder
-            assert (claimed.verdict, claimed.attempt) == (Claim.WORK, self.attempts[name])
+            assert (claimed.verdict, claimed.attempt) == (Claim.WORK, self.attempts[name] + 1)
             assert claimed.batch(message) == self.open[name]
             self.deliveries.append((self.open[name], holder))
         return claimed.verdict is Claim.WORK

@@ -1,14 +1,15 @@
 """Lost batches come back: open in the ledger, in no queue, in no worker's hands. And those given back, at once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from producer.queue import redelivery as module
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BULK, QUEUES, BatchMessage
-from producer.queue.progress import Outcome
+from producer.queue.messages import BULK, INTERACTIVE, QUEUES, BatchMessage
+from producer.queue.progress import Claim, Outcome
 from producer.queue.redelivery import GRACE_S, SCAN_EVERY_S, Redelivery
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
@@ -104,6 +105,45 @@ def test_a_batch_that_was_given_back_is_sent_as_soon_as_its_pause_is_over(instal
         client.delete("posters:claim:job.1")  # what its expiry does when the pause is over
     assert installation.after(2, redelivery) == [MESSAGE]
     assert installation.after(2, redelivery, installation.redelivery()) == [MESSAGE], "once"
+
+
+def test_a_batch_that_rests_is_sent_once_its_lane_goes_on(installation):
+    """Paused before it was begun: no attempt counts, nobody holds it, and no search takes it for lost."""
+    claims, redelivery = installation.claims, installation.redelivery()
+    assert claims.pause() == claims.pause() == claims.paused_since()
+    assert claims.claim(batch(), "worker#1").verdict is Claim.PAUSED
+    assert claims.claim(batch(), "worker#2").verdict is Claim.PAUSED, "its message may come twice"
+    assert installation.after(60, redelivery) == []
+    assert claims.resume() == 1
+    assert claims.paused_since() is None
+    assert installation.after(2, redelivery) == [MESSAGE]
+    assert claims.claim(batch(), "worker#1")[:3] == (Claim.WORK, 1, False)
+    assert claims.resume() == 0
+
+
+def test_a_pause_spares_what_is_begun_and_what_somebody_waits_for(installation):
+    """The batch in work goes on, also where its worker repeats the claim; the interactive lane is not paused."""
+    claims = installation.claims
+    claims.claim(batch(), "worker#1")
+    claims.pause()
+    assert claims.claim(batch(), "worker#1").verdict is Claim.WORK
+    assert claims.renew(batch(), "worker#1", 1)
+    assert claims.claim(batch(), "other#1").verdict is Claim.BUSY
+    claims.release(batch(), "worker#1")
+    assert claims.claim(replace(batch(), lane=INTERACTIVE), "worker#2").verdict is Claim.WORK
+
+
+def test_a_batch_that_rests_can_be_cancelled_and_outlives_the_loss_of_its_pause(installation, redis_server):
+    """Whatever becomes of the keys, an open batch is sent again, and a finished one is not."""
+    claims, redelivery = installation.claims, installation.redelivery()
+    claims.pause()
+    claims.claim(batch(), "worker#1")
+    with redis_server.client as client:
+        client.delete("posters:paused")
+    assert installation.after(GRACE_S + 2 * SCAN_EVERY_S, redelivery) == [MESSAGE]
+    assert claims.cancel("job") == 4
+    assert claims.resume() == 1
+    assert installation.after(30, redelivery) == [MESSAGE]
 
 
 def test_one_looks_for_all(installation):

@@ -9,6 +9,8 @@ import pytest
 from producer.queue.messages import BatchMessage
 from producer.queue.progress import Claim
 from tests.support.installation import Installation
+from tests.support.redis_server import RedisServer
+from tests.support.wait import wait_for
 
 STOP_S = 2
 
@@ -81,6 +83,25 @@ def test_a_batch_that_hangs_does_not_delay_the_shutdown(installation):
     assert time.monotonic() - began < STOP_S + 12
     time.sleep(installation.settings.claim_s)
     assert is_released(installation, job), worker.log_text()
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_stop_while_redis_is_down_costs_no_attempt(tmp_path, pool):
+    """It can be reported to nobody. The next worker finds that Redis was restarted since the batch was claimed."""
+    with RedisServer(["--appendonly", "yes", "--appendfsync", "always"]) as server:
+        installation = Installation(tmp_path, server, stop_s=str(STOP_S))
+        worker, job = with_batch_in_progress(installation, pool)
+        server.stop()
+        worker.process.send_signal(TERM)
+        worker.process.wait(60)
+        server.start()
+        claims, message = installation.claims(), BatchMessage(job.id, f"{job.id}.1")
+        wait_for(lambda: not claims.claimed([message.batch]), "the end of the claim", 60)
+        claimed = claims.claim(message, "another#1")
+        assert (claimed.verdict, claimed.attempt, claimed.begun_before) == (Claim.WORK, 1, True), worker.log_text()
+        installation.close()
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_unreadable_settings_end_the_worker(registry, monkeypatch):
 
 def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, heartbeats, monkeypatch, redis_url, caplog):
     """Locked, full or unreachable: the reason is published at every try and logged once."""
-    heartbeat = startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url), solo=True)
+    heartbeat = startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url))
     heartbeats.append(heartbeat)
     errors = [StoreUnavailable("it is locked")] * 3
     published, closed = [], []
@@ -106,7 +106,7 @@ def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, heartbea
 
 def test_a_store_that_needs_repair_is_not_waited_for(registry, heartbeats, monkeypatch, redis_url):
     """A damaged file or a wrong mode is no transient failure."""
-    heartbeats.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url), solo=True))
+    heartbeats.append(startup.Heartbeat(startup.load_settings(), NAME, JobStore(redis_url)))
 
     def damaged(url, mode):
         raise StoreError("it is no SQLite file")

@@ -96,6 +96,19 @@ def test_everything_is_on_stdout_and_numbers_are_numbers(run, ledger, redis_url)
     assert "w@h     ready" in run("status").stdout
 
 
+def test_a_pause_is_shown_until_it_is_ended(run):
+    """As text and as a number; both commands may be repeated."""
+    assert json.loads(run("status", "--json").stdout)["paused_since"] is None
+    since = run("pause").stdout
+    assert since.startswith("the bulk lane is paused since 20")
+    assert run("pause").stdout == since
+    assert run("status").stdout.startswith(since.strip())
+    assert json.loads(run("status", "--json").stdout)["paused_since"] > 1e9
+    assert run("resume").stdout == "the bulk lane goes on; 0 batch(es) rested\n"
+    assert "is not paused" in run("resume").stderr
+    assert "paused" not in run("status").stdout
+
+
 def test_follow_ends_with_the_job(run, ledger):
     """An object for each change; status 1 where a poster failed, as `index`."""
     begin(ledger, batch(1))

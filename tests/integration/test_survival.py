@@ -1,5 +1,6 @@
 """A real worker survives a lost or hanging device, and reports what limits its speed."""
 
+import re
 import time
 
 import pytest
@@ -49,9 +50,9 @@ def test_the_bottleneck_is_reported(installation):
     result = installation.run("index")
     assert result.returncode == 0
     sentence = installation.producer.registry.find("w@tests").get("bottleneck")
-    assert "bound" in sentence
-    assert "% of the time" in sentence
+    form = r"((device|store|decode)-bound|no single bottleneck): .*% of the time"  # a busy machine decides which
+    assert re.match(form, sentence)
     assert sentence in result.stderr
     assert sentence in installation.run("status").stdout
     assert "s on the device, waited" in worker.log_text()
-    assert "-bound" in worker.log_text() or "bound by no one thing" in worker.log_text()
+    assert re.search(form, worker.log_text())

@@ -9,7 +9,6 @@ import time
 import pytest
 
 from producer.errors import BadMessage
-from producer.queue.image_requests import encode_query
 from producer.queue.messages import (
     BULK,
     EMBED_TASK,
@@ -21,9 +20,10 @@ from producer.queue.messages import (
     BatchMessage,
     EmbedBatch,
     Poster,
+    encode_query,
     fitting,
 )
-from producer.queue.sender import create_sender, send, send_query
+from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
 from tests.support.fixtures.validation_v0_1 import rejection_reason
 from tests.support.lane_elements import QUEUE, TOKEN, received
@@ -34,11 +34,11 @@ from worker.broker.validation import MAX_RETRIES, rebuild
 
 @pytest.fixture(scope="module")
 def elements(redis_server):
-    """A batch and an image request as a producer pushes them to their lanes."""
+    """A batch as a producer pushes it to its lane, and an image request as older ones do."""
     with redis_server.client as client, create_sender(load_settings(redis_url=redis_server.url)) as app:
         client.flushall()
         send(app, BatchMessage("job", "job.1"))
-        send_query(app, TOKEN)
+        app.send_task(QUERY_TASK, args=[encode_query(TOKEN)], task_id=TOKEN, queue=QUEUES[INTERACTIVE])
         return {
             EMBED_TASK: json.loads(client.rpop(QUEUES[BULK])),
             QUERY_TASK: json.loads(client.rpop(QUEUES[INTERACTIVE])),

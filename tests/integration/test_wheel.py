@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distribution, distributions
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.support.project import PROJECT
 
 NO_INDEX = re.compile(r"NewConnectionError|name resolution|ProxyError|timed out|ConnectTimeout")
-DATA = {".lua", ".sql", ".html", ".css"}
+DATA = {".lua", ".sql", ".html", ".css", ".js", ".typed"}
 
 
 def run(*command, cwd):
@@ -55,17 +57,42 @@ def test_the_engine_has_a_wheel_of_its_own(wheels):
     assert contents(wheels[1]) == files_of("worker", ".py", *DATA)
 
 
+def link_required(site, requirements, seen):
+    """Link what a wheel requires, and no more, from this environment into `site`, as pip would install it there."""
+    for wanted in map(Requirement, requirements):
+        found = distribution(wanted.name)
+        assert wanted.specifier.contains(found.version), wanted
+        for name in {file.parts[0] for file in found.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(found.locate_file(name))
+        if (wanted.name, *wanted.extras) not in seen:
+            seen.add((wanted.name, *wanted.extras))
+            extras = ("", *wanted.extras)
+            needs = [need for need in map(Requirement, found.requires or ()) if is_needed(need, extras)]
+            link_required(site, map(str, needs), seen)
+
+
+def is_needed(requirement, extras):
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
+
+
 @pytest.mark.slow
-def test_a_backend_with_a_worker_module_of_its_own_can_use_it(wheels, tmp_path):
+@pytest.mark.parametrize("from_index", [False, pytest.param(True, marks=pytest.mark.chaos)])
+def test_a_backend_with_a_worker_module_of_its_own_can_use_it(wheels, tmp_path, from_index):
     """Half of all Celery projects have a worker.py; the import takes ours for nobody's."""
     python = tmp_path / "venv" / "bin" / "python"
     run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
     command += ["--constraint", str(PROJECT / "constraints.txt"), str(wheels[0])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command if from_index else [*command, "--no-deps"], capture_output=True, text=True)
     if done.returncode and NO_INDEX.search(done.stderr) and not os.environ.get("CI"):
         pytest.skip("the package index is unreachable")
     assert done.returncode == 0, done.stderr
+    if not from_index:
+        (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+        needs = distributions(path=[str(site)], name="poster-embedding-queue")
+        requirements = [text for text in next(iter(needs)).requires if is_needed(Requirement(text), [""])]
+        link_required(site, requirements, set())
     backend = tmp_path / "backend"
     backend.mkdir()
     (backend / "worker.py").write_text("NAME = 'the worker of the backend'\n")

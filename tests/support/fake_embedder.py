@@ -34,12 +34,12 @@ class ColorEmbedder:
     space, geometry, device, provenance = SPACE, Geometry(16, 16), torch.device("cpu"), {"device": "none"}
 
     def __init__(self, chunk: int = 4) -> None:
-        self.chunk = chunk
+        self.chunk, self.canary = chunk, None
         self.sizes: list[int] = []
         self.refuse: set[int] = set()  # red values of images without a vector
         self.error: Exception | None = None
 
-    def submit(self, pixels: torch.Tensor) -> Chunk:
+    def submit(self, pixels: torch.Tensor, *, urgent: bool = False) -> Chunk:
         if self.error:
             raise self.error
         assert pixels.dtype == torch.uint8

@@ -107,9 +107,9 @@ def _patch() -> None:
             ctypes.PyDLL(None).sleep(int(LONG_S))  # unlike CDLL, it keeps the interpreter's lock
         return decode(data, *arguments, **options)
 
-    def launch_or_fail(self: CpuExecutor, pixels: torch.Tensor) -> object:
+    def launch_or_fail(self: CpuExecutor, pixels: torch.Tensor, **options: object) -> object:
         if not warm:
-            return launch(self, pixels)
+            return launch(self, pixels, **options)
         time.sleep(pause_s)
         while FOLDER is not None and (FOLDER / "hold").exists():
             (FOLDER / "held").touch()
@@ -125,7 +125,7 @@ def _patch() -> None:
         if FOLDER is not None:
             with (FOLDER / "passes").open("a") as journal:
                 journal.write(f"{time.monotonic()} {os.getpid()} {len(pixels)}\n")
-        return launch(self, pixels)
+        return launch(self, pixels, **options)
 
     def run_batch_after_warm_up(self: pipeline.Pipeline, *arguments: object, **options: object) -> object:
         nonlocal warm

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from click.testing import CliRunner
 
 from bench.image_samples import encoded, picture
 from producer import Producer
+from producer.host import program
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.workers import READY, Announcement
@@ -22,8 +28,10 @@ from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import write_tiny_model
 
-PYTHONPATH = os.pathsep.join([str(PROJECT), str(PROJECT / "tests" / "support" / "fast_imports")])
+PYTHONPATH = str(PROJECT / "tests" / "support" / "fast_imports")  # without the project, as a user has it
+CELERY = str(Path(sys.executable).with_name("celery"))
 START_S = 90.0  # a loaded machine imports torch in 10 s; four processes at a time take 40 s
+COMMAND_S = 120.0
 
 
 class Worker:
@@ -34,7 +42,7 @@ class Worker:
         self.name, self._installation = f"{name}@tests" if name else f"posters@{socket.gethostname()}", installation
         self.log = installation.folder / f"{name}.log"
         named = ("--hostname", self.name) if name else ()
-        celery = [sys.executable, "-m", "celery", "-A", "worker", "worker", *named, *arguments]
+        celery = [CELERY, "-A", "worker", "worker", *named, *arguments]
         command = [*installation.worker_prefix, *celery]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -125,26 +133,36 @@ class Installation:
         self.workers.append(Worker(self, name, *arguments, **environment))
         return self.workers[-1]
 
+    def _environment(self, changes: dict[str, str]) -> dict[str, str]:
+        """The variables of a command, which has the rights of a backend."""
+        return {name: RedisServer.as_backend(value) for name, value in self.environment.items()} | changes
+
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start the command line in the background."""
+        """Start the command line as a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "producer", *arguments],
             cwd=PROJECT,
-            env={name: RedisServer.as_backend(value) for name, value in self.environment.items()} | environment,
+            env=self._environment(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line and wait for its end."""
-        process = self.start(*arguments, **environment)
+        """Run the command line within this process: the imports of one of its own take a second of processor time.
+
+        A command that does not end is interrupted, as by Ctrl-C.
+        """
+        from producer.__main__ import main
+
+        overdue = threading.Timer(COMMAND_S, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        overdue.start()
         try:
-            out, err = process.communicate(timeout=120)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise AssertionError(f"{arguments} did not end; its output: {process.communicate()}") from None
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+            with patch.dict(os.environ, self._environment(environment), clear=True), contextlib.chdir(PROJECT):
+                done = CliRunner(catch_exceptions=False).invoke(main, arguments, prog_name=program())
+        finally:
+            overdue.cancel()
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     def index(self, *arguments: str, status: int = 0, **environment: str) -> dict[str, Any]:
         """Run ``index --json``; returns its counts, after checking that they add up."""

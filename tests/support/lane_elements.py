@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from kombu import Connection
 from kombu.utils.json import loads
 
-from producer.queue.image_requests import encode_query
-from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, QUERY_TASK, QUEUES, BatchMessage
+from producer.queue.messages import BULK, EMBED_TASK, INTERACTIVE, QUERY_TASK, QUEUES, BatchMessage, encode_query
 from tests.support.old_ledger import LEDGER
 from worker import tasks
 

@@ -14,7 +14,7 @@ import pytest
 from producer.embedding import Space, Vectors
 from producer.errors import StoreError
 from producer.vectors import open_store
-from producer.vectors.base import Row, SpaceInfo, VectorStore
+from producer.vectors.base import Calibration, Row, SpaceInfo, VectorStore
 from producer.vectors.codec import checked, first_version
 
 
@@ -28,6 +28,7 @@ class _StoredSpace:
     rows: dict[str, Row] = field(default_factory=dict)
     vectors: dict[str, Vectors] = field(default_factory=dict)
     stored: dict[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def touch(self, now: float) -> None:
         self.version, self.changed = self.version + 1, now
@@ -95,10 +96,10 @@ class MemoryStore:
             part = items[start : start + chunk]
             yield [row for row, _ in part], np.stack([vector for _, vector in part])
 
-    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "") -> Iterator[list[str]]:
+    def ids(self, space_id: str, chunk: int = 65536, prefix: str = "", after: str = "") -> Iterator[list[str]]:
         with self._lock:
             entry = self._spaces.get(space_id)
-            names = sorted(name for name in entry.rows if name.startswith(prefix)) if entry else []
+            names = sorted(name for name in entry.rows if name.startswith(prefix) and name > after) if entry else []
         for start in range(0, len(names), chunk):
             yield names[start : start + chunk]
 
@@ -133,6 +134,7 @@ class MemoryStore:
                     entry.created,
                     entry.changed,
                     entry.provenance,
+                    entry.calibration,
                 )
                 for entry in sorted(self._spaces.values(), key=lambda entry: entry.created)
             ]
@@ -142,9 +144,17 @@ class MemoryStore:
 
     def use(self, space_id: str) -> None:
         with self._lock:
-            if space_id not in self._spaces:
-                raise StoreError(f"the store has no space {space_id!r}; it has: {', '.join(self._spaces) or 'none'}")
+            self._require_space(space_id)
             self._current = space_id
+
+    def calibrate(self, space_id: str, calibration: Calibration | None) -> None:
+        with self._lock:
+            self._require_space(space_id)
+            self._spaces[space_id].calibration = calibration
+
+    def _require_space(self, space_id: str) -> None:
+        if space_id not in self._spaces:
+            raise StoreError(f"the store has no space {space_id!r}; it has: {', '.join(self._spaces) or 'none'}")
 
     def drop(self, space_id: str) -> int:
         with self._lock:

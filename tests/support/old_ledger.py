@@ -8,7 +8,7 @@ from pathlib import Path
 import redis
 
 from producer.queue.jobs import JobStore
-from producer.queue.keys import ACTIVE, NOBODY, REPLY_S, RETURNED, claim_key, job_keys
+from producer.queue.keys import ACTIVE, NOBODY, RETURNED, claim_key, job_keys
 from producer.queue.messages import EmbedBatch
 
 FIXTURES = Path(__file__).parent / "fixtures"  # written by write_v0_1.py there; scripts and validation are copies
@@ -60,7 +60,7 @@ class OldWorker:
     def finish(self, batch: EmbedBatch) -> bool:
         """True if it counted the batch, as embedded."""
         names = ("", "open", "tries", "doing", "failures", "vectors")
-        arguments = [batch.job, batch.batch, "1.0", 3600, REPLY_S, 0, NOBODY, len(batch.posters), 0, 0, 0, 0, 0]
+        arguments = [batch.job, batch.batch, "1.0", 3600, 300, 0, NOBODY, len(batch.posters), 0, 0, 0, 0, 0]
         return bool(self._run("finish_batch", batch, names, arguments, ACTIVE, RETURNED))
 
     def split(self, batch: EmbedBatch) -> bool:

@@ -183,7 +183,7 @@ def test_the_store_may_be_a_redis_behind_a_socket():
 def test_every_setting_has_a_section_and_a_description_with_its_unit(name):
     """docs/settings.md is made of these; a setting whose name ends with a unit has that unit in its description."""
     description = Settings.model_fields[name].description or ""
-    assert section_of(name) in ("clip", "images", "queue", "posters")
+    assert section_of(name) in ("clip", "images", "queue", "posters", "web")
     assert description
     for suffix, unit in {"_s": "seconds", "_bytes": "bytes", "_days": "days", "_pixels": "pixels"}.items():
         assert not name.endswith(suffix) or unit in description
@@ -228,3 +228,9 @@ def test_excluded_names_are_a_list(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTERS_EXCLUDE", " x, *.tmp.jpg ,")
     assert load_settings().exclude == ("x", "*.tmp.jpg")
     assert load_settings(exclude="none").exclude == ()
+
+
+def test_a_refused_value_is_explained_in_our_words_alone(monkeypatch):
+    monkeypatch.setenv("POSTERS_STORE", "sqlite://rel/x")
+    with pytest.raises(ConfigurationError, match=r"^store: must be sqlite:PATH .*, from variable POSTERS_STORE$"):
+        load_settings()

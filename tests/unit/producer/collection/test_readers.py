@@ -279,3 +279,16 @@ def test_the_first_of_two_keeps_file_and_id(write):
     assert "names the file 'a.jpg', which entry 1 already has" in reasons["posters.json#2"]
     assert "has the id 'x', which entry 1 already has" in reasons["posters.json#3"]
     assert catalogue.ids_of_problems(["x", "z", "nobody"]) == {"x", "z"}
+
+
+def test_a_text_file_is_a_list_of_names(write):
+    """Blanks belong to a name. Empty lines are counted, so that the number of a bad line is right."""
+    catalogue = read_catalogue(write("p.txt", "a.jpg\r\n\r\n b, c.png \n../out.jpg\n2024"))
+    assert [(entry.id, entry.file) for entry in catalogue.entries()] == [
+        ("a.jpg", "a.jpg"),
+        (" b, c.png ", " b, c.png "),
+        ("2024", "2024"),
+    ]
+    (problem,) = catalogue.problems()
+    assert problem.path.endswith("p.txt#4")
+    assert problem.word == "outside-root"
