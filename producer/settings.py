@@ -25,7 +25,9 @@ PRIVATE = "0600"  # a file that nobody but its owner may read
 EXCLUDED = ("@eaDir", "#recycle", ".*", "Thumbs.db")  # thumbnails and waste bins of NAS systems, hidden names
 
 
-def _field(section: Literal["clip", "images", "queue", "posters"], default: Any, description: str, **more: Any) -> Any:
+def _field(
+    section: Literal["clip", "images", "queue", "posters", "web"], default: Any, description: str, **more: Any
+) -> Any:
     """A setting: its section in config.json, its default, its meaning with its unit, and its constraints."""
     return Field(default, description=description, json_schema_extra={"section": section}, **more)
 
@@ -94,7 +96,13 @@ class Settings(BaseSettings):
         "clip", 64, "images per forward pass at most; auto: measured when the model is loaded"
     )
     cache_dir: Path | None = _field("clip", None, "folder of downloaded weights; empty: the libraries' defaults")
+    text: bool = _field(
+        "clip", True, "whether the worker loads the model's text tower when a text is first to be embedded"
+    )
 
+    private_urls: bool = _field(
+        "images", False, "whether `identify` may fetch images from loopback, private and link-local addresses"
+    )
     decode_threads: int = _field("images", 0, "threads that decode; 0: one per core available", ge=0, le=256)
     look_ahead_images: int = _field("images", 0, "decoded posters that may wait for the GPU; 0: three chunks", ge=0)
     max_pixels: int = _field("images", 100_000_000, "pixels; larger posters fail as too-large", ge=1)
@@ -112,12 +120,39 @@ class Settings(BaseSettings):
     attempts: int = _field("queue", 2, "attempts at a batch before it is split in two", ge=1, le=100)
     claim_s: int = _field("queue", 30, "seconds without a heartbeat after which a worker loses its batch", ge=3)
     stop_s: int = _field("queue", 30, "seconds after which a stopping worker releases its batch", ge=0)
+    max_requests: int = _field(
+        "queue",
+        128,
+        "requests of each kind (images, texts, posters) that may wait for a worker; more are Busy",
+        ge=1,
+        le=65536,
+    )
     remote_control: bool = _field(
         "queue", False, "whether the worker answers `celery inspect`: ping, active, reserved, scheduled, stats"
     )
     keep_jobs_days: int = _field("queue", 30, "days that the ledger keeps a finished job", ge=1)
 
-    _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", mode="before")(_none_if_empty)
+    web_token: Annotated[str | None, Field(min_length=16)] = _field(
+        "web",
+        None,
+        "token that `serve` demands, 16 characters or more; empty: none, and loopback only",
+        repr=False,
+    )
+    web_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = _field(
+        "web",
+        (),
+        "host names, separated by commas, by which browsers reach `serve`, beside `localhost` and IP addresses",
+    )
+    web_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = _field(
+        "web",
+        (),
+        "origins, separated by commas, whose pages may change something beside the server's own, such as "
+        "`https://app.example.com`",
+    )
+
+    _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "web_token", mode="before")(
+        _none_if_empty
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -281,7 +316,8 @@ def _describe(problem: ErrorDetails, given: Collection[str]) -> str:
         source = f"config.json {section_of(key) if key in Settings.model_fields else ''}.{key}"
     is_secret = key in Settings.model_fields and not Settings.model_fields[key].repr  # may hold a password
     value = "" if is_secret else f" (got {problem['input']!r})"
-    return f"{key}: {problem['msg']}{value}, from {source}"
+    reason = problem["msg"].removeprefix("Value error, ")  # pydantic's, before a message of ours
+    return f"{key}: {reason}{value}, from {source}"
 
 
 def without_password(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Readers of catalogue files: JSON, JSON Lines and CSV, selected by the suffix; entries come one by one."""
+"""Readers of catalogue files: JSON, JSON Lines, CSV and plain text, selected by the suffix; entries come one by one."""
 
 from __future__ import annotations
 
@@ -84,6 +84,14 @@ def _read_lines(file: TextIO) -> Iterator[Entry | Problem]:
             yield Problem(number, None, "unsupported", f"is not JSON ({why})")
 
 
+def _read_names(file: TextIO) -> Iterator[Entry | Problem]:
+    number = 0
+    while line := file.readline(MAX_VALUE_CHARACTERS):
+        number += 1
+        if name := line.rstrip("\r\n"):
+            yield parse_entry(number, name, json.dumps(name))
+
+
 def _read_csv(file: TextIO, *, tabs: bool = False) -> Iterator[Entry | Problem]:
     first = file.readline(MAX_VALUE_CHARACTERS)
     separator = "\t" if tabs else next((mark for mark in SEPARATORS if mark in first), SEPARATORS[0])
@@ -117,6 +125,7 @@ FORMATS: Final[Mapping[str, Format]] = {
     ".ndjson": Format("line", _read_lines),
     ".csv": Format("line", _read_csv),
     ".tsv": Format("line", partial(_read_csv, tabs=True)),
+    ".txt": Format("line", _read_names),
 }
 
 

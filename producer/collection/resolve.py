@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,12 +54,26 @@ class PosterResolver:
             try:
                 root, relative = self._locate(path)
                 if os.path.isdir(root / relative):
-                    catalogue, exclude = self._current_catalogue(), self._settings.exclude
-                    yield from PosterScan(root, [root / relative], catalogue, with_problems=False, exclude=exclude)
+                    scan = PosterScan(
+                        root, [root / relative], self.catalogue(), with_problems=False, exclude=self._settings.exclude
+                    )
+                    yield from scan
                 else:
                     yield self._identify(root, relative)
             except UnreadablePoster as error:
                 yield unsent(error, number)
+
+    def catalogue(self) -> Catalogue:
+        """The catalogue as it is now: read on first use, and again when its file has changed.
+
+        Without its file its posters would get other ids: that is an error until the file is back.
+        """
+        with self._lock:
+            before = self._catalogue
+            if before is not None and before.is_current():
+                return before
+            self._catalogue = open_catalogue(self._settings, before)
+            return self._catalogue
 
     def _locate(self, path: object) -> tuple[Path, str]:
         """The posters root, symbolic links resolved, and the path relative to it; UnreadablePoster if it has none."""
@@ -77,7 +93,7 @@ class PosterResolver:
     def _identify(self, root: Path, relative: str) -> Poster:
         """The Poster for a file; UnreadablePoster if its id belongs to another one."""
         key, top = poster_id(relative), os.path.join(root, "")
-        catalogue = self._current_catalogue()
+        catalogue = self.catalogue()
         entry, owner = catalogue.by_file([key]).get(key), catalogue.by_id([key]).get(key)
         identity = entry.id if entry is not None else key
         other = other_file(top, relative, entry, owner)
@@ -85,14 +101,24 @@ class PosterResolver:
             raise UnreadablePoster(relative, "unsupported", id_conflict(identity, other))
         return poster_of(top, relative, identity)
 
-    def _current_catalogue(self) -> Catalogue:
-        """The catalogue as it is now: read on first use, and again when its file has changed.
 
-        Without its file its posters would get other ids: that is an error until the file is back.
-        """
-        with self._lock:
-            before = self._catalogue
-            if before is not None and before.is_current():
-                return before
-            self._catalogue = open_catalogue(self._settings, before)
-            return self._catalogue
+def existing_file(root: Path, poster: str, catalogue: Catalogue) -> str | None:
+    """The path of a poster below the root, by its id; None when it does not exist.
+
+    Without a catalogue entry, an id is the file's path after NFC, with non-UTF-8 bytes as ``%XX``; the possible
+    originals are tried in turn.
+    """
+    return next((name for name in _names(poster, catalogue) if os.path.isfile(root / name)), None)
+
+
+def _names(poster: str, catalogue: Catalogue) -> Iterator[str]:
+    entry = catalogue.by_id([poster]).get(poster)
+    if entry is not None:
+        yield entry.file
+        return
+    if os.path.isabs(poster) or ".." in Path(poster).parts:
+        return  # an id from a catalogue, not a path below the root
+    yield poster
+    yield unicodedata.normalize("NFD", poster)  # as macOS writes names
+    if "%" in poster:  # as poster_id writes a byte that is not UTF-8
+        yield re.sub("%([89A-F][0-9A-F])", lambda found: chr(0xDC00 + int(found[1], 16)), poster)
