@@ -19,7 +19,17 @@ from producer.client import Producer
 from producer.errors import PosterError, RedisUnreachable, StoreUnavailable
 from producer.host import program, worker_command
 from producer.output import emit, emit_json, notify
-from producer.queue.workers import FAILED, LOADING, READY, STORE, WAITING, WEIGHTS, Announcement, WorkerRegistry
+from producer.queue.workers import (
+    FAILED,
+    LOADING,
+    READY,
+    STORE,
+    WAITING,
+    WEIGHTS,
+    Announcement,
+    WorkerRegistry,
+    why_not_ready,
+)
 from producer.settings import load_settings, without_password
 from producer.vectors import store_exists
 
@@ -106,6 +116,9 @@ def _foreign_variables() -> str:
 def _alive(workers: list[Announcement]) -> Finding:
     if not workers:
         return Finding("worker", "none is alive", f"start one: `{worker_command()}`", in_reach=False)
+    if (faulty := next((worker for worker in workers if worker.get("fault")), None)) is not None:
+        seen = f"{faulty.name} {why_not_ready(faulty)}"
+        return Finding("worker", seen, "its log says more; it ends by itself if that lasts", in_reach=False)
     names = ", ".join(f"{worker.name} ({worker.state})" for worker in workers)
     waiting = next((f"; {worker.name}: {worker.get('reason')}" for worker in workers if worker.state == WAITING), "")
     return Finding("worker", names + waiting)
@@ -263,19 +276,26 @@ def doctor(clear_dead_letters: bool, as_json: bool) -> None:
 @example("python -m producer ready --worker posters@gpu1")
 @click.command()
 @click.option("--worker", "name", metavar="NODE", help="Node name of the worker; default: any.")
-def ready(name: str | None) -> None:
-    """Exit with status 0 if a worker is alive and ready, else with 1 and the reason: for health checks."""
+@click.option("--live", is_flag=True, help="Also 0 while it loads or waits: for what restarts a worker with status 1.")
+def ready(name: str | None, live: bool) -> None:
+    """Exit with status 0 if a worker is ready, else with 1 and the reason: for health checks.
+
+    Ready: its model is loaded, it renews its registry entry and its lease, takes messages, makes progress while it has
+    work, and reaches its device, the store and the posters root. A worker that does not for long ends by itself.
+
+    With --live, Redis out of reach is no reason for status 1: restarting a worker does not bring it back.
+    """
     try:
         with closing(WorkerRegistry(load_settings().redis_url)) as registry:
             alive = registry.alive()
     except RedisUnreachable as error:
         notify(str(error))
-        sys.exit(EX_SOME_FAILED)
+        sys.exit(EX_OK if live else EX_SOME_FAILED)
     asked = [worker for worker in alive if name in (None, worker.name)]
-    if any(worker.state == READY for worker in asked):
+    if any(worker.state != FAILED if live else not why_not_ready(worker) for worker in asked):
         sys.exit(EX_OK)
     for worker in asked:
-        notify(f"{worker.name} is {worker.state}: {worker.get('reason') or worker.get('stage') or 'no reason given'}")
+        notify(f"{worker.name} {why_not_ready(worker)}")
     if not asked:
         others = ", ".join(worker.name for worker in alive) or "none"
         notify(f"no worker{f' {name}' if name else ''} is alive (alive: {others}); start it: `{worker_command()}`")

@@ -124,6 +124,7 @@ def _worker_row(worker: Announcement) -> tuple[str, ...]:
     about = (worker.get(field) for field in ("model", "device", "precision"))
     speed = worker.get("images_per_second")
     note = worker.get("bottleneck") if worker.state == READY else worker.get("reason") or worker.get("stage")
+    note = worker.get("fault") or note
     return (worker.name, worker.state, *about, f"{speed} images/s" if speed else "", note)
 
 

@@ -105,6 +105,16 @@ def without_replaced(workers: Sequence[Announcement]) -> list[Announcement]:
     return [worker for worker in workers if worker.state != FAILED or worker.name not in begun]
 
 
+def why_not_ready(worker: Announcement) -> str:
+    """Why a worker embeds nothing now, as it says itself; empty: it is ready.
+
+    A worker in the state READY has its model loaded; what it has noticed since then is in its field `fault`.
+    """
+    if worker.state != READY:
+        return f"is {worker.state}: {worker.get('reason') or worker.get('stage') or 'no reason given'}"
+    return f"is {worker.state}, but {fault}" if (fault := worker.get("fault")) else ""
+
+
 def embeds_text(worker: Announcement) -> bool:
     """Whether a worker is ready to embed texts."""
     return worker.state == READY and "text" in worker.get("requests").split(",")

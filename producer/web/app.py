@@ -14,13 +14,14 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from producer.errors import ConfigurationError
+from producer.errors import ConfigurationError, RedisUnreachable
 from producer.output import notify
+from producer.queue.workers import why_not_ready
 from producer.settings import Settings
 from producer.web import failures, identify, jobs, posters, spaces
-from producer.web.guard import HEADERS, GuardedRoute
-from producer.web.problems import problem_of
-from producer.web.service import Service
+from producer.web.guard import HEADERS, GuardedRoute, has_token
+from producer.web.problems import TRY_AGAIN, Problem, problem_of
+from producer.web.service import Service, service_of
 
 PREFIX: Final = "/api/v1"
 TITLE: Final = "Poster embedding queue"
@@ -34,6 +35,37 @@ for part in (identify, jobs, failures, spaces, posters):  # the paths of posters
 def openapi(request: Request) -> JSONResponse:
     """This interface, whatever else the application has."""
     return JSONResponse(get_openapi(title=TITLE, version="1", routes=router.routes))
+
+
+class OpenRoute(GuardedRoute):
+    """A route for supervisors, which have no token."""
+
+    is_open = True
+
+
+probes = APIRouter(route_class=OpenRoute, include_in_schema=False)
+
+
+@probes.get("/healthz")
+async def is_alive() -> dict[str, str]:
+    """Whether this process answers, whatever is out of reach: for what restarts it."""
+    return {"status": "ok"}
+
+
+@probes.get("/readyz")
+def is_ready(request: Request) -> dict[str, str]:
+    """Whether Redis is reachable and a worker ready; why not, is for who has the token."""
+    service = service_of(request)
+    try:
+        workers = service.producer.workers()
+        if not all(map(why_not_ready, workers)):
+            return {"status": "ready"}
+        detail = "; ".join(f"{one.name} {why_not_ready(one)}" for one in workers) or "no worker is alive"
+    except RedisUnreachable as error:
+        detail = str(error)
+    if not has_token(request, service.settings):
+        detail = "the reason is for who has the token"
+    raise Problem(503, "not-ready", "No worker is ready", detail, TRY_AGAIN)
 
 
 @asynccontextmanager
@@ -52,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title=TITLE, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.posters = Service(settings)
     app.include_router(router)
+    app.include_router(probes)
     app.include_router(page_router)
 
     @app.exception_handler(HTTPException)

@@ -110,17 +110,22 @@ def check_origin(request: Request, settings: Settings) -> None:
 
 def check_token(request: Request, settings: Settings) -> None:
     """Refuse a request without the token, where there is one."""
-    token = settings.web_token
-    if token is None:
-        return
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and is_token(given.strip(), token):
-        return
-    if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), session_of(token).encode()):
+    if has_token(request, settings):
         return
     action = "Send `Authorization: Bearer …` with the token in POSTERS_WEB_TOKEN, or sign in at /login."
     headers = {"WWW-Authenticate": "Bearer"}
     raise Problem(401, TOKEN_NEEDED, "A token is needed", "the request has no valid token", action, headers)
+
+
+def has_token(request: Request, settings: Settings) -> bool:
+    """Whether a request has the token, or the session that it gives; True where there is none."""
+    token = settings.web_token
+    if token is None:
+        return True
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and is_token(given.strip(), token):
+        return True
+    return hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), session_of(token).encode())
 
 
 def is_token(given: str, token: str) -> bool:

@@ -11,7 +11,7 @@ from producer import Producer
 from producer.__main__ import main
 from producer.cli.doctor import examine
 from producer.embedding import Space
-from producer.queue.workers import LOADING, READY, WAITING
+from producer.queue.workers import FAILED, LOADING, READY, WAITING
 from producer.settings import load_settings
 from producer.vectors import open_store
 from producer.vectors.base import Row
@@ -129,6 +129,36 @@ def test_ready_is_for_health_checks(producer, redis_url):
     assert ready("--worker", "b@h")[0] == 0
     status, said = ready(url="redis://127.0.0.1:1/0")
     assert (status, "does not answer" in said) == (1, True)
+
+
+def test_a_worker_that_has_loaded_its_model_may_still_not_be_ready(producer, redis_url):
+    """What it says of itself is the reason, in `ready`, `status` and `doctor`."""
+
+    def run(*arguments):
+        return CliRunner().invoke(main, arguments, env={"POSTERS_REDIS_URL": redis_url})
+
+    producer.registry.publish("a@h/1/aa", READY, {"fault": "the store does not answer"})
+    done = run("ready")
+    assert (done.exit_code, done.stderr) == (1, "a@h is ready, but the store does not answer\n")
+    assert "the store does not answer" in run("status").stdout
+    assert (found(producer)["worker"].ok, found(producer)["worker"].seen) == (False, done.stderr.strip())
+    producer.registry.publish("b@h/1/aa", READY, {"fault": ""})
+    assert run("ready").exit_code == 0
+    assert run("ready", "--worker", "a@h").exit_code == 1
+
+
+def test_ready_live_is_for_what_restarts_a_worker(producer, redis_url):
+    """A model may take minutes to load, and a restart brings no Redis back."""
+
+    def live(*arguments, url=redis_url):
+        return CliRunner().invoke(main, ["ready", "--live", *arguments], env={"POSTERS_REDIS_URL": url}).exit_code
+
+    assert live() == 1
+    for state, status in ((LOADING, 0), (WAITING, 0), (READY, 0), (FAILED, 1)):
+        producer.registry.publish("a@h/1/aa", state, {"fault": "the store does not answer"})
+        assert live("--worker", "a@h") == status
+    assert live("--worker", "b@h") == 1
+    assert live(url="redis://127.0.0.1:1/0") == 0
 
 
 def test_two_files_of_one_name_are_two_stores(producer, tmp_path, monkeypatch):

@@ -7,11 +7,14 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from producer import Producer
 from producer.__main__ import main
 from producer.errors import ConfigurationError
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure, Outcome
+from producer.queue.workers import LOADING, READY, WorkerRegistry
+from producer.settings import load_settings
 from producer.web import app as module
 from producer.web.guard import HEADERS, GuardedRoute
 from tests.support.ledger_jobs import batch, begin
@@ -81,6 +84,31 @@ def test_a_foreign_name_is_refused(client, host):
     """What a page that rebinds its own name to this machine would send; also for pages and files."""
     for path in ("/api/v1/jobs", "/", "/static/app.js"):
         assert client.get(path, headers={"Host": host}).status_code == 421
+
+
+def test_a_supervisor_needs_no_token(guarded, redis_url, monkeypatch):
+    """`/healthz`: this process answers. `/readyz`: Redis is reachable, a worker ready; the token gives reasons."""
+    known = {"Authorization": f"Bearer {TOKEN}"}
+
+    def is_ready(headers=None):
+        answer = guarded.get("/readyz", headers=headers)
+        return answer.status_code, answer.json().get("detail")
+
+    hidden = (503, "the reason is for who has the token")
+    assert (is_ready(), is_ready(known)) == (hidden, (503, "no worker is alive"))
+    registry = WorkerRegistry(redis_url)
+    registry.publish("a@h/1/x", READY, {"fault": "the store does not answer"})
+    registry.publish("b@h/1/x", LOADING, {"stage": "model"})
+    reason = "a@h is ready, but the store does not answer; b@h is loading: model"
+    assert (is_ready(), is_ready(known)) == (hidden, (503, reason))
+    registry.publish("a@h/2/x", READY, {"fault": ""})
+    assert is_ready() == (200, None)
+    registry.close()
+    monkeypatch.setattr(guarded.app.state.posters, "producer", Producer(load_settings(redis_url="redis://127.0.0.1:1")))
+    assert is_ready() == hidden
+    assert "does not answer" in is_ready(known)[1]
+    assert guarded.get("/healthz").json() == {"status": "ok"}
+    assert guarded.get("/readyz", headers={"Host": "evil.example"}).status_code == 421
 
 
 def test_only_its_own_pages_may_change_something(client, guarded):
