@@ -89,6 +89,17 @@ class Prune:
         """The status of the file of each of these ids that is in the store and below the given paths."""
         return self._check(ids, Counter())
 
+    def doubt(self, survey: Survey, *, of: int | None = None) -> str | None:
+        """The question to ask before what was found is deleted; None where it needs none. `of`: as for `remove`."""
+        held = survey.held if of is None else of
+        if survey.gone <= self._limit(held):
+            return None
+        share = 100 * survey.gone // held
+        return (
+            f"{survey.gone:,} of {held:,} posters in the store no longer have a file ({share} %): is "
+            f"{self._base} the right folder, all of it mounted, and the catalogue the right one?"
+        )
+
     def remove(
         self, survey: Survey, *, of: int | None = None, confirm: Callable[[str], bool] = lambda question: False
     ) -> int:
@@ -103,14 +114,8 @@ class Prune:
             PruneRefused: more than a fifth would be deleted, and neither `yes` nor `confirm` allows it; or the posters
                 root is another one than before. What was deleted until then was gone.
         """
-        held = survey.held if of is None else of
-        limit = held if self._yes else max(held // ASKED_SHARE, min(held // 2, ASKED_LEAST))
-        if survey.gone > limit:
-            share = 100 * survey.gone // held
-            doubt = (
-                f"{survey.gone:,} of {held:,} posters in the store no longer have a file ({share} %): is "
-                f"{self._base} the right folder, all of it mounted, and the catalogue the right one?"
-            )
+        limit = self._limit(survey.held if of is None else of)
+        if doubt := self.doubt(survey, of=of):
             if not confirm(doubt):
                 raise PruneRefused(f"{doubt} Nothing was pruned. List them with --dry-run; add --yes to prune them")
             limit = survey.gone
@@ -125,6 +130,10 @@ class Prune:
             for space in self._spaces:
                 self._store.delete(space, page)
         return pruned
+
+    def _limit(self, held: int) -> int:
+        """How many of so many posters may go without a question."""
+        return held if self._yes else max(held // ASKED_SHARE, min(held // 2, ASKED_LEAST))
 
     def _gone(self, survey: Survey) -> Iterator[list[str]]:
         """Pages of the ids to delete; counts in `survey`."""

@@ -14,12 +14,13 @@ from producer.collection.catalogue import Catalogue
 from producer.collection.paths import resolved_root, starts_of
 from producer.errors import ConfigurationError, JobUnknown, RedisUnreachable
 from producer.indexing.index_job import scan, send_all
-from producer.maintenance.prune import Prune
+from producer.maintenance.prune import Prune, Survey
 from producer.output import job_entry, worker_entry
 from producer.queue.messages import BULK, LANES
 from producer.vectors import store_exists
 from producer.web.guard import GuardedRoute
 from producer.web.models import (
+    MAX_IDS,
     JobList,
     JobRequest,
     JobState,
@@ -29,8 +30,9 @@ from producer.web.models import (
     WorkerEntry,
     WorkerList,
     encodable,
+    printable_json,
 )
-from producer.web.problems import RESPONSES, invalid
+from producer.web.problems import REFUSED, RESPONSES, Problem, invalid
 from producer.web.service import JOB_ROUTE, JOBS_ROUTE, Service, service_of
 
 POLL_S: Final = 0.5  # between two reads of a job for its event stream
@@ -39,9 +41,10 @@ router = APIRouter(route_class=GuardedRoute, responses=dict(RESPONSES), tags=["j
 
 @router.post("/jobs", status_code=202, summary="Begin work")
 def start_job(request: Request, response: Response, work: JobRequest) -> JobState | Pruned:
-    """Index, in the background, or prune, at once.
+    """Index, in the background, or prune, at once: 200 with the numbers.
 
-    Pruning more than a fifth, or below a folder that looks unmounted, is refused with 409, unless `yes`.
+    Pruning more than a fifth is refused with 409, unless `yes`; and always where the posters root holds no poster at
+    all. See what would go with `dry_run`.
     """
     started = begin(service_of(request), work)
     if isinstance(started, JobState):
@@ -133,8 +136,8 @@ def begin(service: Service, work: JobRequest) -> JobState | Pruned:
     """Begin a job, or prune."""
     if work.kind == "prune":
         return _prune(service, work)
-    if work.yes:
-        raise invalid("`yes` is for `prune` alone", "Leave it out.")
+    if work.yes or work.dry_run:
+        raise invalid("`yes` and `dry_run` are for `prune` alone", "Leave them out.")
     catalogue = service.catalogue()
     _starts(service, work, catalogue)
 
@@ -187,12 +190,30 @@ def _prune(service: Service, work: JobRequest) -> Pruned:
     catalogue = service.catalogue()
     starts = _starts(service, work, catalogue)
     if not store_exists(service.settings.store):
-        return Pruned(held=0, pruned=0, empty=0, hidden=0)
+        return Pruned(held=0, gone=0, pruned=0, empty=0, hidden=0, doubt=None)
     with service.store() as store:
         candidates = Prune(store, service.settings.root, starts, catalogue, yes=work.yes)
-        survey = candidates.survey()
-        pruned = candidates.remove(survey) if survey.gone else 0
-    return Pruned(held=survey.held, pruned=pruned, empty=survey.empty, hidden=survey.hidden)
+        survey = Survey()
+        ids: list[str] = []
+        for name in candidates.gone(survey):
+            if work.dry_run and len(ids) < MAX_IDS:
+                ids.append(printable_json(name))
+        doubt = candidates.doubt(survey) if work.dry_run else None
+        return Pruned(
+            held=survey.held,
+            gone=survey.gone,
+            pruned=0 if work.dry_run or not survey.gone else candidates.remove(survey, confirm=_refuse),
+            empty=survey.empty,
+            hidden=survey.hidden,
+            ids=ids,
+            doubt=None if doubt is None else printable_json(doubt),
+        )
+
+
+def _refuse(doubt: str) -> bool:
+    """Instead of the command's question: the same as a problem."""
+    action = "See them with `dry_run`; send `yes` if they shall go."
+    raise Problem(409, "prune-refused", REFUSED, f"{doubt} Nothing was pruned.", action)
 
 
 def _starts(service: Service, work: JobRequest, catalogue: Catalogue) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from producer.errors import FAILURE_WORDS
 
 MAX_LIMIT: Final = 200
+MAX_IDS: Final = 1000  # of posters that a request names, or an answer lists at once
 # Lone surrogates, which neither UTF-8 nor JSON parsers take. In names of files they stand for bytes (os.fsdecode).
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
@@ -117,7 +118,11 @@ class JobRequest(BaseModel):
         "vectors of deleted posters."
     )
     paths: list[str] = Field(default_factory=list, max_length=100, description="Files and folders; none: all.")
-    yes: bool = Field(False, description="Of prune: even more than a fifth.")
+    dry_run: bool = Field(default=False, description="Of prune: only say what would go.")
+    yes: bool = Field(
+        default=False,
+        description="Of prune: even more than a fifth, and posters whose folders are empty: no disk is missing.",
+    )
 
 
 class JobState(BaseModel):
@@ -142,10 +147,13 @@ class JobState(BaseModel):
 
 
 class Pruned(BaseModel):
-    """The result of pruning."""
+    """The result of pruning, or with `dry_run` of looking."""
 
-    held: int
-    pruned: int
+    held: int = Field(description="Posters of these paths in the store, before.")
+    gone: int = Field(description="Of these, whose file was deleted.")
+    pruned: int = Field(description="Of these, whose vectors were deleted: none with `dry_run`.")
+    ids: list[str] = Field(default_factory=list, description="With `dry_run`: the first of those that are gone.")
+    doubt: str | None = Field(None, description="With `dry_run`: why it is refused without `yes`; null: it is not.")
     empty: int = Field(description="Kept: their folders are empty; is a disk not mounted?")
     hidden: int = Field(description="Kept: a folder cannot be read.")
 
@@ -164,7 +172,7 @@ class RetryRequest(BaseModel):
     only: str | None = Field(
         None, description="Only failures with this word.", json_schema_extra={"enum": [*FAILURE_WORDS, None]}
     )
-    ids: list[str] | None = Field(None, max_length=1000, description="Only these posters.")
+    ids: list[str] | None = Field(None, max_length=MAX_IDS, description="Only these posters.")
 
 
 class FailureEntry(BaseModel):

@@ -42,6 +42,7 @@ STATIC: Final = {"style.css": "text/css", "app.js": "text/javascript"}
 JOBS: Final = 8
 MATCHES: Final = 8
 PICTURES: Final = 48  # on a page
+PRUNED_SHOWN: Final = 100  # ids, before they go
 ECHO_BYTES: Final = 4_000_000  # a query image that is shown again beside its matches
 SESSION_S: Final = 30 * 86400
 
@@ -76,15 +77,20 @@ def page_now(request: Request) -> Response:
 
 
 @page_router.post("/jobs/begin")
-def begin_job(
-    request: Request,
-    kind: Annotated[Literal["index", "verify", "force", "prune"], Form()],
-    yes: Annotated[bool, Form()] = False,
-) -> Response:
-    """Index, or prune."""
-    done = jobs.begin(service_of(request), JobRequest(kind=kind, yes=yes and kind == "prune"))
-    if not isinstance(done, Pruned):
-        return _back(request, "/")
+def begin_job(request: Request, kind: Annotated[Literal["index", "verify", "force"], Form()]) -> Response:
+    """Index."""
+    jobs.begin(service_of(request), JobRequest(kind=kind))
+    return _back(request, "/")
+
+
+@page_router.post("/prune")
+def prune(request: Request, sure: Annotated[bool, Form()] = False, yes: Annotated[bool, Form()] = False) -> Response:
+    """Show what would go; when it is `sure`, delete it."""
+    service = service_of(request)
+    done = jobs.begin(service, JobRequest(kind="prune", dry_run=not sure, yes=yes))
+    assert isinstance(done, Pruned)
+    if not sure and (done.gone or done.empty):
+        return _page(request, "prune.html", "Prune", found=done, shown=PRUNED_SHOWN)
     kept = f"; {done.empty + done.hidden:,} are kept, whose folders cannot be seen" if done.empty + done.hidden else ""
     return _now(request, [f"{done.pruned:,} of {done.held:,} posters were pruned{kept}."])
 

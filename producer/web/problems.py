@@ -33,6 +33,7 @@ RETRY_S: Final = 5  # Retry-After where no better value is known
 TYPE_PREFIX: Final = "urn:poster-embedding-queue:"
 MEDIA_TYPE: Final = "application/problem+json"
 UNREADABLE_STATUS: Final = {"missing": 404, "too-large": 413, "unsupported": 415, "outside-root": 422}
+REFUSED: Final = "More would be deleted than is likely meant"
 TRY_AGAIN: Final = "Try again later; `python -m producer doctor` says what is out of reach."
 # Error → name of the problem, status, title, what to do. The first that fits counts, so leaves come before their base.
 _KINDS: Final[tuple[tuple[type[Exception], str, int, str, str], ...]] = (
@@ -43,7 +44,7 @@ _KINDS: Final[tuple[tuple[type[Exception], str, int, str, str], ...]] = (
     (JobUnknown, "job-unknown", 404, "There is no such job", "GET /api/v1/jobs lists the jobs there are."),
     (SpaceMismatch, "space-mismatch", 409, "Vectors of two models", "GET /api/v1/spaces lists the spaces."),
     (StoreError, "store-unavailable", 503, "The store cannot be used", TRY_AGAIN),
-    (PruneRefused, "prune-refused", 409, "More would be deleted than is likely meant", "Check the folder; then `yes`."),
+    (PruneRefused, "prune-refused", 409, REFUSED, "Mount the posters' disk, or set POSTERS_ROOT to the right folder."),
     (TextUnavailable, "text-unavailable", 501, "The model embeds no text", "Send an image; the detail says why."),
     (ConfigurationError, "conflict", 409, "This cannot be done now", "Do what the detail says, then try again."),
     (PosterError, "failed", 422, "It failed", "Do what the detail says."),

@@ -361,13 +361,47 @@ def test_work_outside_the_posters_root_is_refused(client):
 
 
 def test_pruning_refuses_what_looks_like_an_accident(client, settings):
-    """409 with the numbers; `yes` prunes."""
+    """409 with the numbers and the way out; a dry run lists what would go; `yes` prunes."""
+    prune = lambda **fields: client.post(f"{API}/jobs", json={"kind": "prune", **fields})  # noqa: E731
     (settings.root / "a.jpg").unlink()
     (settings.root / "c.jpg").unlink()
-    refused = problem(client.post(f"{API}/jobs", json={"kind": "prune"}), 409, "prune-refused")
+    refused = problem(prune(), 409, "prune-refused")
     assert "2 of 3" in refused["detail"]
-    pruned = client.post(f"{API}/jobs", json={"kind": "prune", "yes": True})
-    assert (pruned.status_code, pruned.json()["pruned"]) == (200, 2)
+    assert "`yes`" in refused["action"]
+    assert "--" not in refused["detail"], "options of the command"
+    looked = prune(dry_run=True)
+    assert looked.status_code == 200
+    found = looked.json()
+    assert found.pop("doubt").startswith("2 of 3")
+    assert found == {"held": 3, "gone": 2, "pruned": 0, "empty": 0, "hidden": 0, "ids": ["a", "c"]}
+    assert prune(dry_run=True, paths=["folder"]).json()["held"] == 1
+    assert prune(dry_run=True, yes=True).json()["doubt"] is None
+    pruned = prune(yes=True)
+    assert (pruned.status_code, pruned.json()["gone"], pruned.json()["pruned"]) == (200, 2, 2)
+    assert prune().json() == {
+        "held": 1, "gone": 0, "pruned": 0, "empty": 0, "hidden": 0, "ids": [], "doubt": None
+    }  # fmt: skip
+    for body in ({"kind": "verify", "dry_run": True}, {"kind": "prune", "paths": ["/etc"]}):
+        problem(client.post(f"{API}/jobs", json=body), 422, "invalid")
+
+
+def test_nothing_is_pruned_where_the_disk_or_the_catalogue_looks_wrong(client, settings):
+    """No poster at all is refused whatever is sent; below a folder that was never filled, only `yes` prunes."""
+    prune = lambda **fields: client.post(f"{API}/jobs", json={"kind": "prune", **fields})  # noqa: E731
+    away, mount_point = settings.root.with_name("away"), settings.root / "folder"
+    mount_point.rename(away)
+    mount_point.mkdir()
+    os.utime(mount_point, (1, 1))  # as a mount point that is older than the vectors
+    kept = prune().json()
+    assert (kept["held"], kept["gone"], kept["empty"]) == (3, 0, 1)
+    assert prune(dry_run=True, yes=True).json()["ids"] == [HOSTILE]
+    settings.root.rename(settings.root.with_name("unmounted"))
+    settings.root.mkdir()
+    for fields in ({}, {"yes": True}, {"dry_run": True}):
+        refused = problem(prune(**fields), 409, "prune-refused")
+        assert "no poster at all" in refused["detail"]
+        assert "`yes`" not in refused["action"], "that would not help"
+    assert len(client.get(f"{API}/posters").json()["posters"]) == 3
 
 
 def test_failures_are_listed_and_sent_again(client, failed):

@@ -78,9 +78,13 @@ def test_its_forms_pause_resume_begin_cancel_and_prune(client, settings):
     assert client.get(f"/api/v1/jobs/{job['job']}").json()["state"] == "cancelled"
     (settings.root / "a.jpg").unlink()
     (settings.root / "c.jpg").unlink()
-    refused = client.post("/jobs/begin", data={"kind": "prune"})
+    shown = client.post("/prune")
+    assert "2 of 3 posters in the store have no file any more. Nothing was deleted yet." in text(shown)
+    assert 'name="yes" value="true" required' in shown.text
+    refused = client.post("/prune", data={"sure": "true"})
     assert (refused.status_code, "2 of 3" in refused.text) == (409, True)
-    assert "2 of 3 posters were pruned" in text(client.post("/jobs/begin", data={"kind": "prune", "yes": "true"}))
+    assert "2 of 3 posters were pruned" in text(client.post("/prune", data={"sure": "true", "yes": "true"}))
+    assert "0 of 1 posters were pruned" in text(client.post("/prune"))
 
 
 def test_find_shows_the_image_beside_its_matches(client, monkeypatch):
