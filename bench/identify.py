@@ -8,6 +8,7 @@ what the table says of scores is that of random weights, and only the rates of f
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -15,10 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import click
+import cv2
 import numpy as np
-from tqdm import tqdm
 
 from bench.machine import processor
 from examples.draw_posters import draw_many
@@ -36,24 +38,27 @@ from producer.vectors import open_store
 from producer.vectors.base import Calibration, Row, SpaceInfo, VectorStore
 from worker.clip_embedder import CLIPEmbedder
 
+Item = TypeVar("Item")
 # What `--check` is to name: 95 % of each.
 CHECKED = ("quality 30", "240 pixels", "crop 5 %", "crop 20 %", "crop 40 %", "screenshot", "photograph")
+TIMED = 10  # foreign images, and candidates of each
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: python -m bench.identify")
 @click.option("--posters", default=300, show_default=True, help="Posters in the collection; as many foreign ones.")
 @click.option("--rate", default=0.01, show_default=True, help="Of false claims.")
-@click.option("--candidates", default=10, show_default=True, help="That --check compares.")
+@click.option("--candidates", default=0, help="That --check compares [default: all posters].")
 @click.option("--model", default="ViT-B-32", show_default=True)
 @click.option("--pretrained", default="untrained", show_default=True)
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep what is drawn here, and use what is there.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the drawn posters here, and use those there.")
 def main(posters: int, rate: float, candidates: int, model: str, pretrained: str, folder: Path | None) -> None:
     """Measure verdicts and picture checks on drawn posters."""
     logging.getLogger().setLevel(logging.ERROR)
+    cv2.setNumThreads(1)  # the times are those of one core
     with tempfile.TemporaryDirectory(prefix="posters-bench-") as temporary:
         top = folder or Path(temporary)
         for name, seed in (("collection", 0), ("foreign", 1)):
-            if not (top / name).is_dir():
+            if len(list((top / name).glob("*.jpg"))) < posters:
                 draw_many(top / name, posters, seed)
         settings = load_settings(
             root=top / "collection",
@@ -63,7 +68,7 @@ def main(posters: int, rate: float, candidates: int, model: str, pretrained: str
             pretrained=pretrained,
         )
         with closing(CLIPEmbedder.from_settings(settings)) as embedder, closing(open_store(settings.store)) as store:
-            Bench(settings, store, embedder, Path(temporary)).run(top / "foreign", posters, rate, candidates)
+            Bench(settings, store, embedder, Path(temporary)).run(top / "foreign", posters, rate, candidates or posters)
 
 
 class Bench:
@@ -77,7 +82,7 @@ class Bench:
         """Print the table."""
         info = self._index(posters)
         sample = Sample(self._settings, Catalogue(None))
-        drawn = tqdm(self._kept(sample.draw(self._store, info.space.id, posters)), total=posters, unit="poster")
+        drawn = self._kept(_progress(sample.draw(self._store, info.space.id, posters), posters, "posters embedded"))
         queries = embedded(self._store, info, drawn, self._embed, sample.skipped)
         half = len(queries) // 2
         measured = calibrate(self._store, info, queries[:half], rate=rate, seed=0, skipped={})
@@ -125,38 +130,54 @@ class Bench:
 
     def _print_checked(self, info: SpaceInfo, queries: Sequence[Queries], foreign: Path, candidates: int) -> None:
         check = Remembering(self._settings, Catalogue(None))
-        named: Counter[str] = Counter()
+        right: Counter[str] = Counter()
         wrong: Counter[str] = Counter()
         reached: Counter[str] = Counter()
-        for query in tqdm(queries, unit="poster"):
+        for query in _progress(queries, len(queries), "posters checked"):
             matrix = np.stack([np.asarray(query.variants[name]) for name in CHECKED])
             for name, matches in zip(CHECKED, nearest(self._store, info.space.id, matrix, candidates), strict=True):
                 ids = [match.id for match in matches]
-                found = self._same(check, self._files[query.poster][name], ids)
+                named = self._named(check, self._files[query.poster][name], ids)
                 reached[name] += query.poster in ids
-                named[name] += query.poster in found
-                wrong[name] += bool(found - {query.poster})
+                right[name] += named == query.poster
+                wrong[name] += named not in (None, query.poster)
         print(
-            f"--check, {candidates} candidates, {len(queries)} posters: named, another one named, among the candidates"
+            f"--check, {candidates} candidates, {len(queries)} posters: among the candidates, named, another one named"
         )
         for name in CHECKED:
-            shares = [count[name] / len(queries) for count in (named, wrong, reached)]
-            print(f"  {name:11} {shares[0]:6.1%} {shares[1]:6.1%} {shares[2]:6.1%}")
-        self._print_foreign(info, foreign, candidates)
+            print(f"  {name:11} {reached[name] / len(queries):6.1%} {right[name] / len(queries):6.1%} {wrong[name]:4}")
+        self._print_foreign(check, info, foreign, candidates)
 
-    def _print_foreign(self, info: SpaceInfo, foreign: Path, candidates: int) -> None:
-        check, paths = PictureCheck(self._settings, Catalogue(None)), sorted(foreign.glob("*.jpg"))[: info.count]
+    def _print_foreign(self, check: PictureCheck, info: SpaceInfo, foreign: Path, candidates: int) -> None:
+        known = {read_file(path).digest for path in self._settings.root.glob("*.jpg")}
+        distinct = {read_file(path).digest: path for path in sorted(foreign.glob("*.jpg"))[: info.count]}
+        paths = [path for digest, path in distinct.items() if digest not in known]
         found = nearest(self._store, info.space.id, self._embedder.embed_paths(paths).vectors, candidates)
-        claimed, began = 0, time.thread_time()
-        for path, matches in tqdm(zip(paths, found, strict=True), total=len(paths), unit="image"):
-            claimed += bool(self._same(check, path.read_bytes(), [match.id for match in matches]))
-        each_ms = 1000 * (time.thread_time() - began) / sum(map(len, found))
-        print(f"  {len(paths)} foreign images: {claimed} named; {each_ms:.0f} ms of one core for each candidate")
+        named = []
+        for path, matches in _progress(zip(paths, found, strict=True), len(paths), "foreign images"):
+            if name := self._named(check, path.read_bytes(), [match.id for match in matches]):
+                named.append(f"{path.name} as {name}")
+        print(f"  {len(paths)} foreign images: {len(named)} named {' '.join(named)}")
+        fresh, timed, began = PictureCheck(self._settings, Catalogue(None)), paths[:TIMED], time.thread_time()
+        for path, matches in zip(timed, found, strict=False):
+            self._named(fresh, path.read_bytes(), [match.id for match in matches[:TIMED]])
+        each_ms = 1000 * (time.thread_time() - began) / sum(len(matches[:TIMED]) for matches in found[:TIMED])
+        print(f"  {each_ms:.0f} ms of one core for each candidate of a foreign image, its file read and decoded")
 
-    def _same(self, check: PictureCheck, data: bytes, ids: Sequence[str]) -> set[str]:
+    def _named(self, check: PictureCheck, data: bytes, ids: Sequence[str]) -> str | None:
+        """The poster that `identify --check` puts first, if one shows the same picture."""
         path = self._folder / "query.jpg"
         path.write_bytes(data)
-        return {name for name, found in check.candidates(path, ids).items() if found.same}
+        same = {name: found for name, found in check.candidates(path, ids).items() if found.same}
+        return max(same, key=lambda name: same[name].points) if same else None
+
+
+def _progress(items: Iterable[Item], count: int, what: str) -> Iterator[Item]:
+    """The items, with a line on stderr for every 50."""
+    for number, item in enumerate(items):
+        if number % 50 == 0:
+            print(f"{number} of {count} {what}", file=sys.stderr, flush=True)
+        yield item
 
 
 class Remembering(PictureCheck):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from producer.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import cv2
 
 Pixels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
@@ -116,8 +119,7 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
 
     if min(len(query.points), len(poster.points)) < MIN_POINTS:
         return DIFFERENT
-    pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(query.descriptors, poster.descriptors, k=2)
-    good = [best for best, second in pairs if best.distance < RATIO * second.distance]
+    good = _matches(query, poster)
     if len(good) < MIN_POINTS:
         return DIFFERENT
     seen, there = query.points[[match.queryIdx for match in good]], poster.points[[match.trainIdx for match in good]]
@@ -148,6 +150,19 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
         and spread >= MIN_CELLS
     )
     return Comparison(same, len(matched), mirrored, (part[0], part[1], part[2], part[3]))
+
+
+def _matches(query: Features, poster: Features) -> list[cv2.DMatch]:
+    """Pairs of features that are each other's best, and clearly: else what a crop cut off finds a partner by chance."""
+    import cv2
+
+    matcher = cv2.BFMatcher(cv2.NORM_L2)
+    pairs = matcher.knnMatch(query.descriptors, poster.descriptors, k=2)
+    clear = [best for best, second in pairs if best.distance < RATIO * second.distance]
+    if len(clear) < MIN_POINTS:
+        return clear
+    best_of = {match.queryIdx: match.trainIdx for match in matcher.match(poster.descriptors, query.descriptors)}
+    return [match for match in clear if best_of[match.trainIdx] == match.queryIdx]
 
 
 def _outline(image: Features) -> Points:
