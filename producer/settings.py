@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -23,6 +27,50 @@ MISSPELLED_LETTERS = 2  # an unknown name that differs from one of ours in no mo
 DEFAULT_ROOT = Path("posters")
 PRIVATE = "0600"  # a file that nobody but its owner may read
 EXCLUDED = ("@eaDir", "#recycle", ".*", "Thumbs.db")  # thumbnails and waste bins of NAS systems, hidden names
+
+DAY_MINUTES = 24 * 60
+
+
+@dataclass(frozen=True)
+class QuietHours:
+    """Times of each day, in the local time of this machine, at which a worker begins no bulk work.
+
+    Attributes:
+        minutes: those of the day, counted from midnight; never all of them.
+    """
+
+    minutes: frozenset[int] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> QuietHours:
+        """From ranges such as ``18:00-23:30,02:00-03:00``, which may cross midnight; ValueError names the bad one."""
+        minutes: set[int] = set()
+        for given in filter(None, map(str.strip, text.split(","))):
+            found = re.fullmatch(r"(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d)", given, re.ASCII)
+            hour, minute, to_hour, to_minute = map(int, found.groups()) if found else (24, 60, 24, 60)
+            begin, end = 60 * hour + minute, 60 * to_hour + to_minute
+            if minute > 59 or to_minute > 59 or begin >= DAY_MINUTES or end > DAY_MINUTES:
+                raise ValueError(f"{given!r} is not a range of times such as 18:00-23:30")
+            if begin == end % DAY_MINUTES:
+                raise ValueError(f"{given!r} ends when it begins; `pause` rests without an end")
+            minutes.update((begin + step) % DAY_MINUTES for step in range((end - begin) % DAY_MINUTES))
+        if len(minutes) == DAY_MINUTES:
+            raise ValueError(f"{text!r} is the whole day; `pause` rests without an end")
+        return cls(frozenset(minutes))
+
+    def until(self, now: float | None = None) -> str:
+        """When the quiet hours of `now` end, local time as ``2026-11-29T23:30+01:00``; empty outside of them.
+
+        `now` in seconds since 1970; None: the clock.
+        """
+        at = time.localtime(now)
+        end = begin = 60 * at.tm_hour + at.tm_min
+        while end % DAY_MINUTES in self.minutes:
+            end += 1
+        if end == begin:
+            return ""
+        seconds = time.mktime((at.tm_year, at.tm_mon, at.tm_mday, 0, end, 0, 0, 0, -1))
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="minutes")
 
 
 def _field(
@@ -120,6 +168,12 @@ class Settings(BaseSettings):
     attempts: int = _field("queue", 2, "attempts at a batch before it is split in two", ge=1, le=100)
     claim_s: int = _field("queue", 30, "seconds without a heartbeat after which a worker loses its batch", ge=3)
     stop_s: int = _field("queue", 30, "seconds after which a stopping worker releases its batch", ge=0)
+    quiet_hours: str | None = _field(
+        "queue",
+        None,
+        "times of the day, local time of the worker's machine, at which it begins no bulk work, and answers requests, "
+        "such as `18:00-23:30,02:00-03:00`",
+    )
     max_requests: int = _field(
         "queue",
         128,
@@ -150,9 +204,9 @@ class Settings(BaseSettings):
         "`https://app.example.com`",
     )
 
-    _empty = field_validator("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "web_token", mode="before")(
-        _none_if_empty
-    )
+    _empty = field_validator(
+        "quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "quiet_hours", "web_token", mode="before"
+    )(_none_if_empty)
 
     @field_validator("redis_url")
     @classmethod
@@ -172,6 +226,12 @@ class Settings(BaseSettings):
         if rest.startswith("//"):  # other programs read three slashes as a relative path, and two as a host
             raise ValueError("must be sqlite:PATH without //, such as sqlite:data/a.db or sqlite:/srv/data/a.db")
         return f"sqlite:{_expanded(Path(rest))}" if rest.startswith("~") else value
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _ranges_of_the_day(cls, value: str | None) -> str | None:
+        QuietHours.parse(value or "")
+        return value
 
     @field_validator("root", "catalogue", "cache_dir")
     @classmethod
@@ -198,6 +258,11 @@ class Settings(BaseSettings):
             InitSettingsSource(settings_cls, empty),
             InitSettingsSource(settings_cls, _read_config_file()),
         )
+
+    @cached_property
+    def quiet(self) -> QuietHours:
+        """What `quiet_hours` says."""
+        return QuietHours.parse(self.quiet_hours or "")
 
     @property
     def visibility_timeout_s(self) -> int:

@@ -69,7 +69,7 @@ def _run(
         logger.critical("message %s: %s; exiting so that a fresh process takes over", task.request.id, error)
         exit_now(EX_WRONG_VECTORS if isinstance(error, WrongVectors) else EX_SOFTWARE)
     if done is False:
-        raise Reject("this worker is stopping before the batch is done", requeue=True)
+        raise Reject("this worker stops before the batch is done, or its quiet hours have begun", requeue=True)
 
 
 @signals.after_setup_logger.connect

@@ -30,7 +30,7 @@ from producer.output import (
     worker_entry,
 )
 from producer.queue.progress import NOTHING, Progress
-from producer.queue.workers import READY, Announcement
+from producer.queue.workers import READY, Announcement, why_bulk_rests
 from producer.redis_client import retry_until_available
 
 FOLLOW_EVERY_S: Final = 2.0  # between two rows, where stdout is no terminal
@@ -62,12 +62,13 @@ def status(job: str | None, follow_it: bool, as_json: bool) -> None:
         notify_imbalance(progress)
     exit_code = EX_OK if all(progress.is_balanced for progress in progresses) else EX_SOME_FAILED
     paused = producer.claims.paused_since()
+    rests = why_bulk_rests(paused, workers)
     if as_json:
         entries = {"jobs": list(map(job_entry, progresses)), "workers": list(map(worker_entry, workers))}
-        emit_json(entries | {"paused_since": paused})
+        emit_json(entries | {"paused_since": paused, "bulk_rests": rests or None})
         sys.exit(exit_code)
-    if paused is not None:
-        emit(f"the bulk lane is paused since {_at(paused)}: `{program()} resume`")
+    if rests:
+        emit(f"the bulk lane rests: {rests}" + ("" if paused is None else f"; `{program()} resume` ends it"))
         emit("")
     if workers:
         emit_table([WORKER_COLUMNS, *map(_worker_row, workers)])
@@ -124,8 +125,8 @@ def _worker_row(worker: Announcement) -> tuple[str, ...]:
     about = (worker.get(field) for field in ("model", "device", "precision"))
     speed = worker.get("images_per_second")
     note = worker.get("bottleneck") if worker.state == READY else worker.get("reason") or worker.get("stage")
-    note = worker.get("fault") or note
-    return (worker.name, worker.state, *about, f"{speed} images/s" if speed else "", note)
+    notes = "; ".join(filter(None, (worker.quiet, worker.get("fault") or note)))
+    return (worker.name, worker.state, *about, f"{speed} images/s" if speed else "", notes)
 
 
 @example("python -m producer failures last --json")

@@ -10,7 +10,7 @@ from producer.client import Producer
 from producer.errors import CommandForbidden, PosterError, RedisUnreachable
 from producer.host import program, worker_command
 from producer.output import notify
-from producer.queue.workers import FAILED, READY, STORE, WAITING
+from producer.queue.workers import FAILED, READY, STORE, WAITING, why_bulk_rests
 
 REFRESH_S: Final = 2.0
 
@@ -38,10 +38,9 @@ class WaitStatus:
             self.report(error)
             return
         failed = [worker for worker in workers if worker.state == FAILED]
-        if paused is not None:
-            self._notify(
-                f"the bulk lane is paused: `{program()} resume`. Waiting for it; Ctrl-C leaves, the job stays."
-            )
+        if rests := why_bulk_rests(paused, workers):
+            way_out = "" if paused is None else f"; `{program()} resume` ends it"
+            self._notify(f"the bulk lane rests: {rests}{way_out}. Waiting for it; Ctrl-C leaves, the job stays.")
         elif any(worker.state == READY for worker in workers):
             self._notify("" if not self.reported else "a worker is ready")
         elif failed:

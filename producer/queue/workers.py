@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, cast
 
 from producer.embedding import Space
@@ -29,6 +30,7 @@ STORE: Final = "store"  # a stage of LOADING: the store cannot be written for no
 WEIGHTS: Final = "weights"  # a stage of LOADING: found, or downloaded
 MODEL: Final = "model"  # a stage of LOADING: built and warmed up
 FAILED: Final = "failed"  # it will end; `reason` says why
+QUIET_UNTIL: Final = "quiet_until"  # field: when the quiet hours end that hold now, ISO 8601; empty outside of them
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Announcement:
     def get(self, field: str) -> str:
         """A field's text; empty where it is not set (yet)."""
         return self.fields.get(field, "")
+
+    @property
+    def quiet(self) -> str:
+        """Until when it begins no bulk work, for people; empty where it does, or is not ready."""
+        until = self.get(QUIET_UNTIL) if self.state == READY else ""
+        return f"quiet hours until {datetime.fromisoformat(until):%H:%M}" if until else ""
 
 
 class WorkerRegistry:
@@ -113,6 +121,16 @@ def why_not_ready(worker: Announcement) -> str:
     if worker.state != READY:
         return f"is {worker.state}: {worker.get('reason') or worker.get('stage') or 'no reason given'}"
     return f"is {worker.state}, but {fault}" if (fault := worker.get("fault")) else ""
+
+
+def why_bulk_rests(paused_since: float | None, workers: Iterable[Announcement]) -> str:
+    """Why no worker begins bulk work: a pause, or the quiet hours of all that are ready; empty where one may."""
+    if paused_since is not None:
+        return time.strftime("paused since %Y-%m-%d %H:%M:%S UTC", time.gmtime(paused_since))
+    ready = [worker for worker in workers if worker.state == READY]
+    if not ready or not all(worker.quiet for worker in ready):
+        return ""
+    return min(ready, key=lambda worker: datetime.fromisoformat(worker.get(QUIET_UNTIL))).quiet
 
 
 def embeds_text(worker: Announcement) -> bool:

@@ -17,6 +17,7 @@ from producer.indexing.index_job import scan, send_all
 from producer.maintenance.prune import Prune, Survey
 from producer.output import job_entry, worker_entry
 from producer.queue.messages import BULK, LANES
+from producer.queue.workers import why_bulk_rests
 from producer.vectors import store_exists
 from producer.web.guard import GuardedRoute
 from producer.web.models import (
@@ -171,6 +172,8 @@ def worker_list(service: Service) -> list[WorkerEntry]:
 def lane_list(service: Service) -> list[Lane]:
     """The lanes, the bulk one with its pause."""
     claims, now = service.producer.claims, time.time()
+    paused = claims.paused_since()
+    rests = why_bulk_rests(paused, service.producer.workers())
     lanes = []
     for lane in LANES:
         queued, job = claims.waiting(lane)
@@ -180,7 +183,8 @@ def lane_list(service: Service) -> list[Lane]:
                 lane=lane,
                 queued=queued,
                 oldest_s=None if created is None else max(0.0, round(now - created, 1)),
-                paused_since=claims.paused_since() if lane == BULK else None,
+                paused_since=paused if lane == BULK else None,
+                rests=rests or None if lane == BULK else None,
             )
         )
     return lanes

@@ -271,6 +271,7 @@ class Lane(BaseModel):
     queued: int = Field(description="Messages that wait.")
     oldest_s: float | None = Field(description="Age of the job of the message that comes next, seconds.")
     paused_since: float | None = Field(description="Seconds since 1970; null: it is not paused.")
+    rests: str | None = Field(description="Why no worker begins work of it: a pause, quiet hours; null: one may.")
 
 
 class LaneList(BaseModel):

@@ -13,7 +13,7 @@ from producer.errors import BadMessage, DeviceLost, NewerMessage, RedisUnreachab
 from producer.queue.claims import Claims
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BatchMessage, EmbedBatch, Poster
+from producer.queue.messages import INTERACTIVE, BatchMessage, EmbedBatch, Poster
 from producer.queue.progress import Claim, Outcome
 from producer.queue.workers import LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
@@ -97,6 +97,19 @@ def test_a_batch_is_embedded_and_counted(installation):
     installation.job_store.mark_sent("J")
     progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.embedded, progress.at_rest) == (3, 3, True)
+
+
+def test_in_quiet_hours_a_batch_is_left_on_its_lane(installation, monkeypatch):
+    """One that was received just as they began; no attempt counts. The other lane is served."""
+    bulk, urgent = installation.batch(3), installation.batch(2, 2, lane=INTERACTIVE)
+    monkeypatch.setattr("producer.settings.QuietHours.until", lambda hours, now=None: "2026-11-29T23:30+01:00")
+    assert not installation.runner.run(bulk)
+    assert installation.runner.run(urgent)
+    assert installation.open() == ["J.1"]
+    with_registry = WorkerRegistry(load_settings().redis_url, installation.job_store.redis)
+    assert with_registry.get("w@tests").quiet == "quiet hours until 23:30"
+    monkeypatch.undo()
+    assert installation.claims.claim(bulk, "w#1")[:3] == (Claim.WORK, 1, False)
 
 
 def test_a_clock_that_stands_still_costs_no_batch(installation, monkeypatch):
@@ -400,7 +413,8 @@ def test_a_batch_that_hangs_ends_its_process_and_counts(installation, monkeypatc
     """In either pool, whatever Celery does: it is free for another worker at once, and this was a crash."""
     ended, seen = threading.Event(), []
     monkeypatch.setattr("worker.runtime.heartbeat.exit_now", lambda status: ended.set())
-    monkeypatch.setattr(installation.heartbeat, "_settings", SimpleNamespace(batch_time_limit_s=0.2, claim_s=3))
+    limited = installation.heartbeat._settings.model_copy(update={"batch_time_limit_s": 0.2})
+    monkeypatch.setattr(installation.heartbeat, "_settings", limited)
     batch = installation.batch(2)
 
     def hang(report):

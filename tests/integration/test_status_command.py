@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from producer.__main__ import main
+from producer.host import program
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.progress import Outcome
-from producer.queue.workers import READY, WorkerRegistry
+from producer.queue.workers import LOADING, READY, WorkerRegistry
 from tests.support.ledger_jobs import batch, begin
 
 
@@ -102,11 +103,32 @@ def test_a_pause_is_shown_until_it_is_ended(run):
     since = run("pause").stdout
     assert since.startswith("the bulk lane is paused since 20")
     assert run("pause").stdout == since
-    assert run("status").stdout.startswith(since.strip())
-    assert json.loads(run("status", "--json").stdout)["paused_since"] > 1e9
+    shown, moment = run("status"), since.removeprefix("the bulk lane is ").strip()
+    assert shown.stdout.startswith(f"the bulk lane rests: {moment}; `{program()} resume` ends it\n")
+    state = json.loads(run("status", "--json").stdout)
+    assert state["paused_since"] > 1e9
+    assert state["bulk_rests"] == moment
     assert run("resume").stdout == "the bulk lane goes on; 0 batch(es) rested\n"
     assert "is not paused" in run("resume").stderr
-    assert "paused" not in run("status").stdout
+    assert "rests" not in run("status").stdout
+
+
+def test_quiet_hours_are_shown_where_no_worker_begins_bulk_work(run, redis_url):
+    """The lane rests when all workers that are ready do; the one that does is marked either way."""
+    registry = WorkerRegistry(redis_url)
+    quiet = {"quiet_until": "2026-11-29T23:30+01:00", "bottleneck": "device-bound"}
+    registry.publish("a@h/7/x", READY, quiet)
+    registry.publish("b@h/8/x", LOADING, {})
+    assert run("status").stdout.startswith("the bulk lane rests: quiet hours until 23:30\n")
+    assert "quiet hours until 23:30; device-bound\n" in run("status").stdout
+    assert json.loads(run("status", "--json").stdout)["bulk_rests"] == "quiet hours until 23:30"
+    registry.publish("b@h/8/x", READY, quiet | {"quiet_until": "2026-11-29T22:45+01:00"})
+    assert run("status").stdout.startswith("the bulk lane rests: quiet hours until 22:45\n")
+    registry.publish("b@h/8/x", READY, {})
+    assert "rests" not in run("status").stdout
+    assert "quiet hours until 23:30; device-bound\n" in run("status").stdout
+    assert json.loads(run("status", "--json").stdout)["bulk_rests"] is None
+    registry.close()
 
 
 def test_follow_ends_with_the_job(run, ledger):

@@ -8,9 +8,10 @@ import pytest
 from kombu import Connection, Consumer
 from kombu.transport import TRANSPORT_ALIASES
 
-from producer.queue.messages import BULK, QUEUES, BatchMessage
+from producer.queue.messages import BULK, INTERACTIVE, QUEUES, BatchMessage
 from producer.queue.sender import create_sender, message_settings, send, transport_options
 from producer.settings import load_settings
+from tests.support.installation import quiet_now
 from worker.broker import transport
 from worker.broker.transport import Client
 from worker.celery import TRANSPORT_NAME
@@ -60,7 +61,7 @@ def consumer(redis_url, received):
 def test_a_rebuilt_message_is_acknowledged_and_returned_by_kombu(redis_url, redis_server, monkeypatch):
     """Also two elements that share a delivery tag: an acknowledgement concerns one of them."""
     monkeypatch.setitem(TRANSPORT_ALIASES, TRANSPORT_NAME, "worker.broker.transport:Transport")
-    monkeypatch.setattr(transport, "load_settings", lambda: load_settings(redis_url=redis_url))
+    monkeypatch.setattr(transport, "_settings", lambda: load_settings(redis_url=redis_url))
     transport._dead_letters.cache_clear()
     with create_sender(load_settings(redis_url=redis_url)) as app, redis_server.client as client:
         send(app, BatchMessage("job", "job.1"))
@@ -83,6 +84,28 @@ def test_a_rebuilt_message_is_acknowledged_and_returned_by_kombu(redis_url, redi
         assert json.loads(element)["headers"]["id"] == "job.1"
     transport._dead_letters()._redis.close()
     transport._dead_letters.cache_clear()
+
+
+def test_in_quiet_hours_the_bulk_lane_keeps_its_messages(redis_url, redis_server, monkeypatch):
+    """What came on the other lane is received, although it came later; the rest when they are over."""
+    monkeypatch.setitem(TRANSPORT_ALIASES, TRANSPORT_NAME, "worker.broker.transport:Transport")
+    hours = [quiet_now()]
+    monkeypatch.setattr(transport, "_settings", lambda: load_settings(redis_url=redis_url, quiet_hours=hours[0]))
+    with create_sender(load_settings(redis_url=redis_url)) as app, redis_server.client as client:
+        for number, lane in enumerate((BULK, INTERACTIVE), 1):
+            send(app, BatchMessage("job", f"job.{number}", lane))
+        received = []
+        with consumer(redis_url, received) as connection:
+            connection.drain_events(timeout=5)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=1.5)
+            assert [message.headers["id"] for message in received] == ["job.2"]
+            assert client.llen(QUEUES[BULK]) == 1
+            hours[0] = None
+            connection.drain_events(timeout=5)
+            assert [message.headers["id"] for message in received] == ["job.2", "job.1"]
+            for message in received:
+                message.ack()
 
 
 def test_only_our_lanes_are_validated(redis_url, redis_server):

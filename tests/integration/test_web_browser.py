@@ -112,7 +112,7 @@ def test_a_person_follows_a_job_whose_worker_is_killed(own_installation, address
     page.keyboard.press("Enter")
     assert page.url.endswith("#content")
     page.get_by_role("button", name="Pause bulk work").press("Enter")
-    page.get_by_text("paused for").wait_for()
+    page.get_by_text("rests: paused since").wait_for()
     page.get_by_label("What").select_option("force")
     page.get_by_role("button", name="Begin").click()
     wait_for(lambda: len(installation.claims().resting()) >= 32, "batches that rest")

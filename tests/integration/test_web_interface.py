@@ -484,8 +484,9 @@ def test_workers_and_lanes_are_as_they_are(client, redis_url, ledger):
     paused = {lane["lane"]: lane for lane in client.post(f"{API}/lanes/bulk/pause").json()["lanes"]}
     assert paused["bulk"]["paused_since"] > 1e9
     assert paused["interactive"]["paused_since"] is None
+    assert paused["bulk"]["rests"].startswith("paused since 20")
     resumed = client.post(f"{API}/lanes/bulk/resume").json()["lanes"]
-    assert [lane["paused_since"] for lane in resumed] == [None, None]
+    assert [(lane["paused_since"], lane["rests"]) for lane in resumed] == [(None, None)] * 2
     problem(client.post(f"{API}/lanes/bulk/stop"), 422, "invalid")
 
 

@@ -46,7 +46,8 @@ def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
     Claims(ledger).finish(batch(1), Outcome(embedded=4))
     registry = WorkerRegistry(redis_url)
     registry.publish("new@h/6/x", LOADING, {"stage": "weights"})
-    registry.publish("w@h/7/x", READY, {"device": "cuda:0", "images_per_second": "81.5", "bottleneck": "decode-bound"})
+    speed = {"images_per_second": "81.5", "bottleneck": "decode-bound"}
+    registry.publish("w@h/7/x", READY, {"device": "cuda:0", "quiet_until": "2026-11-29T23:30+01:00"} | speed)
     registry.close()
     page = client.get("/")
     assert '<progress max="8" value="4"' in page.text
@@ -59,6 +60,8 @@ def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
         "81.5 images/s",
         "decode-bound",
         "weights",
+        "0 wait · rests: quiet hours until 23:30",
+        "bulk work rests: quiet hours until 23:30",
         "free",
     ):
         assert expected in shown
@@ -68,9 +71,9 @@ def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
 def test_its_forms_pause_resume_begin_cancel_and_prune(client, settings):
     """Each leads back to a page that shows what it did."""
     assert client.post("/lanes/bulk", data={"action": "pause"}).headers["location"] == "/"
-    assert "paused for" in text(client.get("/"))
+    assert "rests: paused since 20" in text(client.get("/"))
     client.post("/lanes/bulk", data={"action": "resume"})
-    assert "paused for" not in text(client.get("/"))
+    assert "rests: paused since 20" not in text(client.get("/"))
     assert client.post("/jobs/begin", data={"kind": "index"}).headers["location"] == "/"
     (job,) = client.get("/api/v1/jobs").json()["jobs"]
     assert job["job"] in text(client.get("/"))

@@ -46,6 +46,8 @@ PARTS: Final = tuple(
         ("kombu.transport.redis:Channel", "_receive_one", _TRANSPORT, "no published message ends a worker"),
         ("kombu.transport.virtual.base:QoS", "_delivered", _TRANSPORT, "forget a message whose acknowledgement failed"),
         ("kombu.transport.virtual.base:QoS", "_dirty", _TRANSPORT, "the same"),
+        ("kombu.transport.redis:Channel", "_brpop_start", _TRANSPORT, "leaves the bulk lane out in quiet hours"),
+        ("kombu.transport.redis:Channel", "_queue_cycle", _TRANSPORT, "the lanes that BRPOP names"),
         ("kombu.transport.redis:Channel", "parse_response(self.client.connection", _TRANSPORT, "BRPOP is read by it"),
         ("kombu.transport.virtual.base:Channel", "delivery_tag", "worker.broker.validation", "the form of an element"),
         ("celery.app.amqp:AMQP", "argsrepr", "worker.broker.validation", "the form of a task's message"),

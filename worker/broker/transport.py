@@ -17,9 +17,9 @@ from kombu.transport import virtual
 from producer.errors import BadMessage
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import QUEUES
+from producer.queue.messages import BULK, QUEUES
 from producer.redis_client import REDIS_ERRORS
-from producer.settings import load_settings
+from producer.settings import Settings, load_settings
 from worker.broker.validation import rebuild
 
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
@@ -70,9 +70,15 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """kombu's channel with these two classes."""
+    """kombu's channel with these two classes; in quiet hours it asks for no message of the bulk lane."""
 
     QoS = QoS
+
+    def _brpop_start(self, timeout: int | None = None) -> None:
+        """Ask for messages, for a second at most; kombu calls it again after that."""
+        rests = _settings().quiet.until()
+        self._queue_cycle.update([queue for queue in self.active_queues if not (rests and queue == QUEUES[BULK])])
+        super()._brpop_start(timeout)
 
     def _get_client(self) -> Any:
         super()._get_client()  # raises where redis-py is too old
@@ -99,5 +105,10 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 
 
 @cache
+def _settings() -> Settings:
+    return load_settings()
+
+
+@cache
 def _dead_letters() -> DeadLetters:
-    return DeadLetters(JobStore(load_settings().redis_url))
+    return DeadLetters(JobStore(_settings().redis_url))

@@ -12,7 +12,7 @@ from producer.output import printable
 from producer.queue.claims import Claimed, Claims, new_holder
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.messages import BatchMessage, EmbedBatch
+from producer.queue.messages import BULK, BatchMessage, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.settings import Settings
@@ -61,7 +61,7 @@ class BatchRunner:
         self._left_last_batch = False  # to another worker
 
     def run(self, message: BatchMessage) -> bool:
-        """Claim, embed and count a batch; False when its message must be requeued, because this worker is stopping.
+        """Claim, embed and count a batch; False when its message must be requeued: this worker is stopping, or rests.
 
         What the batch holds, the ledger says.
 
@@ -72,6 +72,8 @@ class BatchRunner:
             DeviceLost: this process must exit; the batch stays claimed, its parent releases it and the attempt counts.
             WrongVectors: this process must exit; the batch is released, and the attempt does not count.
         """
+        if message.lane == BULK and self._settings.quiet.until():
+            return False  # asked for just before; until their end the transport asks for no other
         holder = new_holder(self._owner)
         try:
             claimed = self._claims.claim(message, holder)

@@ -16,7 +16,7 @@ from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.locks import Lease
 from producer.queue.messages import EmbedBatch
-from producer.queue.workers import RENEWAL_S, WorkerRegistry
+from producer.queue.workers import QUIET_UNTIL, RENEWAL_S, WorkerRegistry
 from producer.settings import Settings
 
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
@@ -81,7 +81,7 @@ class Heartbeat(threading.Thread):
         if self._ended.is_set():
             return False
         try:
-            self._registry.publish(self.owner, state, self.fields)
+            self._publish_entry()
         except RedisUnreachable:
             return False
         return True
@@ -152,10 +152,14 @@ class Heartbeat(threading.Thread):
                     entry_renewed = now
                     self._renew_gpu_lease(claim)
                     if self._state:
-                        self._registry.publish(self.owner, self._state, self.fields)
+                        self._publish_entry()
             except RedisUnreachable:
                 entry_renewed = now  # logged by the thread that runs the batch; try again at the next renewal
             self._end_if_hanging(now)
+
+    def _publish_entry(self) -> None:
+        until = self._settings.quiet.until()
+        self._registry.publish(self.owner, self._state, {**self.fields, **({QUIET_UNTIL: until} if until else {})})
 
     def _batch(self) -> _Work | None:
         """The work that has a claim."""

@@ -1,12 +1,14 @@
 """Settings: later sources win, and what is wrong is named together with where it came from."""
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from producer.errors import ConfigurationError
-from producer.settings import Settings, load_settings, section_of, without_password
+from producer.settings import QuietHours, Settings, load_settings, section_of, without_password
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +230,61 @@ def test_excluded_names_are_a_list(tmp_path, monkeypatch):
     monkeypatch.setenv("POSTERS_EXCLUDE", " x, *.tmp.jpg ,")
     assert load_settings().exclude == ("x", "*.tmp.jpg")
     assert load_settings(exclude="none").exclude == ()
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """Seconds since 1970 of a time on the 29th of November 2026 in Berlin."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield lambda clock: time.mktime(time.strptime(f"2026-11-29 {clock}", "%Y-%m-%d %H:%M:%S"))
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no tzset")
+@pytest.mark.parametrize(
+    ("hours", "clock", "until"),
+    [
+        ("18:00-23:30", "17:59:59", ""),
+        ("18:00-23:30", "18:00:00", "2026-11-29T23:30+01:00"),
+        ("18:00-23:30", "23:29:59", "2026-11-29T23:30+01:00"),
+        ("18:00-23:30", "23:30:00", ""),
+        ("22:00-06:00", "23:00:00", "2026-11-30T06:00+01:00"),
+        ("22:00-06:00", "05:59:00", "2026-11-29T06:00+01:00"),
+        ("22:00-06:00", "12:00:00", ""),
+        ("20:00-24:00", "23:59:00", "2026-11-30T00:00+01:00"),
+        (" 8:00 - 9:00 , 12:00-13:00, 12:30-14:00,14:00-15:00,", "12:15:00", "2026-11-29T15:00+01:00"),
+        ("23:00-24:00,0:00-1:00", "23:30:00", "2026-11-30T01:00+01:00"),
+    ],
+)
+def test_quiet_hours_are_those_of_the_clock_on_the_wall(at, hours, clock, until):
+    """Ranges may cross midnight and meet; the end is where the last of them ends."""
+    assert QuietHours.parse(hours).until(at(clock)) == until
+
+
+def test_without_quiet_hours_it_is_never_quiet():
+    assert load_settings().quiet.until() == load_settings(quiet_hours="").quiet.until() == ""
+
+
+@pytest.mark.parametrize(
+    "hours",
+    [
+        "18:00",
+        "18-23",
+        "25:00-26:00",
+        "18:60-19:00",
+        "24:00-01:00",
+        "18:00-18:00",
+        "00:00-24:00",
+        "6:00-18:00,18:00-6:00",
+    ],
+)
+def test_quiet_hours_that_make_no_sense_are_refused_by_name(monkeypatch, hours):
+    """One of the ranges, or all day."""
+    monkeypatch.setenv("POSTERS_QUIET_HOURS", hours)
+    with pytest.raises(ConfigurationError, match=rf"^quiet_hours: '{hours}' .*, from variable POSTERS_QUIET_HOURS$"):
+        load_settings()
 
 
 def test_a_refused_value_is_explained_in_our_words_alone(monkeypatch):
