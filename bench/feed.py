@@ -56,7 +56,7 @@ from worker.pipeline.protocols import Embedder
 CORES: Final = (8, 16, 32)
 SIMULATED: Final = 16  # decode threads of the check; more than that many only wait for the two cores of a small machine
 DRAWINGS: Final = 8
-WARM_UP: Final = 32  # posters before the measured ones
+WARM_UP: Final = 256  # posters before the measured ones: a batch, with which the memory of chunks is mapped
 MARGIN: Final = 2  # a JPEG is decoded at a fraction of its size that is at least twice the model's
 SPACE: Final = Space("none", "0" * 32, "gelu", "224", 512)
 

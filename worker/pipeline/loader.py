@@ -29,14 +29,14 @@ class Chunk(Generic[Item, Result]):
     """Items whose pixels are loaded, in order."""
 
     items: Sequence[Item]
-    buffer: torch.Tensor  # uint8 (n + 1, 3, height, width): the pixels, and a row to spare
+    memory: torch.Tensor  # uint8 (more than n, 3, height, width)
     slices: list[Future[list[Result]]]  # done; the results of consecutive items
     waited_s: float = 0.0  # how long the consumer had to wait for the chunk
 
     @property
     def pixels(self) -> torch.Tensor:
         """uint8 (n, 3, height, width); row i belongs to items[i], undefined where its load failed."""
-        return self.buffer[:-1]
+        return self.memory[: len(self.items)]
 
     def results(self) -> list[Result]:
         """The result of each item; raises the first exception that a load raised."""
@@ -67,12 +67,21 @@ class Loader:
         """
         self._geometry, self._device, self._chunk_size = geometry, device, chunk_size
         self._look_ahead, self._ramp, self._clock = look_ahead_images, ramp, clock
+        self._free: list[torch.Tensor] = []  # buffers for whole chunks, to be filled again
         self._thread_count = threads or usable_cores()
         self._threads = one_core_threads(self._thread_count, "decode")
 
     def close(self) -> None:
         """End the threads; what has not begun is cancelled."""
         self._threads.shutdown(cancel_futures=True)
+
+    def recycle(self, chunk: Chunk[Item, Result]) -> None:
+        """Take back the memory of a chunk that nobody reads any more; the next chunks fill it again.
+
+        The system takes 0.2 ms per image to map new memory, during which it lets no other thread map any.
+        """
+        if self._device.type != "cuda":  # torch keeps pinned memory itself
+            self._free.append(chunk.memory)
 
     def chunks(
         self, items: Sequence[Item], load: Callable[[Sequence[Item], torch.Tensor], list[Result]]
@@ -110,13 +119,21 @@ class Loader:
     def _start(
         self, items: Sequence[Item], load: Callable[[Sequence[Item], torch.Tensor], list[Result]]
     ) -> Chunk[Item, Result]:
-        buffer = chunk_buffer(len(items) + 1, self._geometry, self._device)
+        memory = self._memory(len(items) + 1)  # a row to spare, for the known image
         size = min(MAX_SLICE, -(-len(items) // self._thread_count))
         starts = range(0, len(items), size)
         slices = [
-            self._threads.submit(load, items[n : n + size], buffer[n : min(n + size, len(items))]) for n in starts
+            self._threads.submit(load, items[n : n + size], memory[n : min(n + size, len(items))]) for n in starts
         ]
-        return Chunk(items, buffer, slices)
+        return Chunk(items, memory, slices)
+
+    def _memory(self, rows: int) -> torch.Tensor:
+        """Memory for at least so many rows."""
+        while self._free:
+            memory = self._free.pop()
+            if len(memory) >= rows:
+                return memory
+        return chunk_buffer(max(rows, self._chunk_size() + 1), self._geometry, self._device)
 
 
 def next_chunk_size(before: int, full: int, left: int) -> int:

@@ -265,8 +265,8 @@ class Pipeline:
         pixels, canary = keep_rows(chunk.pixels, rows), self.check.due(len(rows))
         if canary is None:
             return self.embedder.submit(pixels), None
-        chunk.buffer[len(rows)].copy_(canary.pixels)
-        return self.embedder.submit(chunk.buffer[: len(rows) + 1]), canary
+        chunk.memory[len(rows)].copy_(canary.pixels)
+        return self.embedder.submit(chunk.memory[: len(rows) + 1]), canary
 
     def _result(self, submitted: _Submitted, tally: _Tally) -> tuple[list[Row], Vectors]:
         """Rows and vectors of the chunk, aligned; posters without a vector are only tallied."""
@@ -288,6 +288,7 @@ class Pipeline:
                     tally.stored(row, _How.EMBEDDED)
                 else:
                     tally.failed(submitted.chunk.items[index], "internal", reason)
+        self._loader.recycle(submitted.chunk)
         if not rows:
             return [], np.zeros((0, self.embedder.space.dimension), np.float32)
         return rows, np.stack(vectors)

@@ -1,12 +1,13 @@
 """Loader: chunks in order, a bound on what is loaded ahead, and failures that stay with their item."""
 
 import threading
+from contextlib import closing
 
 import pytest
 import torch
 
 from worker.images.resize import Geometry
-from worker.pipeline.loader import Loader, next_chunk_size
+from worker.pipeline.loader import CHUNKS_AHEAD, Loader, next_chunk_size
 
 
 @pytest.fixture
@@ -44,6 +45,33 @@ def test_items_come_in_order_with_their_pixels_and_results(make_loader, count, a
         results += chunk.results()
     assert items == pixels == list(range(count))
     assert results == [number * number for number in range(count)]
+
+
+def test_memory_is_filled_again_once_nobody_reads_it(make_loader):
+    """Mapping new memory would take longer than all of the loader; a chunk that is in use is left alone."""
+    loader, places, kept = make_loader(4, ramp=True), set(), []
+    for _ in range(3):
+        for number, chunk in enumerate(loader.chunks(range(40), fill)):
+            assert chunk.pixels[:, 0, 0, 0].tolist() == list(chunk.items)
+            places.add(chunk.memory.data_ptr())
+            if number == 5:
+                kept.append((chunk.pixels, list(chunk.items)))  # never given back
+            else:
+                loader.recycle(chunk)
+    assert len(places) <= CHUNKS_AHEAD + 1 + len(kept)
+    for pixels, items in kept:
+        assert pixels[:, 0, 0, 0].tolist() == items
+
+
+def test_memory_that_is_too_small_is_not_filled_again():
+    """The chunk size grows again when the device's memory is free again."""
+    sizes = iter([2, 2, 2, 2, 9, 9, 9, 9])
+    loader = Loader(Geometry(1, 2), torch.device("cpu"), lambda: next(sizes, 9), threads=1, look_ahead_images=1)
+    with closing(loader):
+        for chunk in loader.chunks(range(30), fill):
+            assert chunk.pixels[:, 0, 0, 0].tolist() == list(chunk.items)
+            assert len(chunk.memory) > len(chunk.items)
+            loader.recycle(chunk)
 
 
 def test_an_exception_is_raised_by_the_results_of_its_chunk(make_loader):
