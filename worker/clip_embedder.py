@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -316,10 +317,20 @@ class CLIPEmbedder:
             return EmbeddedChunk(np.zeros((0, self.dimension), np.float32), {})
         return self._engine.submit(pixels).result()
 
-    def warm_up(self) -> None:
-        """Run the chunk sizes that batches will use, so that one-time costs do not fall into the first batch."""
+    def warm_up(self) -> float:
+        """Run the chunk sizes that batches will use, so that one-time costs do not fall into the first batch.
+
+        Returns the seconds that the largest took.
+        """
+        began = 0.0
         for size in sorted({1, max(1, self.chunk // 8), self.chunk}):
+            began = time.perf_counter()
             self.embed_pixels(self._blank(size))
+        return time.perf_counter() - began
+
+    def probe(self) -> None:
+        """Compute something small on the device; may be called by a thread of its own. Raises DeviceLost."""
+        self._engine.probe()
 
     def close(self) -> None:
         """End the threads; the embedder must not be used afterwards."""

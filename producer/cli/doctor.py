@@ -145,6 +145,9 @@ def _model(workers: list[Announcement], ready: list[Announcement]) -> Finding:
     seen = f"{worker.get('model')} on {worker.get('device')} in {worker.get('precision')}, space {worker.get('space')}"
     if '"untrained-' in worker.get("space_json"):
         seen += "; UNTRAINED weights, for demonstrations and tests only"
+    if (lost := next((worker for worker in ready if worker.get("lost_device")), None)) is not None:
+        seen = f"{lost.name} uses the CPU in place of {lost.get('lost_device')}, which it had before"
+        return Finding("model", seen, "`nvidia-smi` says whether the card is there; then start the worker again")
     return Finding("model", seen)
 
 

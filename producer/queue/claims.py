@@ -226,6 +226,10 @@ class Claims:
                 start += QUEUE_PAGE
         return found
 
+    def any_queued(self, lanes: Collection[str]) -> bool:
+        """Whether one of the lanes holds a message."""
+        return any(self._redis.llen(QUEUES[lane]) for lane in lanes)
+
     def waiting(self, lane: str) -> tuple[int, str | None]:
         """How many messages a lane holds, and the job of the one that comes next; None: of none, or of no batch."""
         count = int(self._redis.llen(QUEUES[lane]))

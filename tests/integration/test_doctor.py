@@ -147,6 +147,17 @@ def test_a_worker_that_has_loaded_its_model_may_still_not_be_ready(producer, red
     assert run("ready", "--worker", "a@h").exit_code == 1
 
 
+def test_a_cpu_in_place_of_a_lost_card_is_shown(producer, redis_url):
+    """It works, and many times slower: ready, and yet not well."""
+    fields = {"lost_device": "cuda:0 NVIDIA H200", "device": "cpu", "bottleneck": "device-bound"}
+    producer.registry.publish("a@h/1/aa", READY, fields)
+    shown = CliRunner().invoke(main, ["status"], env={"POSTERS_REDIS_URL": redis_url}).stdout
+    assert "THE CPU in place of cuda:0 NVIDIA H200; device-bound" in shown
+    assert CliRunner().invoke(main, ["ready"], env={"POSTERS_REDIS_URL": redis_url}).exit_code == 0
+    assert "uses the CPU in place of cuda:0 NVIDIA H200" in found(producer)["model"].seen
+    assert "nvidia-smi" in found(producer)["model"].advice
+
+
 def test_ready_live_is_for_what_restarts_a_worker(producer, redis_url):
     """A model may take minutes to load, and a restart brings no Redis back."""
 

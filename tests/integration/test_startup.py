@@ -12,7 +12,7 @@ from producer.errors import ConfigurationError, StoreError, StoreUnavailable
 from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.locks import Lease
-from producer.queue.workers import FAILED, LOADING, STORE, WorkerRegistry
+from producer.queue.workers import FAILED, LOADING, READY, STORE, WorkerRegistry
 from tests.support.installation import Installation
 from tests.support.redis_server import RedisServer
 from worker.runtime import startup
@@ -114,6 +114,39 @@ def test_a_store_that_needs_repair_is_not_waited_for(registry, heartbeats, monke
     monkeypatch.setattr("producer.vectors.open_store", damaged)
     with pytest.raises(StoreError, match="no SQLite file"):
         startup._wait_for_store(startup.load_settings(), heartbeats[0])
+
+
+CARD = "cuda:0 NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("entries", "before"),
+    [
+        ({}, ""),
+        ({"1/a": {"device": "cpu AVX2"}}, ""),
+        ({"1/a": {"device": CARD}}, CARD),  # its child died: the main process has kept what the entry said
+        ({"1/b": {"device": CARD}, "1/a": {}}, CARD),  # it was restarted, and has registered already
+        ({"1/b": {"device": "cpu AVX2", "device_before": CARD}}, CARD),  # the CPU's own successor
+        ({"1/b": {"device": CARD}, "1/c": {"device": "cpu AVX2"}}, ""),  # the newest counts
+    ],
+)
+def test_a_worker_knows_which_card_its_predecessor_had(registry, entries, before):
+    """As its entry says, for the 15 s in which it is kept; another node's card is not its own."""
+    registry.publish("other@tests/1/a", READY, {"device": CARD})
+    for owner, fields in entries.items():
+        registry.publish(f"{NAME}/{owner}", READY, fields)
+    assert startup._device_before(startup.load_settings(), f"{NAME}/1/a") == before
+
+
+def test_a_cpu_in_place_of_a_lost_card_is_said_loudly(registry, caplog):
+    """Unless the settings ask for the CPU, or the card is there again."""
+    settings = startup.load_settings()
+    assert startup._lost_device(settings, "cpu AVX2", "") == ""
+    assert startup._lost_device(settings, CARD, CARD) == ""
+    assert startup._lost_device(settings.model_copy(update={"device": "cpu"}), "cpu AVX2", CARD) == ""
+    assert not caplog.text
+    assert startup._lost_device(settings, "cpu AVX2", CARD) == CARD
+    assert f"THE CPU IS USED in place of {CARD}" in caplog.text
 
 
 def test_a_worker_with_truncated_weights_exits(installation):

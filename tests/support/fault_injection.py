@@ -2,12 +2,14 @@
 
 A poster whose bytes end in KILL, ABORT, HANG or FREEZE kills, aborts or stops the process that decodes it, as a
 broken decoder would; FREEZE stops all of its threads. The worker sleeps FAULT_SLEEP_S before each forward pass, and
-its watchdog waits FAULT_STALL_S, if that is set.
+its watchdog waits FAULT_STALL_S, and its health FAULT_PATIENCE_S, if those are set.
 
 If FAULTS names a folder, each forward pass appends a line to its file ``passes`` (monotonic seconds,
 process id, images), and a file in it arms a fault that strikes once, when its place in the code is reached:
 
     lose-device      the CUDA context is lost (prefork: the process exits)
+    lose-idle-device the same, noticed by the probe of an idle worker
+    deaf             the consumer takes no messages, until the file is removed
     hold             forward passes wait until the file is removed; the file ``held`` appears when one waits
     run-out          out of memory for more images than the file says, until the file is removed
     hang             the forward pass never returns
@@ -70,6 +72,21 @@ def _deliver_or_die(self: object, message: object, queue: str) -> None:
 
 
 kombu_redis.Transport._deliver = _deliver_or_die
+_register_brpop = kombu_redis.MultiChannelPoller._register_BRPOP
+
+
+def _register_brpop_unless_deaf(self: object, channel: object) -> None:
+    if FOLDER is None or not (FOLDER / "deaf").exists():
+        _register_brpop(self, channel)
+
+
+kombu_redis.MultiChannelPoller._register_BRPOP = _register_brpop_unless_deaf
+
+
+def _lose_device() -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    error.error_code = 700
+    raise error
 
 
 @signals.worker_process_init.connect
@@ -88,9 +105,11 @@ def _patch() -> None:
     from producer.vectors.sqlite import SQLiteStore
     from worker.model.executors import CpuExecutor
     from worker.pipeline import pipeline, poster_reader
-    from worker.runtime import heartbeat
+    from worker.runtime import health, heartbeat
 
     heartbeat.STALL_S = float(os.environ.get("FAULT_STALL_S", heartbeat.STALL_S))
+    for name in ("STEP_S", "UNTAKEN_S", "AWAY_S", "PROBE_S"):
+        setattr(health, name, float(os.environ.get("FAULT_PATIENCE_S", getattr(health, name))))
     decode, launch, run_batch = poster_reader.decode, CpuExecutor.launch, pipeline.Pipeline.run
     make_known = SQLiteStore._make_known
     pause_s = float(os.environ.get("FAULT_SLEEP_S", "0"))
@@ -115,9 +134,7 @@ def _patch() -> None:
             (FOLDER / "held").touch()
             time.sleep(0.01)
         if _disarm("lose-device"):
-            error = RuntimeError("CUDA error: an illegal memory access was encountered")
-            error.error_code = 700
-            raise error
+            _lose_device()
         if _disarm("hang"):
             time.sleep(LONG_S)
         if len(pixels) > _memory_images():
@@ -126,6 +143,10 @@ def _patch() -> None:
             with (FOLDER / "passes").open("a") as journal:
                 journal.write(f"{time.monotonic()} {os.getpid()} {len(pixels)}\n")
         return launch(self, pixels, **options)
+
+    def probe_or_fail(self: CpuExecutor) -> None:
+        if _disarm("lose-idle-device"):
+            _lose_device()
 
     def run_batch_after_warm_up(self: pipeline.Pipeline, *arguments: object, **options: object) -> object:
         nonlocal warm
@@ -139,4 +160,4 @@ def _patch() -> None:
 
     poster_reader.decode = decode_or_die
     CpuExecutor.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_after_warm_up
-    SQLiteStore._make_known = make_known_or_die
+    SQLiteStore._make_known, CpuExecutor.probe = make_known_or_die, probe_or_fail

@@ -39,6 +39,9 @@ class Executor(Protocol):
     def free_memory(self) -> None:
         """Wait for what was launched, then release cached memory."""
 
+    def probe(self) -> None:
+        """Compute something small, and wait for it; for a thread of its own, while nothing else is computed."""
+
     def close(self) -> None:
         """End the threads, if there are any."""
 
@@ -85,6 +88,9 @@ class CpuExecutor:
 
     def free_memory(self) -> None:
         """Nothing is cached."""
+
+    def probe(self) -> None:
+        """A processor that runs this line answers."""
 
     def close(self) -> None:
         for threads in filter(None, (self._threads, self._urgent_threads)):
@@ -137,6 +143,11 @@ class CudaExecutor:
     def free_memory(self) -> None:
         torch.cuda.synchronize(self._device)  # work in progress holds memory that is free a moment later
         torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def probe(self) -> None:
+        with torch.cuda.stream(self._compute_stream):
+            torch.ones(1, device=self._device).item()  # waits for this stream
 
     def close(self) -> None:
         """Nothing to end: the context lives as long as the process."""

@@ -73,6 +73,15 @@ class Engine:
             slices = list(self._run(pixels, partial(self.executor.launch, urgent=urgent)))
         return Pending(partial(self._collect, pixels, slices, urgent))
 
+    def probe(self) -> None:
+        """Compute something small on the device and wait for it; raises DeviceLost. A full device has answered."""
+        try:
+            with _device_loss_translated():
+                self.executor.probe()
+        except (RuntimeError, MemoryError) as error:
+            if not is_exhaustion(error):
+                raise
+
     def _run(self, pixels: torch.Tensor, step: Callable[[torch.Tensor], Result]) -> Iterator[Slice[Result]]:
         return self.chunk_size.run(
             len(pixels),

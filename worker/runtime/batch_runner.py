@@ -76,13 +76,14 @@ class BatchRunner:
             return False  # asked for just before; until their end the transport asks for no other
         holder = new_holder(self._owner)
         try:
-            claimed = self._claims.claim(message, holder)
-            if claimed.verdict is Claim.WORK:
-                return self._run_claimed(message, holder, claimed)
-            if claimed.verdict is Claim.CANCELLED:
-                self._claims.withdraw(message, claimed.text)
-            logger.info("batch %s: nothing to do, it is %s", message.batch, claimed.verdict.value)
-            return True
+            with self._heartbeat.message():
+                claimed = self._claims.claim(message, holder)
+                if claimed.verdict is Claim.WORK:
+                    return self._run_claimed(message, holder, claimed)
+                if claimed.verdict is Claim.CANCELLED:
+                    self._claims.withdraw(message, claimed.text)
+                logger.info("batch %s: nothing to do, it is %s", message.batch, claimed.verdict.value)
+                return True
         except RedisUnreachable as error:  # and this worker is stopping: the claim expires, the batch stays open
             logger.error("batch %s: %s", message.batch, error)
             return False
@@ -106,10 +107,11 @@ class BatchRunner:
     def reject(self, message: Any, reason: PosterError, batch_id: str) -> None:
         """Dead-letter a malformed message; the batch of one of a newer version stays open for a newer worker."""
         newer = isinstance(reason, NewerMessage)
-        if newer:
-            with suppress(RedisUnreachable):
-                self._claims_once.defer(batch_id, NEWER_PAUSE_S)
-        self._dead_letters.reject(repr(message), str(reason), once=batch_id if newer else "")
+        with self._heartbeat.message():
+            if newer:
+                with suppress(RedisUnreachable):
+                    self._claims_once.defer(batch_id, NEWER_PAUSE_S)
+            self._dead_letters.reject(repr(message), str(reason), once=batch_id if newer else "")
 
     def close(self) -> None:
         """End the threads, leave the registry, release the GPU."""
@@ -140,6 +142,7 @@ class BatchRunner:
             raise
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
+            self._heartbeat.health.failed(str(error))
             logger.warning("batch %s will be retried in %.0f s: %s", batch.batch, pause, error)
             self._claims.release(batch, holder, pause)
             return True
@@ -150,6 +153,7 @@ class BatchRunner:
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return True
         self._backoff.reset()
+        self._heartbeat.health.done()
         self._count(batch, holder, outcome, time.perf_counter() - began)
         return True
 

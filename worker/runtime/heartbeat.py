@@ -8,18 +8,20 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Final, NamedTuple, NoReturn
 
 from producer.errors import RedisUnreachable
 from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.locks import Lease
-from producer.queue.messages import EmbedBatch
-from producer.queue.workers import QUIET_UNTIL, RENEWAL_S, WorkerRegistry
+from producer.queue.messages import INTERACTIVE, LANES, EmbedBatch
+from producer.queue.workers import QUIET_UNTIL, READY, RENEWAL_S, WorkerRegistry
 from producer.settings import Settings
+from worker.runtime.health import Health
 
 HEARTBEAT_S: Final = 0.5  # how often progress is reported
+LANES_S: Final = 2.0  # between two looks whether messages wait
 FORCE_S: Final = 5.0  # between asking a batch to stop and ending its process; a chunk takes less
 # A process in which no Python thread has run for this long ends. Code in C that never returns the interpreter's lock
 # stops the heartbeat, the handling of signals, and every other limit. The longest known stretch during work is 0.2 s
@@ -51,6 +53,7 @@ class Heartbeat(threading.Thread):
         owner: id of the worker, shared by a parent process and its children.
         stopping: set when this worker is to release the batch in progress.
         gpu_lease: the lease of the worker's GPU; None while it has none.
+        health: what the worker notices of itself once it is ready; published as the fields `fault` and `ending`.
         fields: fields of the registry entry beside its state; never changed in place, as threads share it: see `note`.
     """
 
@@ -59,6 +62,7 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.owner, self.stopping = owner, threading.Event()
         self.gpu_lease: Lease | None = None
+        self.health = Health()
         self.fields: Mapping[str, object] = {}
         self._noting = threading.Lock()
         self._state = ""
@@ -106,15 +110,24 @@ class Heartbeat(threading.Thread):
         self._work[thread] = _Work(name, claim, ends)
         _end_if_stalled()
         try:
-            yield
+            with self.health.steps(name) if limit_s is None else nullcontext():
+                yield
         finally:
             del self._work[thread]
             if not self._work:
                 faulthandler.cancel_dump_traceback_later()
 
+    @contextmanager
+    def message(self) -> Iterator[None]:
+        """The time in which a message from a lane is in hand."""
+        self.note(claimed_at=time.time())
+        with self.health.message():
+            yield
+
     def report(self, done: int) -> None:
         """Note how many posters are done; raises BatchInterrupted when this worker must abandon the batch."""
         self._done = done
+        self.health.step()
         if self._lost:
             raise BatchInterrupted("claimed by another worker, or already finished")
         if self.stopping.is_set():
@@ -134,7 +147,7 @@ class Heartbeat(threading.Thread):
             exit_now(EX_SOFTWARE)
 
     def _renew_until_ended(self) -> None:
-        entry_renewed = claim_renewed = -1e9
+        entry_renewed = claim_renewed = lanes_seen = -1e9
         reported = -1
         while not self._ended.wait(HEARTBEAT_S):
             now, work = time.monotonic(), self._batch()
@@ -153,13 +166,37 @@ class Heartbeat(threading.Thread):
                     self._renew_gpu_lease(claim)
                     if self._state:
                         self._publish_entry()
+                if self._state == READY:
+                    if now - lanes_seen > LANES_S:
+                        lanes_seen = now
+                        self.health.lanes(hold_messages=self._has_messages())
+                    self._publish_fault()
             except RedisUnreachable:
+                self.health.redis_is_away()
                 entry_renewed = now  # logged by the thread that runs the batch; try again at the next renewal
             self._end_if_hanging(now)
 
     def _publish_entry(self) -> None:
         until = self._settings.quiet.until()
         self._registry.publish(self.owner, self._state, {**self.fields, **({QUIET_UNTIL: until} if until else {})})
+
+    def _has_messages(self) -> bool:
+        """Whether messages wait that this worker is to take."""
+        lanes = () if self.stopping.is_set() else (INTERACTIVE,) if self._settings.quiet.until() else LANES
+        return self._claims.any_queued(lanes)
+
+    def _publish_fault(self) -> None:
+        """Publish why this worker is not ready as soon as that changes; its main process reads when it must end."""
+        fault = self.health.fault()
+        published = self.fields.get("fault", ""), self.fields.get("ending", "")
+        if (fault.reason, ending := fault.reason if fault.ends else "") == published:
+            return
+        if not published[0]:
+            logger.error("this worker is not ready: %s", fault.reason)
+        elif not fault.reason:
+            logger.info("this worker is ready again")
+        self.note(fault=fault.reason, ending=ending)
+        self._publish_entry()
 
     def _batch(self) -> _Work | None:
         """The work that has a claim."""

@@ -9,16 +9,18 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from producer.errors import ConfigurationError, PosterError, StoreUnavailable
+from producer.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, StoreUnavailable
 from producer.queue.jobs import JobStore
-from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS
+from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS, WorkerRegistry
 from producer.requests.codec import IMAGE, LISTS, POSTER, TEXT
 from producer.requests.inbox import Inbox
 from producer.settings import Settings, load_settings, without_password
+from worker.runtime import health
 from worker.runtime.batch_runner import BatchRunner
-from worker.runtime.heartbeat import Heartbeat
+from worker.runtime.heartbeat import EX_SOFTWARE, Heartbeat, exit_now
 from worker.runtime.request_runner import RequestRunner
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def start_runners(owner: str, *, solo: bool) -> Runners | None:
 
 
 def _register(settings: Settings, heartbeat: Heartbeat) -> None:
+    heartbeat.note(device_before=_device_before(settings, heartbeat.owner))
     published = heartbeat.publish(
         LOADING,
         host=socket.gethostname(),
@@ -123,7 +126,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
     heartbeat.publish(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
-    embedder.warm_up()
+    heartbeat.health.expect(embedder.warm_up())
     pipeline = Pipeline(embedder, store, settings)
     seconds = time.monotonic() - began
     space, device, precision = embedder.space, embedder.device_name, embedder.precision
@@ -131,11 +134,61 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     logger.info("posters in %s, vectors to %s", root, without_password(settings.store))
     made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
     kinds = [IMAGE, POSTER, *([TEXT] if settings.text else [])]
-    heartbeat.publish(READY, **made, batch_size=embedder.chunk, requests=",".join(kinds), stage="", reason="")
+    lost = _lost_device(settings, device, str(heartbeat.fields["device_before"]))
+    ready = {"requests": ",".join(kinds), "device_before": lost, "lost_device": lost, "stage": "", "reason": ""}
+    heartbeat.publish(READY, **made, batch_size=embedder.chunk, **ready)
+    _start_probes(settings, embedder, store, heartbeat.health)
     answering = {kind: _answering(kind, settings, owner, pipeline, embedder, heartbeat) for kind in kinds}
     for runner in answering.values():
         runner.start()
     return Runners(BatchRunner(settings, owner, pipeline, store, job_store, heartbeat), answering)
+
+
+def _start_probes(settings: Settings, embedder: CLIPEmbedder, store: VectorStore, state: health.Health) -> None:
+    """Ask device, store and posters root again and again whether they answer, the device while nothing is in hand."""
+
+    def probe_device() -> None:
+        if state.is_idle:  # a forward pass that hangs shows otherwise
+            embedder.probe()
+
+    def end(error: Exception) -> None:
+        defect = None if isinstance(error, DeviceLost) else error
+        logger.critical("a probe failed: %s; exiting so that a fresh process takes over", error, exc_info=defect)
+        exit_now(EX_SOFTWARE)
+
+    probes = {
+        health.DEVICE: probe_device,
+        health.STORE: store.current,
+        health.ROOT: lambda: os.scandir(settings.root).close(),
+    }
+    health.Prober(state, probes, end).start()
+
+
+def _device_before(settings: Settings, owner: str) -> str:
+    """The card that this worker, or the one in whose place it was started, had or has lost; empty: none is known."""
+    name = owner.rsplit("/", 2)[0]
+    try:
+        with closing(WorkerRegistry(settings.redis_url)) as registry:
+            named = [worker for worker in registry.alive() if worker.name == name]
+    except RedisUnreachable:
+        return ""
+    known = [worker for worker in named if worker.get("device") or worker.get("device_before")]
+    for newest in sorted(known, key=lambda worker: float(worker.get("at")), reverse=True)[:1]:
+        device = newest.get("device")
+        return device if device.startswith("cuda") else newest.get("device_before")
+    return ""
+
+
+def _lost_device(settings: Settings, device: str, before: str) -> str:
+    """The card in whose place this worker uses the CPU, because its device is `auto`; empty: none."""
+    if settings.device != "auto" or device.startswith("cuda") or not before:
+        return ""
+    logger.warning(
+        "THE CPU IS USED in place of %s, which this worker had before: does nvidia-smi show the card? With "
+        "POSTERS_DEVICE=cuda, a worker ends without it",
+        before,
+    )
+    return before
 
 
 def _answering(

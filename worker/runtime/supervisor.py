@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from celery.worker import state as celery_state
 
@@ -23,10 +23,10 @@ from producer.queue.jobs import JobStore
 from producer.queue.messages import BatchMessage
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send
-from producer.queue.workers import FAILED, LOADING, WorkerRegistry
+from producer.queue.workers import FAILED, LOADING, READY, Announcement, WorkerRegistry
 from producer.settings import Settings
 from worker.runtime.batch_runner import BatchRunner
-from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, FORCE_S, exit_now
+from worker.runtime.heartbeat import EX_SOFTWARE, EX_TEMPFAIL, EX_WRONG_VECTORS, FORCE_S, exit_now
 
 POLL_S: Final = 1.0  # a failed start stops the worker, and a released batch is sent again, within this time
 CRASHES: Final = {("exitcode", 1)} | {
@@ -114,6 +114,11 @@ class Supervisor(threading.Thread):
                 if entry is not None and entry.state == FAILED:
                     self._give_up()
                     return
+                if entry is not None and entry.get("ending"):
+                    self._end(entry.get("ending"))
+                if entry is not None and self._is_of_dead_child(entry):
+                    fields = {name: text for name, text in entry.fields.items() if name != "at"}
+                    self._registry.publish(self._owner, LOADING, fields | {"reason": "its process ended", "fault": ""})
                 if entry is None and self._runner is None and first:
                     self._registry.publish(self._owner, LOADING, {})  # until the child publishes its own entry
                 first = False
@@ -127,6 +132,32 @@ class Supervisor(threading.Thread):
                 outage_logged = True
             except Exception:
                 logger.exception("redelivery of lost batches failed; it will be retried")
+
+    def _is_of_dead_child(self, entry: Announcement) -> bool:
+        """Whether the entry says that a child is ready which has ended; its successor publishes its own when it is up.
+
+        The main process may be busy: a child that has just been started can be missing for a moment.
+        """
+        if self._runner is not None or entry.state != READY or entry.get("unloaded_since"):
+            return False
+        return entry.get("pid") not in {str(child.pid) for child in self._children()}
+
+    def _end(self, reason: str) -> NoReturn:
+        """End the worker, whose child has found that only a restart may help; the child releases its batch."""
+        logger.critical("this worker exits so that it can be restarted: %s", reason)
+        if self._runner is not None:
+            self._runner.stop_after_chunk()  # the heartbeat ends a batch that does not stop
+        children = self._children()
+        self._signal_children(signal.SIGTERM)
+        ends = time.monotonic() + FORCE_S
+        while time.monotonic() < ends and (self._is_solo_busy() or any(one in self._children() for one in children)):
+            time.sleep(POLL_S / 10)
+        with suppress(OSError):
+            self._signal_children(signal.SIGKILL)
+        exit_now(EX_TEMPFAIL)
+
+    def _is_solo_busy(self) -> bool:
+        return self._runner is not None and bool(celery_state.active_requests)
 
     def _enforce_shutdown(self) -> None:
         """Give the batch in progress its time, then have it released, then kill a child that does not exit."""
@@ -153,9 +184,11 @@ class Supervisor(threading.Thread):
         self._cold = self._cold or (pool is not None and pool._state != 0)
         return self._cold
 
+    def _children(self) -> list[Any]:
+        return list(getattr(getattr(self._consumer.pool, "_pool", None), "_pool", ()))
+
     def _signal_children(self, number: int) -> None:
-        pool = getattr(self._consumer.pool, "_pool", None)
-        for child in list(getattr(pool, "_pool", ())):
+        for child in self._children():
             with suppress(ProcessLookupError, TypeError):
                 os.kill(child.pid, number)
 

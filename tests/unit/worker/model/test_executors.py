@@ -213,6 +213,20 @@ def test_cuda_copies_on_one_stream_and_computes_on_another(monkeypatch):
     assert streams.calls[-2:] == ["synchronize", "empty_cache"], "work in progress first, then the cache"
 
 
+def test_a_probe_computes_where_chunks_are_computed(monkeypatch):
+    """And has the result when it returns, as `item` waits for it."""
+    streams = Streams(monkeypatch)
+    device, ones = CudaExecutor(torch.device("cpu"), first_number), torch.ones
+
+    def computed(*shape, **options):
+        streams.calls.append(f"computed in {streams.current}")
+        return ones(*shape, **options)
+
+    monkeypatch.setattr(executors.torch, "ones", computed)
+    device.probe()
+    assert streams.calls[-1] == "computed in stream 1"
+
+
 def test_pixels_are_kept_until_they_are_copied(monkeypatch):
     """The pipeline drops a chunk after submitting it; its memory must not be reused while a copy reads it."""
     Streams(monkeypatch)

@@ -67,6 +67,10 @@ class Device:
     def free_memory(self):
         self.freed += 1
 
+    def probe(self):
+        if self.error is not None:
+            raise self.error
+
     def close(self):
         pass
 
@@ -92,6 +96,17 @@ def images(count: int) -> torch.Tensor:
 def engine_on(device, limit=16, build=None, **options) -> Engine:
     fallback = CpuFallback(build or (lambda: lambda pixels: torch.from_numpy(truth(pixels))))
     return Engine(device, fallback, DIMENSION, limit, **options)
+
+
+@pytest.mark.parametrize("error", LOST, ids=lambda error: str(error)[:40])
+def test_a_probe_tells_a_lost_device_from_one_that_answers(error):
+    """A full one has answered; what is unknown is raised as it is."""
+    with pytest.raises(DeviceLost, match="context is broken"):
+        engine_on(Device(error)).probe()
+    for answered in (None, *EXHAUSTED):
+        engine_on(Device(answered)).probe()
+    with pytest.raises(RuntimeError, match="unknown"):
+        engine_on(Device(RuntimeError("something unknown"))).probe()
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["at the launch", "later"])
