@@ -6,12 +6,12 @@ What is printed contains names of files and titles, which may hold anything. So 
 from __future__ import annotations
 
 import errno
-import json
+import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from producer.errors import PosterError
 from producer.host import program
+from producer.logs.formats import as_json
+from producer.logs.setup import is_json
 from producer.queue.progress import Failure, Progress
 from producer.queue.workers import Announcement
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from producer.queue_client import QueueClient
 
 
+logger = logging.getLogger(__name__)
 SHOWN_FAILURES: Final = 20  # failures that are listed unasked
 WORKER_NUMBERS: Final = {
     **{"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float},
@@ -51,9 +54,15 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if is_byte else found[0].encode("unicode_escape").decode("ascii")
 
 
-def notify(text: str) -> None:
-    """Write a message to stderr, on one line, without breaking a progress bar."""
-    tqdm.write(printable(text), file=sys.stderr)
+def notify(text: str, level: int = logging.INFO, **fields: object) -> None:
+    """Write a message to stderr, on one line, without breaking a progress bar; to the log where that is JSON.
+
+    There it has the level and the fields.
+    """
+    if is_json():
+        logger.log(level, "%s", printable(text), extra=fields)
+    else:
+        tqdm.write(printable(text), file=sys.stderr)
 
 
 def emit(*fields: str) -> None:
@@ -69,14 +78,14 @@ def emit_table(rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) ->
 
 def emit_json(value: object) -> None:
     """Write a line of JSON to stdout, in ASCII; a number that JSON does not have (NaN, infinity) becomes null."""
-    _write(_as_json(value))
+    _write(as_json(value))
 
 
 def emit_json_list(values: Iterable[object]) -> None:
     """Write a JSON list to stdout, an element on each line, in constant memory."""
     separator = "["
     for value in values:
-        _write(separator + _as_json(value), end="")
+        _write(separator + as_json(value), end="")
         separator = ",\n"
     _write("[]" if separator == "[" else "]")
 
@@ -106,21 +115,6 @@ def _width(text: str) -> int:
     return max(0, wcswidth(text))
 
 
-def _as_json(value: object) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _write(line: str, end: str = "\n") -> None:
     """Write a line to stdout at once; where that is impossible, end the program in order, with EX_IOERR."""
     try:
@@ -136,7 +130,7 @@ def _write(line: str, end: str = "\n") -> None:
 def _give_up_stdout(error: OSError) -> None:
     _discard(sys.stdout)
     if error.errno not in (errno.EPIPE, errno.EINVAL):  # a reader that has seen enough; EINVAL: the same on Windows
-        notify(f"error: stdout cannot be written: {error.strerror}")
+        notify(f"error: stdout cannot be written: {error.strerror}", logging.ERROR)
     sys.exit(EX_IOERR)
 
 
@@ -208,7 +202,8 @@ def notify_failures(queue: QueueClient, progress: Progress, failures: Sequence[F
             f"Redis has lost which {progress.failed} poster(s) of job {progress.job} failed, and why: index them again"
         )
     for failure in failures[:SHOWN_FAILURES]:
-        notify(f"failed: {failure.path}: {failure.word}: {failure.reason}")
+        text = f"failed: {failure.path}: {failure.word}: {failure.reason}"
+        notify(text, logging.WARNING, job=progress.job, id=failure.id, path=failure.path, word=failure.word)
     if progress.failed > SHOWN_FAILURES:
         notify(f"… and {progress.failed - SHOWN_FAILURES} more: `{program()} failures {progress.job}`")
     root = queue.settings.root

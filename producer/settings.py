@@ -74,7 +74,10 @@ class QuietHours:
 
 
 def _field(
-    section: Literal["clip", "images", "queue", "posters", "web"], default: Any, description: str, **more: Any
+    section: Literal["clip", "images", "queue", "posters", "web", "logging"],
+    default: Any,
+    description: str,
+    **more: Any,
 ) -> Any:
     """A setting: its section in config.json, its default, its meaning with its unit, and its constraints."""
     return Field(default, description=description, json_schema_extra={"section": section}, **more)
@@ -202,6 +205,13 @@ class Settings(BaseSettings):
         (),
         "origins, separated by commas, whose pages may change something beside the server's own, such as "
         "`https://app.example.com`",
+    )
+
+    log: Literal["text", "json"] = _field(
+        "logging", "text", "form of the log of a worker, `serve` and `index --watch`; json: one object per line"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _field(
+        "logging", "INFO", "least level of this project's messages in that log"
     )
 
     _empty = field_validator(

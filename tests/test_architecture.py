@@ -20,7 +20,7 @@ FUNCTION_MOST_LINES = 60
 FLOORS = [
     ("producer.errors",),
     ("producer.settings", "producer.files", "producer.embedding", "producer.host"),
-    ("producer.redis_client",),
+    ("producer.redis_client", "producer.logs"),
     ("producer.queue", "producer.vectors"),
     ("producer.requests",),
     ("producer.collection",),

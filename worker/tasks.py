@@ -21,9 +21,11 @@ from celery.worker import state as celery_state
 
 from producer.errors import BadMessage, DeviceLost, WrongVectors
 from producer.host import let_warnings_warn
+from producer.output import notify
 from producer.queue.messages import EMBED_TASK, QUERY_TASK, BatchMessage, decode_query
 from producer.requests.codec import IMAGE
 from producer.settings import load_settings, without_password
+from worker.broker import log
 from worker.broker.validation import MAX_RETRIES
 from worker.celery import EX_CONFIG
 from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, exit_now
@@ -72,11 +74,24 @@ def _run(
         raise Reject("this worker stops before the batch is done, or its quiet hours have begun", requeue=True)
 
 
+@signals.celeryd_init.connect
+def _begin_logging(instance: Any = None, **_: Any) -> None:
+    log.begin(load_settings(), instance)
+
+
 @signals.after_setup_logger.connect
-def _enable_info_logging(**_: Any) -> None:
-    """Show this project's INFO messages even where Celery runs at a higher log level."""
-    for package in ("worker", "producer"):
-        logging.getLogger(package).setLevel(logging.INFO)
+def _set_up_logging(logger: logging.Logger, loglevel: int = logging.WARNING, **_: Any) -> None:
+    log.set_up(load_settings(), logger, loglevel)
+
+
+@signals.after_setup_task_logger.connect
+def _set_up_task_logging(logger: logging.Logger, **_: Any) -> None:
+    log.set_format(load_settings(), logger)
+
+
+@signals.celeryd_after_setup.connect
+def _leave_logging_of_children(**_: Any) -> None:
+    log.leave_children_alone()
 
 
 @signals.worker_init.connect
@@ -92,11 +107,11 @@ def _reject_unsupported_options(sender: Any, **_: Any) -> None:
             "and start one worker per GPU (POSTERS_GPU)"
         )
     if problem:
-        print(f"configuration: {problem}", file=sys.stderr)
+        notify(f"configuration: {problem}", logging.ERROR)
         sys.exit(EX_CONFIG)
     if "CELERY_BROKER_URL" in os.environ:  # also set by --broker
         url = without_password(load_settings().redis_url)
-        print(f"note: --broker and CELERY_BROKER_URL are ignored: POSTERS_REDIS_URL is {url}", file=sys.stderr)
+        notify(f"note: --broker and CELERY_BROKER_URL are ignored: POSTERS_REDIS_URL is {url}")
 
 
 @signals.worker_init.connect

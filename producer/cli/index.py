@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -13,13 +14,23 @@ from typing import Any, Final, NoReturn
 import click
 
 from producer.cli.dry_run import preview
-from producer.cli.main import EX_INTERRUPTED, EX_OK, EX_SOME_FAILED, as_json, example, exit_interrupted, exit_status
+from producer.cli.main import (
+    EX_INTERRUPTED,
+    EX_OK,
+    EX_SOME_FAILED,
+    as_json,
+    example,
+    exit_interrupted,
+    exit_status,
+    log_until_end,
+)
 from producer.cli.prune import preview_prune, prune_and_notify, yes_option
 from producer.client import Producer
 from producer.collection.paths import EXTENSIONS, inside_root, resolved_root
 from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all
+from producer.logs.setup import is_json
 from producer.maintenance.spaces import unread_space_note
 from producer.output import emit_json, emit_ledger, ledger_entry, notify, notify_failures
 from producer.queue.progress import NOTHING, Progress
@@ -112,7 +123,7 @@ def index_command(
         try:
             prune_and_notify(producer, found.starts, found.catalogue, yes=yes)
         except PosterError as error:
-            notify(f"error: {error}")
+            notify(f"error: {error}", logging.ERROR)
             status = exit_status(error)
     with suppress(PosterError):
         _notify_notes(producer, progress, waited=not detach)
@@ -153,6 +164,8 @@ def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *
     """Watch, and print a line for each pass: text on stderr, or JSON on stdout."""
     from producer.watch.watcher import Watcher  # imports watchfiles, which no other command needs
 
+    log_until_end(producer.settings)
+
     def on_pass(done: SyncPass) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)
         if options.prune:
@@ -161,7 +174,7 @@ def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *
             emit_json(entry)
         else:
             numbers = " ".join(f"{name} {value}" for name, value in entry.items() if value != "")
-            notify(f"{time.strftime('%H:%M:%S')} {numbers}")
+            notify(numbers if is_json() else f"{time.strftime('%H:%M:%S')} {numbers}", **entry)
 
     try:
         Watcher(producer, paths, options, on_pass).run()

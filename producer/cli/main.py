@@ -5,6 +5,7 @@ Data goes to stdout, messages to people go to stderr.
 
 from __future__ import annotations
 
+import logging
 import sys
 import tomllib
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from producer.errors import (
     StoreUnavailable,
 )
 from producer.host import program
+from producer.logs.setup import log_to_stderr
 from producer.output import emit, notify, printable, standard_streams
+from producer.settings import Settings
 
 DISTRIBUTION: Final = "poster-embedding-queue"
 EX_OK: Final = 0
@@ -59,7 +62,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except PosterError as error:
-            notify(f"error: {error}")
+            notify(f"error: {error}", logging.ERROR)
             ctx.exit(exit_status(error))
         except click.UsageError as error:  # it may quote a file name
             raise click.UsageError(printable(error.format_message()), error.ctx) from error
@@ -108,6 +111,11 @@ def example(text: str) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+def log_until_end(settings: Settings) -> None:
+    """Let a command that runs for long log to stderr until the program ends, its last error included."""
+    click.get_current_context().find_root().with_resource(log_to_stderr(settings))
 
 
 space_option = click.option("--space", help="Id of a space, or its beginning; default: the one that readers use.")

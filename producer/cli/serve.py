@@ -6,7 +6,7 @@ import importlib.util
 
 import click
 
-from producer.cli.main import example
+from producer.cli.main import example, log_until_end
 from producer.errors import ConfigurationError
 from producer.settings import Settings, load_settings
 
@@ -25,7 +25,9 @@ def serve(host: str, port: int, no_token: bool) -> None:
 
     Only this machine can reach it, unless --host names another address. Then it demands POSTERS_WEB_TOKEN.
     """
-    serve_until_stopped(load_settings(), host, port, without_token=no_token)
+    settings = load_settings()
+    log_until_end(settings)
+    serve_until_stopped(settings, host, port, without_token=no_token)
 
 
 def serve_until_stopped(settings: Settings, host: str, port: int, *, without_token: bool = False) -> None:

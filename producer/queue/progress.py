@@ -41,10 +41,14 @@ class Outcome:
         """How many posters it is the result of."""
         return self.embedded + self.reused + self.unchanged + len(self.failures)
 
+    def counts(self) -> dict[str, int]:
+        """The counts by name."""
+        counts = {"embedded": self.embedded, "reused": self.reused, "unchanged": self.unchanged}
+        return counts | {"failed": len(self.failures)}
+
     def summary(self) -> str:
         """The counts, for a log."""
-        counts = f"{self.embedded} embedded, {self.reused} reused, {self.unchanged} unchanged"
-        return f"{counts}, {len(self.failures)} failed"
+        return ", ".join(f"{count} {name}" for name, count in self.counts().items())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and at intervals. A file is read when it has stopped changing. No state survives
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -209,5 +210,5 @@ class Watcher:
 
     def _notify_once(self, text: str) -> None:
         if text not in self._notified:
-            notify(text)
+            notify(text, logging.WARNING)
         self._notified.add(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from producer.errors import ConfigurationError, RedisUnreachable
+from producer.logs.setup import ACCESS_LOGGER, JSON, AccessFields
 from producer.output import notify
 from producer.queue.workers import why_not_ready
 from producer.settings import Settings
@@ -118,14 +120,17 @@ def run(settings: Settings, host: str, port: int, *, without_token: bool) -> Non
     with listening:
         shown = f"[{host}]" if ":" in host else host
         notify(f"serving http://{shown}:{listening.getsockname()[1]}/ until Ctrl-C")
-        _serve(create_app(settings), listening)
+        _serve(create_app(settings), listening, log_requests=settings.log == JSON or settings.log_level == "DEBUG")
 
 
-def _serve(app: FastAPI, listening: socket.socket) -> None:
+def _serve(app: FastAPI, listening: socket.socket, *, log_requests: bool) -> None:
     import uvicorn
 
-    options: dict[str, Any] = {"log_level": "warning", "server_header": False, "timeout_graceful_shutdown": STOP_S}
-    uvicorn.Server(uvicorn.Config(app, **options)).run([listening])
+    access = logging.getLogger(ACCESS_LOGGER)
+    access.setLevel(logging.INFO)
+    access.addFilter(AccessFields())
+    options: dict[str, Any] = {"log_config": None, "access_log": log_requests, "server_header": False}
+    uvicorn.Server(uvicorn.Config(app, **options, timeout_graceful_shutdown=STOP_S)).run([listening])
 
 
 def is_loopback(host: str) -> bool:

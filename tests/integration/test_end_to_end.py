@@ -57,7 +57,7 @@ def installation(server, tmp_path_factory):
     """One worker for all tests of this file that do not stop it."""
     installation = Installation(tmp_path_factory.mktemp("world"), server)
     installation.environment |= OTHER_PROGRAM
-    installation.worker("shared").wait_until_ready()
+    installation.worker("shared", POSTERS_LOG="json").wait_until_ready()
     yield installation
     installation.close()
 
@@ -94,6 +94,22 @@ def test_posters_become_vectors_of_the_reference_model(installation):
         with Image.open(installation.root / name) as image, torch.inference_mode():
             reference = model.encode_image(transform(image).unsqueeze(0), normalize=True)[0].numpy()
         assert found[name] @ reference > 0.9995
+
+
+def test_a_batch_is_one_line_of_the_log_and_every_line_is_json(installation):
+    """Its fields are what the ledger counts; from the parent process and from its child, library and Celery alike."""
+    (installation.root / folder(installation, "logged") / "bad.jpg").write_text("no picture")
+    installation.draw(2, "logged/")
+    counts = installation.index(str(installation.root / "logged"), status=1)
+    entries = [json.loads(line) for line in installation.workers[0].log_text().splitlines()]
+    (entry,) = [entry for entry in entries if entry.get("job") == counts["job"]]
+    assert entry["batch"] == f"{counts['job']}.1"
+    assert (entry["level"], entry["logger"], entry["worker"]) == ("INFO", "worker.runtime.batch_runner", "shared@tests")
+    assert (entry["posters"], entry["embedded"], entry["failed"]) == (3, 2, 1)
+    assert entry["seconds"] > 0
+    assert entry["images_per_second"] > 0
+    assert entry.keys() >= {"reused", "unchanged", "device_s", "waiting_for_decode_s", "waiting_for_store_s"}
+    assert not any("celery" in entry["message"].lower() for entry in entries if entry["level"] == "INFO"), "no banner"
 
 
 def test_bad_posters_fail_by_name_and_good_ones_are_stored(installation):

@@ -32,6 +32,16 @@ class Timings:
         )
         return "; ".join(filter(None, (timings, self.bottleneck(), self.sharing())))
 
+    def entry(self) -> dict[str, float | str]:
+        """The same as fields, for a log that a program reads."""
+        return {
+            "device_s": round(self.on_device, 3),
+            "waiting_for_decode_s": round(self.waiting_for_decode, 3),
+            "waiting_for_store_s": round(self.waiting_for_store, 3),
+            "requests_s": round(self.for_requests, 3),
+            "bottleneck": self.bottleneck(),
+        }
+
     def share(self) -> float:
         """The part of the device's working time that was the batch's, and not that of requests; 1 without any."""
         return self.on_device / (self.on_device + self.for_requests) if self.for_requests else 1.0

@@ -82,10 +82,11 @@ class BatchRunner:
                     return self._run_claimed(message, holder, claimed)
                 if claimed.verdict is Claim.CANCELLED:
                     self._claims.withdraw(message, claimed.text)
-                logger.info("batch %s: nothing to do, it is %s", message.batch, claimed.verdict.value)
+                reason = claimed.verdict.value
+                logger.info("batch %s: nothing to do, it is %s", message.batch, reason, extra=_fields(message))
                 return True
         except RedisUnreachable as error:  # and this worker is stopping: the claim expires, the batch stays open
-            logger.error("batch %s: %s", message.batch, error)
+            logger.error("batch %s: %s", message.batch, error, extra=_fields(message))
             return False
         except WrongVectors:  # the device is at fault, not the batch: the attempt does not count
             with suppress(RedisUnreachable):
@@ -136,20 +137,21 @@ class BatchRunner:
             with self._heartbeat.watch(f"batch {batch.batch}", (batch, holder)):
                 outcome = self._pipeline.run(batch, self._heartbeat.report, begun_before=claimed.begun_before)
         except BatchInterrupted as reason:
-            logger.warning("batch %s is released: %s", batch.batch, reason)
+            logger.warning("batch %s is released: %s", batch.batch, reason, extra=_fields(batch))
             return not self._claims.release(batch, holder)
         except DeviceLost:
             raise
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
             self._heartbeat.health.failed(str(error))
-            logger.warning("batch %s will be retried in %.0f s: %s", batch.batch, pause, error)
+            text = "batch %s will be retried in %.0f s: %s"
+            logger.warning(text, batch.batch, pause, error, extra=_fields(batch))
             self._claims.release(batch, holder, pause)
             return True
         except Exception:
             # A defect, or no memory left: the attempt counts, so that the batch is split down to the poster that
             # causes it. Celery must not see the error: a MemoryError would end the parent process.
-            logger.exception("batch %s failed; it will be retried", batch.batch)
+            logger.exception("batch %s failed; it will be retried", batch.batch, extra=_fields(batch))
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return True
         self._backoff.reset()
@@ -161,15 +163,23 @@ class BatchRunner:
         try:
             self._publish_speed(batch, outcome, seconds)
         except Exception:  # what was embedded must be counted all the same
-            logger.exception("batch %s: its speed could not be published", batch.batch)
+            logger.exception("batch %s: its speed could not be published", batch.batch, extra=_fields(batch))
         try:
             counted = self._claims.finish(batch, outcome)
         except ValueError:  # a defect of the pipeline: the attempt counts, as in _run_claimed
-            logger.exception("batch %s is not counted; it will be retried", batch.batch)
+            logger.exception("batch %s is not counted; it will be retried", batch.batch, extra=_fields(batch))
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
             return
-        times, again = self._pipeline.timings.summary(), "" if counted else "; it had been counted before"
-        logger.info("batch %s: %s in %.2f s (%s)%s", batch.batch, outcome.summary(), seconds, times, again)
+        timings, again = self._pipeline.timings, "" if counted else "; it had been counted before"
+        about = _fields(batch) | {
+            **{"worker": self._heartbeat.owner.rsplit("/", 2)[0], "posters": len(batch.posters)},
+            **outcome.counts(),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(outcome.embedded / max(seconds, MIN_BATCH_S), 1),
+            **timings.entry(),
+        }
+        message = "batch %s: %s in %.2f s (%s)%s"
+        logger.info(message, batch.batch, outcome.summary(), seconds, timings.summary(), again, extra=about)
 
     def _defer_or_fail(self, message: BatchMessage, holder: str, text: str, reason: BadMessage) -> None:
         """Leave a batch that a newer version recorded to a newer worker; fail one that nobody can read."""
@@ -178,7 +188,8 @@ class BatchRunner:
             self._dead_letters.reject(text, str(reason), once=message.batch)
         else:
             count = self._claims.fail_unreadable(message, text, f"no worker can read its batch: {reason}")
-            logger.error("no worker can read batch %s, its %d posters fail: %s", message.batch, count, reason)
+            text = "no worker can read batch %s, its %d posters fail: %s"
+            logger.error(text, message.batch, count, reason, extra=_fields(message))
 
     def _leave_to_other_worker(self, batch: EmbedBatch, holder: str) -> bool:
         """Release a batch for a space that another worker produces, or may produce once it has loaded its model."""
@@ -220,11 +231,13 @@ class BatchRunner:
             reason = f"the worker died {crashes} times while processing this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
             self._claims.finish(batch, outcome)
-            logger.error("%s: crashed-worker: %s", printable(poster.path), reason)
+            about = _fields(batch) | {"id": poster.id, "path": poster.path}
+            logger.error("%s: crashed-worker: %s", printable(poster.path), reason, extra=about)
             return
         # A half that crashes its worker once is split at once: log2(n) crashes find the poster.
         if self._claims.split(batch, self._settings.attempts - 1):
-            logger.warning("batch %s killed its worker %d times and is split in two", batch.batch, crashes)
+            text = "batch %s killed its worker %d times and is split in two"
+            logger.warning(text, batch.batch, crashes, extra=_fields(batch))
 
     def _publish_speed(self, batch: EmbedBatch, outcome: Outcome, seconds: float) -> None:
         """Publish speed and bottleneck before the batch is counted, so that its sender sees them with the result."""
@@ -238,6 +251,11 @@ class BatchRunner:
             bottleneck="; ".join(filter(None, (self._timings.bottleneck(), self._timings.sharing()))),
             batch_share=f"{self._timings.share():.2f}",
         )
+
+
+def _fields(batch: BatchMessage | EmbedBatch) -> dict[str, str]:
+    """What a message of the log is about, for a program that reads it."""
+    return {"job": batch.job, "batch": batch.batch}
 
 
 def _log_outage(error: RedisUnreachable) -> None:

@@ -185,7 +185,7 @@ def test_the_store_may_be_a_redis_behind_a_socket():
 def test_every_setting_has_a_section_and_a_description_with_its_unit(name):
     """docs/settings.md is made of these; a setting whose name ends with a unit has that unit in its description."""
     description = Settings.model_fields[name].description or ""
-    assert section_of(name) in ("clip", "images", "queue", "posters", "web")
+    assert section_of(name) in ("clip", "images", "queue", "posters", "web", "logging")
     assert description
     for suffix, unit in {"_s": "seconds", "_bytes": "bytes", "_days": "days", "_pixels": "pixels"}.items():
         assert not name.endswith(suffix) or unit in description

@@ -28,7 +28,7 @@ def at_warning():
 def test_info_messages_of_both_packages_are_shown(at_warning, module):
     """`worker` stands on modules of `producer`, whose INFO messages belong to the worker's log as well."""
     assert not logging.getLogger(module).isEnabledFor(logging.INFO)
-    signals.after_setup_logger.send(sender=None, logger=None)
+    signals.after_setup_logger.send(sender=None, logger=logging.Logger("root"), loglevel=logging.WARNING)
     assert logging.getLogger(module).isEnabledFor(logging.INFO)
 
 
