@@ -57,9 +57,17 @@ def installation(server, tmp_path_factory):
     """One worker for all tests of this file that do not stop it."""
     installation = Installation(tmp_path_factory.mktemp("world"), server)
     installation.environment |= OTHER_PROGRAM
+    installation.forks_workers = False
     installation.worker("shared", POSTERS_LOG="json").wait_until_ready()
     yield installation
     installation.close()
+
+
+@pytest.fixture
+def own_installation(own_installation):
+    """Its workers start as a user starts them."""
+    own_installation.forks_workers = False
+    return own_installation
 
 
 def folder(installation: Installation, name: str) -> str:

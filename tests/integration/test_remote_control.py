@@ -32,6 +32,7 @@ def started(redis_server, tmp_path_factory):
         redis_url=f"redis://127.0.0.1:{redis_server.port}/0",
         remote_control="true",
     )
+    installation.forks_workers = False  # tests count its processes
     worker = installation.worker("").wait_until_ready()
     yield installation, worker
     installation.close()

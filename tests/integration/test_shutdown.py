@@ -20,6 +20,7 @@ INT, TERM, QUIT = signal.SIGINT, signal.SIGTERM, signal.SIGQUIT
 @pytest.fixture
 def installation(redis_url, redis_server, tmp_path):
     installation = Installation(tmp_path, redis_server, stop_s=str(STOP_S))
+    installation.forks_workers = False
     yield installation
     installation.close()
 
@@ -92,6 +93,7 @@ def test_a_stop_while_redis_is_down_costs_no_attempt(tmp_path, pool):
     """It can be reported to nobody. The next worker finds that Redis was restarted since the batch was claimed."""
     with RedisServer(["--appendonly", "yes", "--appendfsync", "always"]) as server:
         installation = Installation(tmp_path, server, stop_s=str(STOP_S))
+        installation.forks_workers = False
         worker, job = with_batch_in_progress(installation, pool)
         server.stop()
         worker.process.send_signal(TERM)

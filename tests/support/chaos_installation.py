@@ -34,6 +34,7 @@ AOF = ("--appendonly", "yes", "--maxmemory-policy", "noeviction")  # as docker-c
 class ChaosInstallation(Installation):
     """An installation with a Redis server of its own that keeps an AOF, and workers that load fault_injection."""
 
+    forks_workers = False
     proxy: TCPProxy | None = None
 
     def __init__(

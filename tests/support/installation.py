@@ -27,6 +27,7 @@ from producer.settings import load_settings
 from tests.support.project import PROJECT
 from tests.support.redis_server import RedisServer
 from tests.support.tiny_model import write_tiny_model
+from tests.support.worker_template import ForkedProcess, can_fork
 
 PYTHONPATH = str(PROJECT / "tests" / "support" / "fast_imports")  # without the project, as a user has it
 CELERY = str(Path(sys.executable).with_name("celery"))
@@ -44,15 +45,15 @@ class Worker:
         named = ("--hostname", self.name) if name else ()
         celery = [CELERY, "-A", "worker", "worker", *named, *arguments]
         command = [*installation.worker_prefix, *celery]
+        variables = installation.environment | environment
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=PROJECT,
-                env=installation.environment | environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.process: subprocess.Popen[bytes] | ForkedProcess
+            if installation.forks_workers and can_fork(variables):
+                self.process = ForkedProcess(command, cwd=str(PROJECT), environment=variables, output=log.fileno())
+            else:
+                self.process = subprocess.Popen(
+                    command, cwd=PROJECT, env=variables, stdout=log, stderr=log, start_new_session=True
+                )
 
     def wait_until_ready(self) -> Worker:
         """Wait until it has published the state READY."""
@@ -102,6 +103,7 @@ class Installation:
     """Posters, model, store and workers below one folder; `environment` holds the variables a user would export."""
 
     worker_prefix: tuple[str, ...] = ()  # a program that starts workers, with its arguments
+    forks_workers = True  # from a process that has made their imports; False: as a user starts them
 
     def __init__(self, folder: Path, redis: RedisServer, **settings: str) -> None:
         self.folder, self.redis, self.root = folder, redis, folder / "posters"
