@@ -166,6 +166,12 @@ class QueueClient:
         """See common_space."""
         return common_space(self.workers())
 
+    def lane_state(self, lane: str) -> tuple[int, float | None]:
+        """How many messages wait on a lane, and the age in seconds of the job of the next one; None: of none."""
+        count, job = self.claims.waiting(lane)
+        created = self.job_store.created(job) if job else None
+        return count, None if created is None else max(0.0, round(time.time() - created, 1))
+
     def store(self) -> VectorStore:
         """Open the store; the caller closes it."""
         return open_store(self.settings.store, self.settings.store_mode)

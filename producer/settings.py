@@ -187,6 +187,12 @@ class Settings(BaseSettings):
     remote_control: bool = _field(
         "queue", False, "whether the worker answers `celery inspect`: ping, active, reserved, scheduled, stats"
     )
+    metrics_port: int | None = _field(
+        "queue", None, "port at which the worker serves metrics for Prometheus; empty: none", ge=1, le=65535
+    )
+    metrics_host: str = _field(
+        "queue", "127.0.0.1", "address at which it serves them; they have no password: whoever reaches it can read them"
+    )
     keep_jobs_days: int = _field("queue", 30, "days that the ledger keeps a finished job", ge=1)
 
     web_token: Annotated[str | None, Field(min_length=16)] = _field(
@@ -215,7 +221,8 @@ class Settings(BaseSettings):
     )
 
     _empty = field_validator(
-        "quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "quiet_hours", "web_token", mode="before"
+        *("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "quiet_hours", "metrics_port", "web_token"),
+        mode="before",
     )(_none_if_empty)
 
     @field_validator("redis_url")

@@ -28,7 +28,7 @@ FLOORS = [
     ("producer.job", "producer.output"),
     ("producer.on_demand",),
     ("producer.client",),
-    ("producer.aio",),
+    ("producer.aio", "producer.metrics"),
     ("producer.indexing", "producer.maintenance", "producer.check"),
     ("producer.search", "producer.export", "producer.watch"),
     ("producer.calibration",),
@@ -63,12 +63,23 @@ HOMES = {
     "starlette": ("producer.web",),
     "anyio": ("producer.web",),
     "uvicorn": ("producer.web",),
+    "prometheus_client": ("producer.metrics", "worker.runtime.metrics"),
     "cv2": ("producer.check",),
     "httpcore2": ("producer.search.download",),
 }
 HEAVY = {"torch", "torchvision", "open_clip", "PIL", "simplejpeg"}
 # For one command: a tenth of a second each, the first two also 50 MB.
-FOR_ONE_COMMAND = {"pyarrow", "faiss", "jinja2", "fastapi", "starlette", "uvicorn", "cv2", "httpcore2"}
+FOR_ONE_COMMAND = {
+    "pyarrow",
+    "faiss",
+    "jinja2",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "cv2",
+    "httpcore2",
+    "prometheus_client",
+}
 # The only modules of `producer` that reach `worker`, inside a function, where the engine is installed as well.
 MAY_REACH_THE_ENGINE = {
     "producer.search.identify",

@@ -159,6 +159,16 @@ class CLIPEmbedder:
         """Images per forward pass; adapts to the free memory."""
         return self._engine.chunk_size.size
 
+    @property
+    def chunk_limit(self) -> int:
+        """Images per forward pass at most."""
+        return self._engine.chunk_size.limit
+
+    @property
+    def halvings(self) -> int:
+        """How often memory ran out so far, and `chunk` was halved."""
+        return self._engine.chunk_size.halvings
+
     def embed_image(self, image_path: str | Path) -> Vectors:
         """Embed one file: float32 (dimension,), unit length.
 

@@ -32,8 +32,10 @@ def serve(host: str, port: int, no_token: bool) -> None:
 
 def serve_until_stopped(settings: Settings, host: str, port: int, *, without_token: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM; ConfigurationError where FastAPI is not installed, or see producer.web.app.run."""
-    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
-        raise ConfigurationError("FastAPI is not installed here: pip install 'poster-embedding-queue[web]'")
+    if not all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "prometheus_client"))):
+        raise ConfigurationError(
+            "FastAPI, uvicorn or prometheus-client is not installed here: pip install 'poster-embedding-queue[web]'"
+        )
     from producer.web.app import run
 
     run(settings, host, port, without_token=without_token)

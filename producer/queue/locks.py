@@ -6,6 +6,7 @@ redis-py has a lock of its own, but a full Redis refuses its commands.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -23,15 +24,22 @@ class Lease:
     def __init__(self, job_store: JobStore, key: str, holder: str, lasts_s: float) -> None:
         """On the job store's connections; renew it well before `lasts_s` are over."""
         self._key, self.holder, self._lasts_ms = key, holder, round(lasts_s * 1000)
+        self._ends = -math.inf  # monotonic
         self._redis = job_store.redis
         self._acquire = load_script(self._redis, "acquire_lock")
         self._release = load_script(self._redis, "release_lock")
 
     def acquire(self, lasts_s: float | None = None) -> str | None:
         """Acquire or renew it, for `lasts_s` from now; None when it is ours now, else its holder."""
-        lasts_ms = self._lasts_ms if lasts_s is None else round(lasts_s * 1000)
+        lasts_ms, asked_at = self._lasts_ms if lasts_s is None else round(lasts_s * 1000), time.monotonic()
         holder = str(self._acquire([self._key], [self.holder, lasts_ms]))
+        self._ends = asked_at + lasts_ms / 1000 if holder == self.holder else -math.inf
         return None if holder == self.holder else holder
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours as far as is known here, without asking Redis."""
+        return time.monotonic() < self._ends
 
     def current_holder(self) -> str | None:
         """Who holds it now; None when nobody does."""
@@ -40,6 +48,7 @@ class Lease:
 
     def release(self) -> None:
         """Release it, if it is ours."""
+        self._ends = -math.inf
         self._release([self._key], [self.holder])
 
 

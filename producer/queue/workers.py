@@ -30,6 +30,7 @@ STORE: Final = "store"  # a stage of LOADING: the store cannot be written for no
 WEIGHTS: Final = "weights"  # a stage of LOADING: found, or downloaded
 MODEL: Final = "model"  # a stage of LOADING: built and warmed up
 FAILED: Final = "failed"  # it will end; `reason` says why
+STATES: Final = (LOADING, WAITING, READY, FAILED)
 QUIET_UNTIL: Final = "quiet_until"  # field: when the quiet hours end that hold now, ISO 8601; empty outside of them
 
 
@@ -44,7 +45,7 @@ class Announcement:
     @property
     def name(self) -> str:
         """Its node name, as Celery has it; several may share it."""
-        return self.owner.rsplit("/", 2)[0]
+        return node_of(self.owner)
 
     def get(self, field: str) -> str:
         """A field's text; empty where it is not set (yet)."""
@@ -99,6 +100,11 @@ class WorkerRegistry:
         if expired := [owner for owner, worker in entries.items() if worker is None]:
             self._redis.srem(OWNERS, *expired)  # one that only paused adds itself again
         return [worker for worker in entries.values() if worker is not None]
+
+
+def node_of(owner: str) -> str:
+    """The node name of a worker, by its id."""
+    return owner.rsplit("/", 2)[0]
 
 
 def decode_entry(owner: str, entry: Mapping[str, str]) -> Announcement | None:

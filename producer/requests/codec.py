@@ -3,7 +3,7 @@
 posters:requests             list    tokens of images, the oldest at the right; at most max_requests
 posters:text-requests        list    the same of texts: they need the text tower, whose loading takes seconds
 posters:poster-requests      list    the same of posters: they need the store, for which the others must not wait
-posters:request:TOKEN        hash    head, body, deaths      KEEP_S, renewed for as long as its caller waits
+posters:request:TOKEN        hash    head, body, at, deaths  KEEP_S, renewed for as long as its caller waits
 posters:answer:TOKEN         list    one answer as JSON      ANSWER_S
 LIST:owners                  set     workers that hold requests of the list      IN_HAND_S
 LIST:by:OWNER                hash    token → stage, of what that worker holds    IN_HAND_S

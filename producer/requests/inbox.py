@@ -30,11 +30,16 @@ TAKE_BYTES: Final = 2 * MAX_IMAGE_BYTES  # in one reply of Redis; more is left f
 
 
 class Taken(NamedTuple):
-    """A request as it was taken, not decoded yet."""
+    """A request as it was taken, not decoded yet.
+
+    Attributes:
+        waited_s: since it was put, by the clock of Redis; None: that is unknown.
+    """
 
     token: str
     head: bytes
     body: bytes
+    waited_s: float | None
 
 
 class Inbox:
@@ -63,7 +68,10 @@ class Inbox:
         """Take up to `most` of the oldest, beside the `held` ones; those that expired are dropped."""
         arguments = [self._owner, most, REQUEST, MAX_IMAGE_BYTES, TAKE_BYTES, IN_HAND_S, held]
         found = self._take([self._list, self._in_hand, self._owners], arguments)
-        return [Taken(token.decode(errors="replace"), head, body) for token, head, body in found]
+        return [
+            Taken(token.decode(errors="replace"), head, body, None if waited_ms == b"" else int(waited_ms) / 1000)
+            for token, head, body, waited_ms in found
+        ]
 
     def mark(self, token: str, stage: str) -> None:
         """Note how far a taken request is."""

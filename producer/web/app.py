@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from anyio import to_thread
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from producer.errors import ConfigurationError, RedisUnreachable
 from producer.logs.setup import ACCESS_LOGGER, JSON, AccessFields
+from producer.metrics.queue import render
 from producer.output import notify
 from producer.queue.workers import why_not_ready
 from producer.settings import Settings
@@ -31,6 +32,14 @@ STOP_S: Final = 3  # for the answers that are under way; streams never end by th
 router = APIRouter(prefix=PREFIX, route_class=GuardedRoute)
 for part in (identify, jobs, failures, spaces, posters):  # the paths of posters, which hold slashes, come last
     router.include_router(part.router)
+metrics_router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+
+
+@metrics_router.get("/metrics")
+def metrics(request: Request) -> Response:
+    """The figures of the queue, for Prometheus."""
+    text, media_type = render(service_of(request).producer, request.headers.get("accept", ""))
+    return Response(text, media_type=media_type)
 
 
 @router.get("/openapi.json", include_in_schema=False)
@@ -88,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(router)
     app.include_router(probes)
     app.include_router(page_router)
+    app.include_router(metrics_router)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Any:

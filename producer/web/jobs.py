@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final, Literal
 
@@ -171,18 +170,17 @@ def worker_list(service: Service) -> list[WorkerEntry]:
 
 def lane_list(service: Service) -> list[Lane]:
     """The lanes, the bulk one with its pause."""
-    claims, now = service.producer.claims, time.time()
+    claims = service.producer.claims
     paused = claims.paused_since()
     rests = why_bulk_rests(paused, service.producer.workers())
     lanes = []
     for lane in LANES:
-        queued, job = claims.waiting(lane)
-        created = service.producer.job_store.created(job) if job else None
+        queued, oldest_s = service.producer.lane_state(lane)
         lanes.append(
             Lane(
                 lane=lane,
                 queued=queued,
-                oldest_s=None if created is None else max(0.0, round(now - created, 1)),
+                oldest_s=oldest_s,
                 paused_since=paused if lane == BULK else None,
                 rests=rests or None if lane == BULK else None,
             )

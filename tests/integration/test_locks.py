@@ -25,9 +25,11 @@ def test_one_holder_at_a_time(ledger):
     assert second.acquire() == "a/1"
     second.release()
     assert second.acquire() == "a/1", "nobody lets go of what is another's"
+    assert (first.is_held, second.is_held) == (True, False)
     first.release()
     assert second.acquire() is None
     assert first.acquire() == "b/2"
+    assert (first.is_held, second.is_held) == (False, True)
 
 
 def test_the_child_that_follows_a_dead_one_need_not_wait(ledger):
@@ -45,4 +47,5 @@ def test_who_falls_silent_loses_it(ledger):
         assert first.acquire() is None
         assert second.acquire() == "a/1"
     time.sleep(0.6)
+    assert not first.is_held, "as far as it knows without asking"
     assert second.acquire() is None

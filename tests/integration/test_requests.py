@@ -47,7 +47,7 @@ def keys(redis_server):
 def test_a_request_is_taken_once_and_answered_once(backend, inbox, keys):
     """After the answer Redis holds nothing of it."""
     token = backend.put(IMAGE_REQUEST, 5)
-    ((taken, head, body),) = inbox.take(8)
+    ((taken, head, body, _),) = inbox.take(8)
     assert (taken, codec.decode_request(head, body)) == (token, IMAGE_REQUEST)
     assert inbox.take(8, held=1) == []
     inbox.answer({token: ANSWER})
@@ -252,7 +252,7 @@ def test_the_image_of_an_older_producer_waits_with_the_others(inbox, redis_serve
         client.set(f"posters:query:{token}", "an image", ex=60)
     inbox.adopt(token)
     inbox.adopt("1" * 32)
-    ((taken, head, body),) = inbox.take(8)
+    ((taken, head, body, _),) = inbox.take(8)
     assert (taken, codec.decode_request(head, body)) == (token, Request(IMAGE, b"an image"))
     inbox.answer({token: ANSWER})
     assert keys() == [codec.answer_key(token)]

@@ -2,7 +2,10 @@
 
 import pytest
 
+from producer.queue.jobs import JobStore
 from producer.queue.workers import FAILED, LOADING, READY, WAITING, WorkerRegistry
+from producer.settings import load_settings
+from worker.runtime.heartbeat import Heartbeat
 
 
 @pytest.fixture
@@ -51,3 +54,16 @@ def test_announcements_expire_and_are_withdrawn(redis_url, redis_server):
     registry.withdraw("a")
     assert registry.alive() == []
     registry.close()
+
+
+def test_wrong_vectors_outlive_the_process_that_computed_them(redis_url):
+    """It ends at once, so that only its successor can say so."""
+    settings, store = load_settings(redis_url=redis_url), JobStore(redis_url)
+    processes = [Heartbeat(settings, "w@tests/1/a", store) for _ in range(3)]
+    for number, heartbeat in enumerate(processes):
+        heartbeat.take_over()
+        heartbeat.publish(READY, pid=100 + number)
+        assert [heartbeat.fields[name] for name in ("restarts", "wrong_vectors")] == [number, number]
+        heartbeat.publish_wrong_vectors()
+        heartbeat.publish_wrong_vectors()  # of another thread, of the same device
+    store.close()

@@ -6,6 +6,7 @@ import pytest
 
 from docs.settings_page import page
 from producer.errors import FAILURE_WORDS
+from producer.metrics.families import QUEUE, WORKER
 from producer.settings import Settings
 from tests.support.project import PROJECT
 
@@ -58,6 +59,16 @@ def test_the_readme_is_one_screen_to_the_first_success():
 def test_the_settings_page_is_current():
     """docs/settings.md is what the settings print: ``python -m docs.settings_page > docs/settings.md``."""
     assert (PROJECT / "docs" / "settings.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_tables_of_metrics_are_current():
+    """docs/operating.md has every metric of producer/metrics/families.py, as it is declared there."""
+    expected = [
+        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |"
+        for name, kind, meaning, labels in (*QUEUE, *WORKER)
+    ]
+    text = (PROJECT / "docs" / "operating.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `posters_.*$", text, re.MULTILINE) == expected
 
 
 def test_every_setting_is_described():

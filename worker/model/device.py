@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
@@ -185,6 +185,14 @@ class MemoryWatch:
         if self._device.type == "cuda":
             used_bytes = torch.cuda.max_memory_allocated(self._device) - self._allocated_bytes
             self.share_used = used_bytes / max(1, self._free_bytes)
+
+
+def memory_bytes(device: torch.device) -> Mapping[str, int]:
+    """What this process holds of a GPU's memory (`used`), held at most (`peak`), and what is `free`; none on a CPU."""
+    if device.type != "cuda":
+        return {}
+    used, peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
+    return {"used": used, "peak": peak, "free": torch.cuda.mem_get_info(device)[0]}
 
 
 def is_exhaustion(error: Exception) -> bool:

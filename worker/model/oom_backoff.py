@@ -30,6 +30,7 @@ class AdaptiveBatchSize:
         if limit < 1:
             raise ValueError(f"the limit must be at least 1, not {limit}")
         self.limit = self.size = limit
+        self.halvings = 0  # so far
         self._successes, self._grow_after = 0, GROW_AFTER
         self._probing = False  # `size` was just doubled and has not proven to fit yet
 
@@ -81,4 +82,5 @@ class AdaptiveBatchSize:
     def _record_failure(self, size: int) -> None:
         if self._probing:
             self._grow_after = min(2 * self._grow_after, MAX_GROW_AFTER)
+        self.halvings += 1
         self.size, self._successes, self._probing = max(1, size // 2), 0, False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ class DeviceCheck:
     def __init__(self, embedder: Embedder, store: VectorStore) -> None:
         """Note nothing yet; `store` is the caller's to close."""
         self._embedder, self._store = embedder, store
+        self.passed, self.passed_at = 0, 0.0  # checks, and when the last one was, seconds since 1970
         self._since = CHECK_EVERY  # images since the last check: the first chunk has one
         self._ids: dict[str, set[str]] = {}  # digest → ids of the rows that have its vector
         self._noting, self._storing = threading.Lock(), threading.Lock()  # the second is held while the store writes
@@ -46,6 +48,7 @@ class DeviceCheck:
             raise WrongVectors(problem)
         with self._noting:
             self._ids = {}
+            self.passed, self.passed_at = self.passed + 1, time.time()
 
     def note(self, rows: Sequence[Row]) -> None:
         """Note rows that are about to be stored, of vectors that the device has computed."""

@@ -20,6 +20,7 @@ class DeviceShare:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.all_requests_s = 0.0  # device seconds of requests so far, during batches or not
         self._changed, self._clock = threading.Condition(), clock
         self._counted_until = clock()
         self._batch_runs = False
@@ -60,6 +61,7 @@ class DeviceShare:
     def answered(self, seconds: float) -> None:
         """The device has spent so much time on requests."""
         with self._changed:
+            self.all_requests_s += seconds
             if self._batch_runs:
                 self._count_batch()
                 self._requests_s += seconds

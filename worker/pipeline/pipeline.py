@@ -91,7 +91,6 @@ class Pipeline:
     Attributes:
         share: how the device is shared with requests, which RequestEmbedder answers meanwhile in threads of its own.
         reader: reads and decodes images, also those of requests.
-        timings: of the current batch, or the last one.
         check: of the device, and what was stored since the last one.
     """
 
@@ -104,7 +103,8 @@ class Pipeline:
     ) -> None:
         """Start the threads; the settings are those of the images and the posters root."""
         self.embedder, self.store = embedder, store
-        self.timings, self.share, self._clock = Timings(), DeviceShare(), clock
+        self.share, self._clock = DeviceShare(), clock
+        self._timings = Timings(), Timings()  # of earlier batches and of this one; together, as other threads read them
         self.check = DeviceCheck(embedder, store)
         self.reader = PosterReader(embedder, store, settings, clock)
         self._loader = Loader(
@@ -117,6 +117,17 @@ class Pipeline:
             clock=clock,
         )
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    @property
+    def timings(self) -> Timings:
+        """Of the current batch, or the last one."""
+        return self._timings[1]
+
+    @property
+    def all_timings(self) -> Timings:
+        """Of all batches so far; in any thread."""
+        earlier, current = self._timings
+        return earlier.followed_by(current)
 
     def run(
         self, batch: EmbedBatch, progress: Callable[[int], None] = lambda done: None, *, begun_before: bool = False
@@ -134,7 +145,7 @@ class Pipeline:
             DeviceLost: the accelerator needs a fresh process.
             WrongVectors: so it does, and what it stored since it was last right was removed from the store.
         """
-        self.timings, began = Timings(), self._clock()
+        self._timings, began = (self.all_timings, Timings()), self._clock()
         space = self.embedder.space
         if batch.space not in (None, space.id):
             reason = f"queued for the space {batch.space}, but this worker uses {space.id}: run `index` again"
@@ -155,7 +166,7 @@ class Pipeline:
                 names = ", ".join(poster.id for poster in todo[:3])
                 raise StoreUnavailable(f"{len(todo)} rows keep disappearing from the store, or changing: {names}")
         counts = Counter(tally.how.values())
-        self.timings.total, self.timings.images = self._clock() - began, counts[_How.EMBEDDED]
+        self.timings.total = self._clock() - began
         self.timings.for_requests = self.share.requests_s
         unchanged = counts[_How.SAME_FILE] + counts[_How.SAME_CONTENT]
         before = (counts[_How.SAME_FILE] if batch.verify else unchanged) if begun_before else 0
@@ -286,6 +297,7 @@ class Pipeline:
                     rows.append(row)
                     vectors.append(result.vectors[position])
                     tally.stored(row, _How.EMBEDDED)
+                    self.timings.images += 1
                 else:
                     tally.failed(submitted.chunk.items[index], "internal", reason)
         self._loader.recycle(submitted.chunk)

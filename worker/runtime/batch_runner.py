@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,12 @@ logger = logging.getLogger(__name__)
 
 
 class BatchRunner:
-    """Runs one batch after the other; `run` never raises for errors that a retry in the same process can resolve."""
+    """Runs one batch after the other; `run` never raises for errors that a retry in the same process can resolve.
+
+    Attributes:
+        outcomes: posters so far that were embedded, reused, unchanged, failed.
+        failures: those that failed, by word.
+    """
 
     def __init__(
         self,
@@ -57,6 +63,8 @@ class BatchRunner:
         self._claims, self._registry = Claims(job_store, waiting), WorkerRegistry(settings.redis_url, waiting)
         self._claims_once, self._dead_letters = Claims(job_store), DeadLetters(job_store)  # these try once
         self._backoff = Backoff()
+        self.outcomes = Counter(embedded=0, reused=0, unchanged=0, failed=0)
+        self.failures: Counter[str] = Counter()
         self._timings = Timings()
         self._left_last_batch = False  # to another worker
 
@@ -91,6 +99,7 @@ class BatchRunner:
         except WrongVectors:  # the device is at fault, not the batch: the attempt does not count
             with suppress(RedisUnreachable):
                 self._claims_once.release(message, holder)
+            self._heartbeat.publish_wrong_vectors()
             raise
         except DeviceLost:
             raise
@@ -165,7 +174,7 @@ class BatchRunner:
         except Exception:  # what was embedded must be counted all the same
             logger.exception("batch %s: its speed could not be published", batch.batch, extra=_fields(batch))
         try:
-            counted = self._claims.finish(batch, outcome)
+            counted = self._finish(batch, outcome)
         except ValueError:  # a defect of the pipeline: the attempt counts, as in _run_claimed
             logger.exception("batch %s is not counted; it will be retried", batch.batch, extra=_fields(batch))
             self._claims.release(batch, holder, FIRST_PAUSE_S, count=True)
@@ -180,6 +189,15 @@ class BatchRunner:
         }
         message = "batch %s: %s in %.2f s (%s)%s"
         logger.info(message, batch.batch, outcome.summary(), seconds, timings.summary(), again, extra=about)
+
+    def _finish(self, batch: EmbedBatch, outcome: Outcome) -> bool:
+        """See Claims.finish; what is counted in the ledger is counted for this process as well."""
+        counted = self._claims.finish(batch, outcome)
+        if counted:
+            self.outcomes.update(embedded=outcome.embedded, reused=outcome.reused, unchanged=outcome.unchanged)
+            self.outcomes["failed"] += len(outcome.failures)
+            self.failures.update(failure.word for failure in outcome.failures)
+        return counted
 
     def _defer_or_fail(self, message: BatchMessage, holder: str, text: str, reason: BadMessage) -> None:
         """Leave a batch that a newer version recorded to a newer worker; fail one that nobody can read."""
@@ -230,7 +248,7 @@ class BatchRunner:
             poster = batch.posters[0]
             reason = f"the worker died {crashes} times while processing this poster"
             outcome = Outcome(failures=(Failure(poster.id, poster.path, "crashed-worker", reason),))
-            self._claims.finish(batch, outcome)
+            self._finish(batch, outcome)
             about = _fields(batch) | {"id": poster.id, "path": poster.path}
             logger.error("%s: crashed-worker: %s", printable(poster.path), reason, extra=about)
             return

@@ -63,7 +63,8 @@ class Heartbeat(threading.Thread):
         self.owner, self.stopping = owner, threading.Event()
         self.gpu_lease: Lease | None = None
         self.health = Health()
-        self.fields: Mapping[str, object] = {}
+        self.fields: Mapping[str, object] = {"restarts": 0}
+        self._wrong_vectors = 0  # processes of this worker before this one that ended for that
         self._noting = threading.Lock()
         self._state = ""
         self._settings = settings
@@ -77,6 +78,20 @@ class Heartbeat(threading.Thread):
         """Change fields of the registry entry, which are published with the next renewal; in any thread."""
         with self._noting:
             self.fields = {**self.fields, **fields}
+
+    def take_over(self) -> None:
+        """Go on with the counts of the process that this one replaces, where it has left them in the registry."""
+        before = None
+        with suppress(RedisUnreachable):
+            before = self._registry.get(self.owner)
+        if before is not None and before.get("pid"):  # an entry without one is the parent's
+            self._wrong_vectors = int(before.get("wrong_vectors") or 0)
+            self.note(restarts=int(before.get("restarts") or 0) + 1)
+        self.note(wrong_vectors=self._wrong_vectors)
+
+    def publish_wrong_vectors(self) -> None:
+        """Publish that the device of this process, which is about to end, has computed wrong vectors."""
+        self.publish(self._state, wrong_vectors=self._wrong_vectors + 1)
 
     def publish(self, state: str, **fields: object) -> bool:
         """Publish a state now and with every renewal; False while Redis is unreachable, and after `stop`."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.errors import BadMessage, DeviceLost, RedisUnreachable, StoreError, UnreadablePoster, WrongVectors
 from producer.queue.workers import ANNOUNCEMENT_S
-from producer.requests.codec import DECODED, DECODING, Refusal, Request, decode_request
+from producer.requests.codec import DECODED, DECODING, Answer, Refusal, Request, decode_request
 from producer.requests.inbox import Inbox, Taken
 from worker.runtime.backoff import Backoff
 from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, Heartbeat, exit_now
@@ -29,6 +33,21 @@ REFUSED_S: Final = 0.05  # between two looks for requests while a full Redis ref
 ORPHANS_S: Final = 5.0  # between two looks for requests that dead workers left
 JOIN_S: Final = 5.0  # for the requests in hand when the worker stops
 RATE_DECAY: Final = 0.8  # weight of the earlier groups: the published rate covers about the last five
+BUCKETS_S: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)  # a caller waits no longer
 logger = logging.getLogger(__name__)
 
 
@@ -37,6 +56,11 @@ class RequestRunner(threading.Thread):
 
     What it has taken stays in Redis until it is answered. If Redis or the store fails in between, all of it is given
     back; if the process dies, its successor judges it (`Inbox.recover`).
+
+    Attributes:
+        outcomes: requests so far that were answered, refused.
+        waits: seconds from putting each into Redis to taking it, where that is known.
+        durations: seconds from taking each to its answer.
     """
 
     def __init__(self, inbox: Inbox, embedder: AnsweringEmbedder, heartbeat: Heartbeat, limit_s: float) -> None:
@@ -48,6 +72,9 @@ class RequestRunner(threading.Thread):
         self._has_recovered = False  # what a predecessor of this process left is judged
         self._orphans_at = time.monotonic() + ANNOUNCEMENT_S  # when to look for them next
         self._rate = Rate()
+        self._taken_at: dict[str, float] = {}  # monotonic, of the requests in hand
+        self.outcomes = Counter(answered=0, refused=0)
+        self.waits, self.durations = Durations(), Durations()
 
     def run(self) -> None:
         """Answer until `close`; end the process on a defect, as nobody would notice that requests wait forever."""
@@ -59,6 +86,7 @@ class RequestRunner(threading.Thread):
             self._give_back()
             if isinstance(error, WrongVectors):
                 self._heartbeat.release_batch()
+                self._heartbeat.publish_wrong_vectors()
                 exit_now(EX_WRONG_VECTORS)
             exit_now(EX_SOFTWARE)
         except Exception:
@@ -123,22 +151,34 @@ class RequestRunner(threading.Thread):
         if not self._embedder.share.wait_for_turn(POLL_S):
             return
         began = time.monotonic()
+        self._taken_at = {}
         answers, prepared = self._gather()
         if not answers and not prepared:
             return  # another worker was faster
-        self._inbox.answer(answers)
+        self._answer(answers)
         if prepared:
             with self._heartbeat.watch("requests"):  # with a large model on a CPU, a forward pass takes minutes
                 found = self._embedder.embed(list(prepared.values()))
-            self._inbox.answer(dict(zip(prepared, found, strict=True)))
+            self._answer(dict(zip(prepared, found, strict=True)))
             self._backoff.reset()
         self._heartbeat.note(requests_per_second=self._rate.add(len(answers) + len(prepared), began))
+
+    def _answer(self, answers: Mapping[str, Answer | Refusal]) -> None:
+        self._inbox.answer(answers)
+        now, refused = time.monotonic(), sum(isinstance(answer, Refusal) for answer in answers.values())
+        self.outcomes.update(answered=len(answers) - refused, refused=refused)
+        for token in answers:
+            self.durations.add(now - self._taken_at[token])
 
     def _gather(self) -> tuple[dict[str, Refusal], dict[str, Any]]:
         """Take and decode requests until no more have come meanwhile: those that were refused, and the others."""
         reading: dict[str, Future[Any]] = {}
         while taken := self._inbox.take(self._embedder.limit - len(reading), len(reading)):
+            now = time.monotonic()
             for each in taken:
+                self._taken_at[each.token] = now
+                if each.waited_s is not None:
+                    self.waits.add(each.waited_s)
                 reading[each.token] = self._embedder.submit(partial(self._prepare, each))
             wait(reading.values())
             if len(reading) >= self._embedder.limit:
@@ -183,6 +223,23 @@ class RequestRunner(threading.Thread):
         if self._has_recovered:
             with suppress(RedisUnreachable):  # the next `take` returns them, of this worker or of another
                 self._inbox.give_back()
+
+
+class Durations:
+    """Seconds, counted by the bucket that they fall into. One thread adds, others may read."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Upper bounds, the last of them ``+Inf``, and how many were no longer."""
+        return list(zip([*map(str, BUCKETS_S), "+Inf"], accumulate(self._counts), strict=True))
 
 
 class Rate:

@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from producer.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, StoreUnavailable
@@ -44,9 +45,12 @@ class Runners(NamedTuple):
 
     batches: BatchRunner
     requests: Mapping[str, RequestRunner]  # by kind
+    close_metrics: Callable[[], None] | None
 
     def close(self) -> None:
         """Close all, with the pipeline, the store, the heartbeat and the connections that they use."""
+        if self.close_metrics is not None:
+            self.close_metrics()
         for runner in self.requests.values():
             runner.stop()
         for runner in self.requests.values():
@@ -79,6 +83,7 @@ def start_runners(owner: str, *, solo: bool) -> Runners | None:
 
 def _register(settings: Settings, heartbeat: Heartbeat) -> None:
     heartbeat.note(device_before=_device_before(settings, heartbeat.owner))
+    heartbeat.take_over()
     published = heartbeat.publish(
         LOADING,
         host=socket.gethostname(),
@@ -105,6 +110,10 @@ def _publish_failure(heartbeat: Heartbeat | None, reason: str, error: Exception,
 
 
 def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartbeat) -> Runners:
+    if settings.metrics_port is not None and find_spec("prometheus_client") is None:
+        raise ConfigurationError(
+            "POSTERS_METRICS_PORT is set: pip install 'poster-embedding-queue[metrics]', or unset it"
+        )
     _pin_gpu(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
@@ -141,7 +150,13 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     answering = {kind: _answering(kind, settings, owner, pipeline, embedder, heartbeat) for kind in kinds}
     for runner in answering.values():
         runner.start()
-    return Runners(BatchRunner(settings, owner, pipeline, store, job_store, heartbeat), answering)
+    batches = BatchRunner(settings, owner, pipeline, store, job_store, heartbeat)
+    close_metrics = None
+    if settings.metrics_port is not None:
+        from worker.runtime.metrics import WorkerMetrics, serve_metrics
+
+        close_metrics = serve_metrics(settings, WorkerMetrics(embedder, pipeline, batches, answering, heartbeat))
+    return Runners(batches, answering, close_metrics)
 
 
 def _start_probes(settings: Settings, embedder: CLIPEmbedder, store: VectorStore, state: health.Health) -> None:

@@ -1,4 +1,4 @@
--- Put a request, unless too many wait. Those whose caller is gone do not count.
+-- Put a request, unless too many wait. Those whose caller is gone do not count. It is noted when, by Redis' clock.
 --
 -- KEYS: list, request
 -- ARGV: token, head, body, lifetime in ms, most that may wait, prefix of requests
@@ -13,6 +13,6 @@ if waiting >= tonumber(most) then
   end
   if waiting >= tonumber(most) then return -waiting end
 end
-redis.call('HSET', request, 'head', head, 'body', body)
+redis.call('HSET', request, 'head', head, 'body', body, 'at', table.concat(redis.call('TIME'), ' '))
 redis.call('PEXPIRE', request, keep_ms)
 return redis.call('LPUSH', list, token)

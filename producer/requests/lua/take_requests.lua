@@ -5,7 +5,7 @@
 -- KEYS: list, in hand, owners
 -- ARGV: owner, most, prefix of requests, most bytes of one, bytes after which no more are taken, lifetime of notes in s,
 --       how many the owner holds
--- Returns {token, head, body}*
+-- Returns {token, head, body, milliseconds since it was put, or empty}*
 local list, in_hand, owners = unpack(KEYS)
 local owner, most, prefix, most_bytes, enough_bytes, lasts_s, held = unpack(ARGV)
 
@@ -13,6 +13,13 @@ if held == '0' then
   local lost = redis.call('HKEYS', in_hand)
   redis.call('DEL', in_hand)
   for _, token in ipairs(lost) do redis.call('RPUSH', list, token) end
+end
+
+local clock = redis.call('TIME')
+local function waited_ms(request)
+  local seconds, microseconds = string.match(redis.call('HGET', request, 'at') or '', '^(%d+) (%d+)$')
+  if not seconds then return '' end
+  return math.max(0, (clock[1] - seconds) * 1000 + math.floor((clock[2] - microseconds) / 1000))
 end
 
 local found, bytes = {}, 0
@@ -24,7 +31,7 @@ while #found < tonumber(most) and bytes < tonumber(enough_bytes) do
   local head = redis.call('HGET', request, 'head')
   if head and length <= tonumber(most_bytes) then
     redis.call('HSET', in_hand, token, 'taken')
-    found[#found + 1] = {token, head, redis.call('HGET', request, 'body') or ''}
+    found[#found + 1] = {token, head, redis.call('HGET', request, 'body') or '', waited_ms(request)}
     bytes = bytes + length
   else
     redis.call('DEL', request)

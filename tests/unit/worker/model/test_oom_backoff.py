@@ -55,9 +55,11 @@ def test_the_size_that_fits_is_remembered():
     chunk_size = AdaptiveBatchSize(64)
     run(chunk_size, 64, fits(10))
     assert chunk_size.size == 8
+    assert chunk_size.halvings == 3
     recovered = []
     run(chunk_size, 24, fits(10), recovered)
     assert recovered == []
+    assert chunk_size.halvings == 3
 
 
 def test_one_item_that_does_not_fit_has_no_result():
