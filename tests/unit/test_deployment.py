@@ -170,6 +170,8 @@ def test_the_healthcheck_is_shell_that_parses():
     kind, command = SERVICES["worker"]["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
     assert shlex.split(command) == ["python", "-m", "producer", "ready", "--worker", "posters@$$HOSTNAME"]
+    check = SERVICES["worker"]["healthcheck"]
+    assert (check["interval"], check["retries"]) == ("10s", 1), "a fault is shown within 30 s of its begin"
 
 
 def test_a_release_is_installed_by_hashes():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from celery.exceptions import WorkerLostError
 
+from producer.queue.workers import LOADING, READY, Announcement
 from producer.settings import Settings
 from worker.runtime.supervisor import Supervisor, is_crash
 
@@ -35,6 +36,22 @@ def test_a_worker_ends_after_the_second_child_with_wrong_vectors(supervisor, cap
     supervisor.release_dead(MESSAGE, ended("exitcode 79"))
     assert supervisor.given_up == [1]
     assert "wrong vectors 2 times: this worker ends" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "is_dead"),
+    [
+        (READY, {"pid": "7"}, True),
+        (READY, {"pid": "8"}, False),
+        (LOADING, {"pid": "7"}, False),  # it says so itself, or its successor will
+        (READY, {"pid": "7", "unloaded_since": "1e9"}, False),  # there is no child, on purpose
+    ],
+)
+def test_an_entry_of_a_dead_child_is_known_by_its_process(supervisor, state, fields, is_dead):
+    """It would say READY for another 15 s."""
+    children = [SimpleNamespace(pid=8)]
+    supervisor._consumer = SimpleNamespace(pool=SimpleNamespace(_pool=SimpleNamespace(_pool=children)))
+    assert supervisor._is_of_dead_child(Announcement("w@h/1/a", state, fields)) is is_dead
 
 
 @pytest.mark.parametrize(
