@@ -33,7 +33,7 @@ WORKER: Final = (
     ),
     Metric("posters_failures_total", "counter", "posters that failed, by the word of the failure", ("word",)),
     Metric("posters_images_total", "counter", "images that batches embedded, counted with each chunk"),
-    Metric("posters_batch_seconds_total", "counter", "time in batches, counted when they end"),
+    Metric("posters_batch_seconds_total", "counter", "time in batches, counted with each chunk"),
     Metric(
         "posters_stage_seconds_total",
         "counter",

@@ -151,11 +151,16 @@ class Pipeline:
             reason = f"queued for the space {batch.space}, but this worker uses {space.id}: run `index` again"
             return Outcome(failures=tuple(Failure(p.id, p.path, "internal", reason) for p in batch.posters))
         tally, todo = _Tally(), list(batch.posters)
+
+        def report(done: int) -> None:
+            self.timings.total = self._clock() - began
+            progress(done)
+
         with self.share.batch():
             for _ in range(MAX_ROUNDS):
                 tally.forget(todo)
                 try:
-                    self._embed(batch, todo, tally, progress)
+                    self._embed(batch, todo, tally, report)
                 except WrongVectors as error:
                     self.check.remove(error)
                     raise
