@@ -10,7 +10,7 @@ from producer.client import Producer
 from producer.errors import CommandForbidden, PosterError, RedisUnreachable
 from producer.host import program, worker_command
 from producer.output import notify
-from producer.queue.workers import FAILED, READY, STORE, WAITING, why_bulk_rests
+from producer.queue.workers import FAILED, READY, STORE, WAITING, why_bulk_rests, why_not_ready
 
 REFRESH_S: Final = 2.0
 
@@ -38,10 +38,14 @@ class WaitStatus:
             self.report(error)
             return
         failed = [worker for worker in workers if worker.state == FAILED]
+        ready = [worker for worker in workers if worker.state == READY]
         if rests := why_bulk_rests(paused, workers):
             way_out = "" if paused is None else f"; `{program()} resume` ends it"
             self._notify(f"the bulk lane rests: {rests}{way_out}. Waiting for it; Ctrl-C leaves, the job stays.")
-        elif any(worker.state == READY for worker in workers):
+        elif ready and all(map(why_not_ready, ready)):
+            about = f"the fault of {ready[0].name}"
+            self._notify(f"worker {ready[0].name} {why_not_ready(ready[0])}. Waiting; Ctrl-C leaves.", about)
+        elif ready:
             self._notify("" if not self.reported else "a worker is ready")
         elif failed:
             self._notify(f"worker {failed[0].name} cannot start: {failed[0].get('reason')}")

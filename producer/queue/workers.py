@@ -149,6 +149,8 @@ def why_no_answer(workers: Sequence[Announcement]) -> str:
     ready = [worker for worker in workers if worker.state == READY]
     if ready and not any(worker.get("requests") for worker in ready):
         return f"{ready[0].name} is of an older version, which knows no requests: update the workers first"
+    if ready and all(map(why_not_ready, ready)):
+        return f"{ready[0].name} {why_not_ready(ready[0])}"
     if any(worker.get("text") for worker in ready):
         return f"{ready[0].name} is loading its text tower: try again"
     if ready:

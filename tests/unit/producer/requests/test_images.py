@@ -83,6 +83,7 @@ def test_anything_else_is_a_type_error(image, text):
     ("state", "fields", "text"),
     [
         (READY, {"requests": "image"}, "w is busy"),
+        (READY, {"requests": "image", "fault": "its card hangs"}, "w is ready, but its card hangs"),
         (READY, {}, "w is of an older version, which knows no requests: update the workers first"),
         (LOADING, {"stage": WEIGHTS}, "w is starting, and its weights are being located or downloaded"),
         (LOADING, {"stage": "model"}, "w is starting, and is loading its model"),
