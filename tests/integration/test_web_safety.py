@@ -171,7 +171,7 @@ def test_a_person_signs_in_with_the_token(guarded):
 def test_another_address_demands_a_token(redis_url, tmp_path, monkeypatch):
     """Unless said otherwise; loopback does not."""
     served = []
-    monkeypatch.setattr(module, "_serve", lambda app, listening: served.append(listening.getsockname()[0]))
+    monkeypatch.setattr(module, "_serve", lambda app, listening, **_: served.append(listening.getsockname()[0]))
     settings = write_collection(tmp_path, redis_url)
     for host in ("0.0.0.0", "::", "192.168.1.5", "posters.example"):
         with pytest.raises(ConfigurationError, match="POSTERS_WEB_TOKEN"):
