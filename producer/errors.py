@@ -12,7 +12,8 @@ PosterError
 ├── BadMessage                    a queue message, or a recorded batch, that cannot be read
 │   └── NewerMessage              from a newer version of this program
 ├── RedisUnreachable              Redis does not answer, or refuses
-│   └── CommandForbidden          the user lacks a right; waiting does not help
+│   ├── CommandForbidden          the user lacks a right; waiting does not help
+│   └── RedisRefused              the user or password is wrong
 ├── NoWorker                      Redis answers, but no worker is alive
 ├── JobUnknown                    the ledger has no such job
 │   └── LedgerSetBack             Redis came back without data that it had confirmed
@@ -108,6 +109,10 @@ class RedisUnreachable(PosterError):
 
 class CommandForbidden(RedisUnreachable):
     """Redis does not let this user run a command; the text says which, and where the rights are listed."""
+
+
+class RedisRefused(RedisUnreachable):
+    """Redis answers, and refuses the user or password."""
 
 
 class NoWorker(PosterError):

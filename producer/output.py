@@ -34,6 +34,7 @@ SHOWN_FAILURES: Final = 20  # failures that are listed unasked
 WORKER_NUMBERS: Final = {
     **{"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float},
     **{"requests_per_second": float, "batch_share": float, "restarts": int, "wrong_vectors": int},
+    **{"gpu_free_bytes": int, "gpu_total_bytes": int, "gpu_used_bytes": int},
 }
 EX_IOERR: Final = 74  # sysexits.h: stdout is closed, or its disk is full
 # Control characters, which a terminal obeys, line ends, characters that turn the direction of a line, lone surrogates.

@@ -18,7 +18,7 @@ from redis.connection import parse_url
 from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError, ReadOnlyError, WatchError
 from redis.retry import Retry
 
-from producer.errors import CommandForbidden, ConfigurationError, PosterError, RedisUnreachable
+from producer.errors import CommandForbidden, ConfigurationError, PosterError, RedisRefused, RedisUnreachable
 from producer.settings import without_password
 
 # A command that meets a Redis that hangs waits once for the answer, and once more, on a second connection, for
@@ -57,7 +57,7 @@ def unreachable(url: str, error: BaseException) -> RedisUnreachable:
     """Translate an error of redis-py into one that says what to do."""
     shown = without_password(url)
     if isinstance(error, redis.AuthenticationError):
-        return RedisUnreachable(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
+        return RedisRefused(f"Redis at {shown} refuses the user or password ({error}); see POSTERS_REDIS_URL")
     if isinstance(error, NoPermissionError) or any(text in str(error) for text in FORBIDDEN_IN_SCRIPT):
         return CommandForbidden(f"Redis at {shown} forbids a command: {error}. docs/redis.acl lists what is needed.")
     if isinstance(error, ReadOnlyError):

@@ -33,7 +33,7 @@ FLOORS = [
     ("producer.search", "producer.export", "producer.watch"),
     ("producer.calibration",),
     ("producer.report",),
-    ("producer.web",),
+    ("producer.web", "producer.doctor"),
     ("producer.cli",),
     ("producer.__main__", "producer"),
     ("worker", "worker.settings", "worker.errors", "worker.broker", "worker.images"),

@@ -24,6 +24,7 @@ from producer.errors import (
     LedgerSetBack,
     NoWorker,
     PosterError,
+    RedisRefused,
     RedisUnreachable,
     StoreError,
     StoreUnavailable,
@@ -44,7 +45,7 @@ EX_INTERRUPTED: Final = 130
 
 def exit_status(error: PosterError) -> int:
     """The exit status for an error."""
-    if isinstance(error, CommandForbidden):
+    if isinstance(error, CommandForbidden | RedisRefused):
         return EX_USAGE
     if isinstance(error, RedisUnreachable | LedgerSetBack | NoWorker | Busy | EmbedTimeout | StoreUnavailable):
         return EX_UNREACHABLE

@@ -131,8 +131,8 @@ def test_workers_on_one_gpu(installation, job_store, redis_server):
     with redis_server.client as client:
         assert client.hlen("unacked") == 0, "nor has it fetched a message"
     findings = {finding["name"]: finding for finding in json.loads(installation.run("doctor", "--json").stdout)}
-    assert findings["worker"]["ok"]
-    assert "second@tests (waiting)" in findings["worker"]["seen"]
+    assert findings["worker"]["status"] == "ok"
+    assert "second@tests (waiting)" in findings["worker"]["text"]
 
     first.kill()
     killed = time.monotonic()

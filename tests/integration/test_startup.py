@@ -176,7 +176,7 @@ def test_a_worker_waits_for_an_unreachable_store(redis_url, redis_server, tmp_pa
             model = {finding["name"]: finding for finding in json.loads(installation.run("doctor", "--json").stdout)}[
                 "model"
             ]
-            assert "is waiting: the store cannot be used for now" in model["seen"]
+            assert "is waiting: the store cannot be used for now" in model["text"]
             assert two.stop(within_s=15) == 0
             assert one.process.poll() is None
             elsewhere.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -9,8 +10,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from producer.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, StoreUnavailable
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 REQUEST_LIMIT: Final = 2  # times the limit for decoding an image, in seconds of the wall clock: cores are shared
 STORE_RETRY_S: Final = 1.0  # between two tries of a store that cannot be written for now
+FIRST_NAMES: Final = 5  # of the posters root
 logger = logging.getLogger(__name__)
 
 
@@ -117,21 +121,23 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     _pin_gpu(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
+    from worker.model.driver import device_facts, free_memory, taken_memory
     from worker.model.weights import find_weights
     from worker.pipeline.pipeline import Pipeline
 
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    heartbeat.note(root_inode=root.stat().st_ino)
+    heartbeat.note(root_inode=root.stat().st_ino, root_names=_first_names(root))
     store = _wait_for_store(settings, heartbeat)
+    heartbeat.note(device_setting=settings.device, **device_facts())
     gpu = _gpu_uuid(settings)
     if gpu is not None:
         heartbeat.gpu_lease = wait_for_card(
             job_store, gpu, owner, lambda reason: heartbeat.publish(WAITING, card=gpu, stage="", reason=reason)
         )
     began = time.monotonic()
-    heartbeat.publish(LOADING, stage=WEIGHTS, reason="")
+    heartbeat.publish(LOADING, stage=WEIGHTS, reason="", **free_memory(settings.device))
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
     heartbeat.publish(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
@@ -141,6 +147,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     space, device, precision = embedder.space, embedder.device_name, embedder.precision
     logger.info("ready: %s on %s in %s, space %s, in %.1f s", space.model, device, precision, space.id, seconds)
     logger.info("posters in %s, vectors to %s", root, without_password(settings.store))
+    heartbeat.note(**taken_memory(embedder.device))
     made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
     kinds = [IMAGE, POSTER, *([TEXT] if settings.text else [])]
     lost = _lost_device(settings, device, str(heartbeat.fields["device_before"]))
@@ -224,6 +231,13 @@ def _answering(
     # An image is bounded by the limit for decoding it. A disk may be slow, and so may loading a text tower.
     limit_s = REQUEST_LIMIT * settings.decode_time_limit_s if kind == IMAGE else settings.batch_time_limit_s
     return RequestRunner(Inbox(settings.redis_url, LISTS[kind], owner), answers, heartbeat, limit_s)
+
+
+def _first_names(root: Path) -> str:
+    """A few names in the posters root, as JSON: a program that does not find one of them has another folder."""
+    with suppress(OSError), os.scandir(root) as entries:
+        return json.dumps([entry.name for entry in islice(entries, FIRST_NAMES)])
+    return ""
 
 
 def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
