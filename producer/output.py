@@ -35,6 +35,7 @@ WORKER_NUMBERS: Final = {
     **{"pid": int, "batch_size": int, "at": float, "progress_at": float, "images_per_second": float},
     **{"requests_per_second": float, "batch_share": float, "restarts": int, "wrong_vectors": int},
     **{"gpu_free_bytes": int, "gpu_total_bytes": int, "gpu_used_bytes": int},
+    **{"loaded_at": float, "answered_at": float, "unloaded_since": float, "reloaded_s": float},
 }
 EX_IOERR: Final = 74  # sysexits.h: stdout is closed, or its disk is full
 # Control characters, which a terminal obeys, line ends, characters that turn the direction of a line, lone surrogates.

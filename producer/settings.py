@@ -150,6 +150,13 @@ class Settings(BaseSettings):
     text: bool = _field(
         "clip", True, "whether the worker loads the model's text tower when a text is first to be embedded"
     )
+    idle_unload_s: int | None = _field(
+        "clip",
+        None,
+        "seconds without work after which the worker unloads the model, so that the memory of the card is free, until "
+        "the first request or batch comes; empty: never",
+        ge=1,
+    )
 
     private_urls: bool = _field(
         "images", False, "whether `identify` may fetch images from loopback, private and link-local addresses"
@@ -221,7 +228,8 @@ class Settings(BaseSettings):
     )
 
     _empty = field_validator(
-        *("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "quiet_hours", "metrics_port", "web_token"),
+        *("quick_gelu", "gpu", "gpu_memory_fraction", "cache_dir", "idle_unload_s", "quiet_hours", "metrics_port"),
+        "web_token",
         mode="before",
     )(_none_if_empty)
 

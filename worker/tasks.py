@@ -106,6 +106,11 @@ def _reject_unsupported_options(sender: Any, **_: Any) -> None:
             "a worker runs one model on one GPU: omit --concurrency and --autoscale, "
             "and start one worker per GPU (POSTERS_GPU)"
         )
+    elif pool in ("solo", "worker.celery") and load_settings().idle_unload_s is not None:
+        problem = (
+            "POSTERS_IDLE_UNLOAD_S needs the pool prefork, whose child holds the model and can end; in the pool solo, "
+            "the only one on Windows, the process that waits for work holds it: unset it, or omit --pool"
+        )
     if problem:
         notify(f"configuration: {problem}", logging.ERROR)
         sys.exit(EX_CONFIG)
@@ -143,6 +148,7 @@ def _start_supervisor(sender: Any, **_: Any) -> None:
     runner = _runners.batches if _runners else None
     _supervisor = Supervisor(load_settings(), sender, os.environ[OWNER_VARIABLE], give_up=_give_up, runner=runner)
     _supervisor.start()
+    atexit.register(_supervisor.leave)  # the same
 
 
 @signals.task_retry.connect
@@ -170,6 +176,8 @@ def _shut_down(**_: Any) -> None:
     runners, _runners = _runners, None
     if runners is not None:
         runners.close()
+    if _supervisor is not None:
+        _supervisor.leave()
 
 
 def _give_up() -> None:

@@ -126,7 +126,7 @@ def _worker_row(worker: Announcement) -> tuple[str, ...]:
     speed = worker.get("images_per_second")
     note = worker.get("bottleneck") if worker.state == READY else worker.get("reason") or worker.get("stage")
     lost = f"THE CPU in place of {worker.get('lost_device')}" if worker.get("lost_device") else ""
-    notes = "; ".join(filter(None, (worker.quiet, lost, worker.get("fault") or note)))
+    notes = "; ".join(filter(None, (worker.quiet, worker.unloading, lost, worker.get("fault") or note)))
     return (worker.name, worker.state, *about, f"{speed} images/s" if speed else "", notes)
 
 

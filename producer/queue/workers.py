@@ -32,6 +32,10 @@ MODEL: Final = "model"  # a stage of LOADING: built and warmed up
 FAILED: Final = "failed"  # it will end; `reason` says why
 STATES: Final = (LOADING, WAITING, READY, FAILED)
 QUIET_UNTIL: Final = "quiet_until"  # field: when the quiet hours end that hold now, ISO 8601; empty outside of them
+LOADED_AT: Final = "loaded_at"  # field: when the model was loaded, seconds since 1970
+ANSWERED_AT: Final = "answered_at"  # field: when requests were answered last, seconds since 1970
+UNLOADED_SINCE: Final = "unloaded_since"  # field of a worker that is READY without a model, seconds since 1970
+RELOADED_S: Final = "reloaded_s"  # field: how long the work waited for which the model was last loaded again, seconds
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ class Announcement:
         """Until when it begins no bulk work, for people; empty where it does, or is not ready."""
         until = self.get(QUIET_UNTIL) if self.state == READY else ""
         return f"quiet hours until {datetime.fromisoformat(until):%H:%M}" if until else ""
+
+    @property
+    def unloading(self) -> str:
+        """That its model is unloaded, or how long it last took to load it again, for people; empty: it never was."""
+        if since := self.get(UNLOADED_SINCE):
+            return time.strftime("unloaded since %H:%M:%S UTC until work comes", time.gmtime(float(since)))
+        return f"was loaded again in {took} s" if (took := self.get(RELOADED_S)) else ""
 
 
 class WorkerRegistry:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, cast
 
 from producer.queue.workers import PREFIX
-from producer.redis_client import connect
+from producer.redis_client import RedisClient, connect
 from producer.requests.codec import (
     ANSWER,
     ANSWER_S,
@@ -27,6 +27,25 @@ from producer.requests.codec import (
 
 ADOPTED_S: Final = 60  # its caller renews another key; such callers wait for seconds
 TAKE_BYTES: Final = 2 * MAX_IMAGE_BYTES  # in one reply of Redis; more is left for the next
+
+
+def holds_requests(client: RedisClient, waiting: str, owner: str) -> bool:
+    """Whether requests wait in a list, are in the hands of this worker, or were left by one that died.
+
+    Args:
+        client: decodes responses.
+        waiting: the list.
+        owner: the worker.
+    """
+    pipe = client.pipeline(transaction=False)
+    pipe.llen(waiting)
+    pipe.hlen(f"{waiting}:by:{owner}")
+    pipe.smembers(f"{waiting}:owners")
+    count, in_hand, owners = pipe.execute()
+    if count or in_hand:
+        return True
+    others = owners - {owner}
+    return any(client.hlen(f"{waiting}:by:{other}") and not client.exists(PREFIX + other) for other in others)
 
 
 class Taken(NamedTuple):

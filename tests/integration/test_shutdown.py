@@ -119,10 +119,19 @@ def test_a_batch_that_can_be_finished_is_finished(installation):
     assert (progress.embedded, progress.at_rest) == (2, True)
 
 
-@pytest.mark.parametrize("arguments", [["--pool", "threads"], ["--concurrency", "2"], ["--autoscale", "3,1"]])
-def test_unsupported_options_are_refused(installation, arguments):
-    """Several processes would share one GPU; thread pools run a batch twice after a lost connection."""
-    worker = installation.worker("odd", *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--pool", "threads"], "pools prefork and solo"),
+        (["--concurrency", "2"], "--concurrency"),
+        (["--autoscale", "3,1"], "--autoscale"),
+        (["--pool", "solo"], "POSTERS_IDLE_UNLOAD_S needs the pool prefork"),
+    ],
+)
+def test_unsupported_options_are_refused(installation, arguments, named):
+    """Several processes would share one GPU; threads run a batch twice after a lost connection; solo cannot unload."""
+    worker = installation.worker("odd", *arguments, POSTERS_IDLE_UNLOAD_S="600")
     assert worker.process.wait(60) == 78
     assert "configuration: " in worker.log_text()
+    assert named in worker.log_text()
     assert "Traceback" not in worker.log_text()

@@ -1,6 +1,7 @@
 """The pages, without script and without a worker: what they show, and what their forms do."""
 
 import re
+import time
 
 import pytest
 
@@ -46,8 +47,10 @@ def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
     Claims(ledger).finish(batch(1), Outcome(embedded=4))
     registry = WorkerRegistry(redis_url)
     registry.publish("new@h/6/x", LOADING, {"stage": "weights"})
+    quiet = {"quiet_until": "2026-11-29T23:30+01:00"}
+    registry.publish("idle@h/5/x", READY, quiet | {"unloaded_since": repr(time.time() - 600)})
     speed = {"images_per_second": "81.5", "bottleneck": "decode-bound"}
-    registry.publish("w@h/7/x", READY, {"device": "cuda:0", "quiet_until": "2026-11-29T23:30+01:00"} | speed)
+    registry.publish("w@h/7/x", READY, quiet | speed | {"device": "cuda:0", "reloaded_s": "7.3"})
     registry.close()
     page = client.get("/")
     assert '<progress max="8" value="4"' in page.text
@@ -62,6 +65,8 @@ def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
         "weights",
         "0 wait · rests: quiet hours until 23:30",
         "bulk work rests: quiet hours until 23:30",
+        "its memory is free: the model was unloaded 10 min ago, until work comes",
+        "was loaded again in 7.3 s",
         "free",
     ):
         assert expected in shown

@@ -27,6 +27,7 @@ class Part(NamedTuple):
 
 READ_IN: Final = {"celery": "5.7", "kombu": "5.7", "billiard": "4.3", "redis": "8.1"}
 _CONSUMER, _TRANSPORT, _SUPERVISOR = "worker.broker.consumer", "worker.broker.transport", "worker.runtime.supervisor"
+_CHILD = "worker.broker.child"
 PARTS: Final = tuple(
     Part(*part)
     for part in (
@@ -62,7 +63,16 @@ PARTS: Final = tuple(
         ("celery.worker.state", "should_stop", "worker.tasks", "end the worker with a status"),
         ("celery.worker.state", "active_requests", _SUPERVISOR, "whether a batch is in progress"),
         ("billiard.pool:Pool", "_state", _SUPERVISOR, "0 while the pool runs"),
-        ("billiard.pool:Pool", "_pool", _SUPERVISOR, "its children"),
+        ("billiard.pool:Pool", "_pool", _CHILD, "its children"),
+        ("billiard.pool:Pool", "worker.terminate_controlled()", _CHILD, "how `shrink` ends a child"),
+        ("billiard.pool:Pool", "range(self._processes - len(self._pool))", _CHILD, "who shrank gets no new child"),
+        ("celery.concurrency.prefork:TaskPool", "self.shrink = P.shrink", _CHILD, "end the child"),
+        ("celery.concurrency.prefork:TaskPool", "self.grow = P.grow", _CHILD, "start it again"),
+        ("celery.concurrency.prefork:TaskPool", "self.maintain_pool = P.maintain_pool", _CHILD, "at once"),
+        ("celery.concurrency.prefork:TaskPool", "num_processes", _CHILD, "whether the pool has shrunk"),
+        ("kombu.asynchronous.hub:Hub", "_wake_pending", _CHILD, "`call_soon` may be called in any thread"),
+        ("kombu.transport.redis:Channel", "_in_poll", _CHILD, "whether Redis may still answer with a message"),
+        ("celery.worker.state", "reserved_requests", _CHILD, "messages that Celery holds"),
         ("billiard.pool:Pool", "'Worker exited prematurely: {0} Job: {1}.'", _SUPERVISOR, "how a child died"),
         ("billiard.common", "'signal {0} ({1})'", _SUPERVISOR, "how a child died"),
         ("billiard.common", "'exitcode {0}'", _SUPERVISOR, "how a child died"),

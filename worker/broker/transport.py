@@ -6,6 +6,7 @@ The undocumented parts of kombu that are used are listed in __init__.py.
 from __future__ import annotations
 
 import logging
+import threading
 from functools import cache
 from queue import Empty
 from typing import Any, Final
@@ -23,6 +24,7 @@ from producer.settings import Settings, load_settings
 from worker.broker.validation import rebuild
 
 LANES: Final = frozenset(queue.encode() for queue in QUEUES.values())
+HOLD: Final = threading.Event()  # while it is set, this process asks for no message: its child is not to get any
 logger = logging.getLogger(__name__)
 
 
@@ -70,14 +72,15 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """kombu's channel with these two classes; in quiet hours it asks for no message of the bulk lane."""
+    """kombu's channel with these two classes; it asks for no message on HOLD, and in quiet hours for none of bulk."""
 
     QoS = QoS
 
     def _brpop_start(self, timeout: int | None = None) -> None:
         """Ask for messages, for a second at most; kombu calls it again after that."""
         rests = _settings().quiet.until()
-        self._queue_cycle.update([queue for queue in self.active_queues if not (rests and queue == QUEUES[BULK])])
+        lanes = [queue for queue in self.active_queues if not (rests and queue == QUEUES[BULK])]
+        self._queue_cycle.update([] if HOLD.is_set() else lanes)
         super()._brpop_start(timeout)
 
     def _get_client(self) -> Any:

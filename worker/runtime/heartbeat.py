@@ -16,7 +16,7 @@ from producer.queue.claims import Claims
 from producer.queue.jobs import JobStore
 from producer.queue.locks import Lease
 from producer.queue.messages import INTERACTIVE, LANES, EmbedBatch
-from producer.queue.workers import QUIET_UNTIL, READY, RENEWAL_S, WorkerRegistry
+from producer.queue.workers import QUIET_UNTIL, READY, RENEWAL_S, UNLOADED_SINCE, WorkerRegistry
 from producer.settings import Settings
 from worker.runtime.health import Health
 
@@ -86,7 +86,7 @@ class Heartbeat(threading.Thread):
             before = self._registry.get(self.owner)
         if before is not None and before.get("pid"):  # an entry without one is the parent's
             self._wrong_vectors = int(before.get("wrong_vectors") or 0)
-            self.note(restarts=int(before.get("restarts") or 0) + 1)
+            self.note(restarts=int(before.get("restarts") or 0) + (not before.get(UNLOADED_SINCE)))
         self.note(wrong_vectors=self._wrong_vectors)
 
     def publish_wrong_vectors(self) -> None:
@@ -218,16 +218,20 @@ class Heartbeat(threading.Thread):
         return next((work for work in list(self._work.values()) if work.claim), None)
 
     def stop(self) -> None:
-        """End the thread, remove the registry entry, release the GPU."""
+        """End the thread, remove the registry entry, release the GPU.
+
+        With `idle_unload_s` the parent does the last two, as it keeps both while the model is unloaded.
+        """
         self._ended.set()
         if self.is_alive():
             self.join(JOIN_S)  # so that it does not publish the entry again
         faulthandler.cancel_dump_traceback_later()
-        try:
-            self._registry.withdraw(self.owner)
-        except RedisUnreachable:
-            logger.info("Redis is unreachable; registry entry and lease expire by themselves")
-        self.release_gpu()
+        if self._settings.idle_unload_s is None:
+            try:
+                self._registry.withdraw(self.owner)
+            except RedisUnreachable:
+                logger.info("Redis is unreachable; registry entry and lease expire by themselves")
+            self.release_gpu()
         self._registry.close()
 
     def release_batch(self) -> None:

@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.errors import BadMessage, DeviceLost, RedisUnreachable, StoreError, UnreadablePoster, WrongVectors
-from producer.queue.workers import ANNOUNCEMENT_S
+from producer.queue.workers import ANNOUNCEMENT_S, ANSWERED_AT
 from producer.requests.codec import DECODED, DECODING, Answer, Refusal, Request, decode_request
 from producer.requests.inbox import Inbox, Taken
 from worker.runtime.backoff import Backoff
@@ -161,7 +161,8 @@ class RequestRunner(threading.Thread):
                 found = self._embedder.embed(list(prepared.values()))
             self._answer(dict(zip(prepared, found, strict=True)))
             self._backoff.reset()
-        self._heartbeat.note(requests_per_second=self._rate.add(len(answers) + len(prepared), began))
+        rate = self._rate.add(len(answers) + len(prepared), began)
+        self._heartbeat.note(requests_per_second=rate, **{ANSWERED_AT: time.time()})
 
     def _answer(self, answers: Mapping[str, Answer | Refusal]) -> None:
         self._inbox.answer(answers)

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from producer.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, StoreUnavailable
 from producer.queue.jobs import JobStore
-from producer.queue.workers import FAILED, LOADING, MODEL, READY, STORE, WAITING, WEIGHTS, WorkerRegistry
+from producer.queue.workers import (
+    FAILED,
+    LOADED_AT,
+    LOADING,
+    MODEL,
+    READY,
+    RELOADED_S,
+    STORE,
+    WAITING,
+    WEIGHTS,
+    WorkerRegistry,
+)
 from producer.requests.codec import IMAGE, LISTS, POSTER, TEXT
 from producer.requests.inbox import Inbox
 from producer.settings import Settings, load_settings, without_password
@@ -34,6 +45,9 @@ if TYPE_CHECKING:
     from worker.pipeline.protocols import AnsweringEmbedder
 
 
+WAKING_VARIABLE: Final = (
+    "_POSTERS_WAKING"  # tells the process that loads a model again since when work waits: monotonic
+)
 REQUEST_LIMIT: Final = 2  # times the limit for decoding an image, in seconds of the wall clock: cores are shared
 STORE_RETRY_S: Final = 1.0  # between two tries of a store that cannot be written for now
 FIRST_NAMES: Final = 5  # of the posters root
@@ -133,8 +147,9 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     heartbeat.note(device_setting=settings.device, **device_facts())
     gpu = _gpu_uuid(settings)
     if gpu is not None:
+        heartbeat.note(card=gpu)
         heartbeat.gpu_lease = wait_for_card(
-            job_store, gpu, owner, lambda reason: heartbeat.publish(WAITING, card=gpu, stage="", reason=reason)
+            job_store, gpu, owner, lambda reason: heartbeat.publish(WAITING, stage="", reason=reason)
         )
     began = time.monotonic()
     heartbeat.publish(LOADING, stage=WEIGHTS, reason="", **free_memory(settings.device))
@@ -151,8 +166,11 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
     kinds = [IMAGE, POSTER, *([TEXT] if settings.text else [])]
     lost = _lost_device(settings, device, str(heartbeat.fields["device_before"]))
-    ready = {"requests": ",".join(kinds), "device_before": lost, "lost_device": lost, "stage": "", "reason": ""}
-    heartbeat.publish(READY, **made, batch_size=embedder.chunk, **ready)
+    made |= {"requests": ",".join(kinds), "device_before": lost, "lost_device": lost, LOADED_AT: repr(time.time())}
+    if waiting_since := os.environ.get(WAKING_VARIABLE):
+        made[RELOADED_S] = f"{time.monotonic() - float(waiting_since):.1f}"
+        logger.info("the model is loaded again, %s s after work had come", made[RELOADED_S])
+    heartbeat.publish(READY, **made, batch_size=embedder.chunk, stage="", reason="")
     _start_probes(settings, embedder, store, heartbeat.health)
     answering = {kind: _answering(kind, settings, owner, pipeline, embedder, heartbeat) for kind in kinds}
     for runner in answering.values():

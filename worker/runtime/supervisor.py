@@ -6,7 +6,6 @@ The undocumented parts of Celery and billiard that are used are listed in worker
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 import threading
@@ -25,8 +24,10 @@ from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send
 from producer.queue.workers import FAILED, LOADING, READY, Announcement, WorkerRegistry
 from producer.settings import Settings
+from worker.broker.child import Child
 from worker.runtime.batch_runner import BatchRunner
 from worker.runtime.heartbeat import EX_SOFTWARE, EX_TEMPFAIL, EX_WRONG_VECTORS, FORCE_S, exit_now
+from worker.runtime.unloading import IdleUnload
 
 POLL_S: Final = 1.0  # a failed start stops the worker, and a released batch is sent again, within this time
 CRASHES: Final = {("exitcode", 1)} | {
@@ -59,6 +60,10 @@ class Supervisor(threading.Thread):
         self._cold = False
         self._wrong_vectors = 0  # children that ended for that
         self._registry = WorkerRegistry(settings.redis_url)
+        self._child = Child(consumer)
+        self._unload: IdleUnload | None = None
+        if settings.idle_unload_s is not None and runner is None:
+            self._unload = IdleUnload(settings, owner, self._child, self._job_store, self._registry)
 
     def run(self) -> None:
         """Supervise until the process exits; end it on any error, as it could neither stop nor redeliver then."""
@@ -67,7 +72,7 @@ class Supervisor(threading.Thread):
         except Exception:
             logger.critical("the supervisor failed; this worker exits so that it can be restarted", exc_info=True)
             with suppress(OSError):
-                self._signal_children(signal.SIGTERM)  # so that they release their batch
+                self._child.signal(signal.SIGTERM)  # so that it releases its batch
             exit_now(EX_SOFTWARE)
 
     def _supervise(self) -> None:
@@ -106,17 +111,24 @@ class Supervisor(threading.Thread):
         if self._cold and self._runner is not None:
             self._runner.stop_after_chunk()
 
+    def leave(self) -> None:
+        """Remove what a child leaves to its parent, when the worker ends."""
+        self._closing.set()
+        if self._unload is not None:
+            self._unload.close()
+
     def _redeliver_until_closing(self, redelivery: Redelivery) -> None:
         first, outage_logged = True, False
         while not self._closing.wait(POLL_S) and not self._pool_is_closing():
             try:
                 entry = self._registry.get(self._owner)
-                if entry is not None and entry.state == FAILED:
+                is_reloading = self._unload is not None and self._unload.step(entry)
+                if entry is not None and entry.state == FAILED and not is_reloading:
                     self._give_up()
                     return
                 if entry is not None and entry.get("ending"):
                     self._end(entry.get("ending"))
-                if entry is not None and self._is_of_dead_child(entry):
+                if entry is not None and not is_reloading and self._is_of_dead_child(entry):
                     fields = {name: text for name, text in entry.fields.items() if name != "at"}
                     self._registry.publish(self._owner, LOADING, fields | {"reason": "its process ended", "fault": ""})
                 if entry is None and self._runner is None and first:
@@ -138,22 +150,22 @@ class Supervisor(threading.Thread):
 
         The main process may be busy: a child that has just been started can be missing for a moment.
         """
-        if self._runner is not None or entry.state != READY or entry.get("unloaded_since"):
+        if self._runner is not None or entry.state != READY:
             return False
-        return entry.get("pid") not in {str(child.pid) for child in self._children()}
+        return entry.get("pid") not in map(str, self._child.pids())
 
     def _end(self, reason: str) -> NoReturn:
         """End the worker, whose child has found that only a restart may help; the child releases its batch."""
         logger.critical("this worker exits so that it can be restarted: %s", reason)
         if self._runner is not None:
             self._runner.stop_after_chunk()  # the heartbeat ends a batch that does not stop
-        children = self._children()
-        self._signal_children(signal.SIGTERM)
+        children = self._child.pids()
+        self._child.signal(signal.SIGTERM)
         ends = time.monotonic() + FORCE_S
-        while time.monotonic() < ends and (self._is_solo_busy() or any(one in self._children() for one in children)):
+        while time.monotonic() < ends and (self._is_solo_busy() or any(one in self._child.pids() for one in children)):
             time.sleep(POLL_S / 10)
         with suppress(OSError):
-            self._signal_children(signal.SIGKILL)
+            self._child.signal(signal.SIGKILL)
         exit_now(EX_TEMPFAIL)
 
     def _is_solo_busy(self) -> bool:
@@ -172,10 +184,10 @@ class Supervisor(threading.Thread):
                 if self._runner is not None:
                     self._runner.stop_after_chunk()  # the heartbeat ends a batch that does not stop
                 elif terminated_at is None:
-                    self._signal_children(signal.SIGTERM)
+                    self._child.signal(signal.SIGTERM)
                     terminated_at = now
                 elif now - terminated_at > FORCE_S:
-                    self._signal_children(signal.SIGKILL)
+                    self._child.signal(signal.SIGKILL)
             time.sleep(POLL_S / 2)
 
     def _pool_is_closing(self) -> bool:
@@ -183,14 +195,6 @@ class Supervisor(threading.Thread):
         pool = getattr(self._consumer.pool, "_pool", None)
         self._cold = self._cold or (pool is not None and pool._state != 0)
         return self._cold
-
-    def _children(self) -> list[Any]:
-        return list(getattr(getattr(self._consumer.pool, "_pool", None), "_pool", ()))
-
-    def _signal_children(self, number: int) -> None:
-        for child in self._children():
-            with suppress(ProcessLookupError, TypeError):
-                os.kill(child.pid, number)
 
 
 def is_crash(reason: BaseException | None) -> bool:

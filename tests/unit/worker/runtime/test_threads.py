@@ -1,5 +1,6 @@
 """A worker whose heartbeat or supervisor has failed ends with a reason; a crash is told from a kill."""
 
+import os
 import signal
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ def test_a_supervisor_that_fails_ends_the_worker(monkeypatch, caplog):
     statuses, signals = [], []
     monkeypatch.setattr(supervisor, "exit_now", statuses.append)
     monkeypatch.setattr(supervisor, "create_sender", lambda settings: 1 / 0)
-    monkeypatch.setattr(supervisor.os, "kill", lambda pid, number: signals.append((pid, number)))
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
     pool = SimpleNamespace(_pool=SimpleNamespace(_state=0, _pool=[SimpleNamespace(pid=7)]))
     thread = supervisor.Supervisor(
         load_settings(redis_url=NOWHERE), SimpleNamespace(pool=pool), "w@h/1/aa", give_up=lambda: None, runner=None
