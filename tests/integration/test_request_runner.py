@@ -263,7 +263,7 @@ def test_a_request_that_hangs_ends_the_process(redis_url, monkeypatch):
     """After a limit of its own. A batch beside it is released, and not charged."""
     ended, released = threading.Event(), []
     monkeypatch.setattr(worker.runtime.heartbeat, "exit_now", lambda status: ended.set())
-    settings = SimpleNamespace(redis_url=redis_url, batch_time_limit_s=60, claim_s=3)
+    settings = load_settings(redis_url=redis_url, batch_time_limit_s=60, claim_s=3)
     heartbeat = Heartbeat(settings, "w@tests", JobStore(redis_url, claim_s=3))
     monkeypatch.setattr(heartbeat._claims, "renew", lambda *_: True)
     monkeypatch.setattr(heartbeat._claims, "release", lambda *claim, count: released.append((*claim, count)))

@@ -22,7 +22,7 @@ from producer.queue.jobs import JobStore
 from producer.queue.messages import BatchMessage
 from producer.queue.redelivery import Redelivery
 from producer.queue.sender import create_sender, send
-from producer.queue.workers import FAILED, LOADING, READY, Announcement, WorkerRegistry
+from producer.queue.workers import FAILED, LOADING, READY, UNLOADED_SINCE, Announcement, WorkerRegistry
 from producer.settings import Settings
 from worker.broker.child import Child
 from worker.runtime.batch_runner import BatchRunner
@@ -150,7 +150,7 @@ class Supervisor(threading.Thread):
 
         The main process may be busy: a child that has just been started can be missing for a moment.
         """
-        if self._runner is not None or entry.state != READY:
+        if self._runner is not None or entry.state != READY or entry.get(UNLOADED_SINCE):
             return False
         return entry.get("pid") not in map(str, self._child.pids())
 

@@ -49,8 +49,7 @@ def test_a_worker_ends_after_the_second_child_with_wrong_vectors(supervisor, cap
 )
 def test_an_entry_of_a_dead_child_is_known_by_its_process(supervisor, state, fields, is_dead):
     """It would say READY for another 15 s."""
-    children = [SimpleNamespace(pid=8)]
-    supervisor._consumer = SimpleNamespace(pool=SimpleNamespace(_pool=SimpleNamespace(_pool=children)))
+    supervisor._child = SimpleNamespace(pids=lambda: [8])
     assert supervisor._is_of_dead_child(Announcement("w@h/1/a", state, fields)) is is_dead
 
 
