@@ -88,8 +88,8 @@ class Inbox:
         arguments = [self._owner, most, REQUEST, MAX_IMAGE_BYTES, TAKE_BYTES, IN_HAND_S, held]
         found = self._take([self._list, self._in_hand, self._owners], arguments)
         return [
-            Taken(token.decode(errors="replace"), head, body, None if waited_ms == b"" else int(waited_ms) / 1000)
-            for token, head, body, waited_ms in found
+            Taken(token.decode(errors="replace"), head, body, None if waited_us == b"" else int(waited_us) / 1e6)
+            for token, head, body, waited_us in found
         ]
 
     def mark(self, token: str, stage: str) -> None:

@@ -5,7 +5,7 @@
 -- KEYS: list, in hand, owners
 -- ARGV: owner, most, prefix of requests, most bytes of one, bytes after which no more are taken, lifetime of notes in s,
 --       how many the owner holds
--- Returns {token, head, body, milliseconds since it was put, or empty}*
+-- Returns {token, head, body, microseconds since it was put, or empty}*
 local list, in_hand, owners = unpack(KEYS)
 local owner, most, prefix, most_bytes, enough_bytes, lasts_s, held = unpack(ARGV)
 
@@ -16,10 +16,10 @@ if held == '0' then
 end
 
 local clock = redis.call('TIME')
-local function waited_ms(request)
+local function waited_us(request)
   local seconds, microseconds = string.match(redis.call('HGET', request, 'at') or '', '^(%d+) (%d+)$')
   if not seconds then return '' end
-  return math.max(0, (clock[1] - seconds) * 1000 + math.floor((clock[2] - microseconds) / 1000))
+  return math.max(0, (clock[1] - seconds) * 1000000 + clock[2] - microseconds)
 end
 
 local found, bytes = {}, 0
@@ -31,7 +31,7 @@ while #found < tonumber(most) and bytes < tonumber(enough_bytes) do
   local head = redis.call('HGET', request, 'head')
   if head and length <= tonumber(most_bytes) then
     redis.call('HSET', in_hand, token, 'taken')
-    found[#found + 1] = {token, head, redis.call('HGET', request, 'body') or '', waited_ms(request)}
+    found[#found + 1] = {token, head, redis.call('HGET', request, 'body') or '', waited_us(request)}
     bytes = bytes + length
   else
     redis.call('DEL', request)
