@@ -159,10 +159,10 @@ def _matches(query: Features, poster: Features) -> list[cv2.DMatch]:
     matcher = cv2.BFMatcher(cv2.NORM_L2)
     pairs = matcher.knnMatch(query.descriptors, poster.descriptors, k=2)
     clear = [best for best, second in pairs if best.distance < RATIO * second.distance]
-    if len(clear) < MIN_POINTS:
-        return clear
-    best_of = {match.queryIdx: match.trainIdx for match in matcher.match(poster.descriptors, query.descriptors)}
-    return [match for match in clear if best_of[match.trainIdx] == match.queryIdx]
+    if not clear:
+        return []
+    back = matcher.match(poster.descriptors[[match.trainIdx for match in clear]], query.descriptors)
+    return [match for match, other in zip(clear, back, strict=True) if other.trainIdx == match.queryIdx]
 
 
 def _outline(image: Features) -> Points:
