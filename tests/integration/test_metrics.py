@@ -35,6 +35,8 @@ def worker(redis_server, tmp_path_factory):
     installation.producer.embed_image(image, timeout=30)
     with pytest.raises(UnreadablePoster):
         installation.producer.embed_image(image[:200], timeout=30)
+    refused = ("posters_requests_total", "image", "refused")
+    wait_for(lambda: scrape(port)[refused] == 1, "the refusal to be counted: its caller may be faster")
     yield started
     installation.close()
 
