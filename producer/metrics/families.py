@@ -74,7 +74,7 @@ QUEUE: Final = (
     Metric(
         "posters_workers",
         "gauge",
-        "live workers: `ready`, `faulty`, `loading`, `waiting` (for a card), `failed`",
+        "live workers: `ready`, `unloaded` (ready as well), `faulty`, `loading`, `waiting` (for a card), `failed`",
         ("state",),
     ),
     Metric("posters_redis_memory_used_bytes", "gauge", "memory that Redis has taken"),

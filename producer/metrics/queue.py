@@ -14,11 +14,12 @@ from prometheus_client.exposition import choose_encoder
 from producer.errors import CommandForbidden, JobUnknown, RedisUnreachable
 from producer.metrics.families import family
 from producer.queue.messages import LANES
-from producer.queue.workers import READY, STATES, why_bulk_rests, why_not_ready
+from producer.queue.workers import READY, STATES, UNLOADED_SINCE, Announcement, why_bulk_rests, why_not_ready
 from producer.queue_client import QueueClient
 from producer.requests.codec import LISTS
 
 FAULTY: Final = "faulty"  # ready, but for a fault that it has noticed since
+UNLOADED: Final = "unloaded"  # ready without a model, so without metrics of its own
 
 
 class QueueMetrics:
@@ -54,9 +55,9 @@ class QueueMetrics:
         yield from family("posters_dead_letters", self._client.dead_letters.count())
 
     def _workers(self) -> Iterator[Family]:
-        workers, count = self._client.workers(), Counter(dict.fromkeys((*STATES, FAULTY), 0))
+        workers, count = self._client.workers(), Counter(dict.fromkeys((*STATES, FAULTY, UNLOADED), 0))
         for worker in workers:
-            count[FAULTY if worker.state == READY and why_not_ready(worker) else worker.state] += 1
+            count[_state(worker)] += 1
         yield from family("posters_workers", count)
         yield from family("posters_bulk_resting", bool(why_bulk_rests(self._client.claims.paused_since(), workers)))
 
@@ -65,6 +66,12 @@ class QueueMetrics:
             info = self._client.job_store.server_info()
             yield from family("posters_redis_memory_used_bytes", int(info["used_memory"]))
             yield from family("posters_redis_memory_max_bytes", int(info["maxmemory"]))
+
+
+def _state(worker: Announcement) -> str:
+    if worker.state != READY:
+        return worker.state
+    return FAULTY if why_not_ready(worker) else UNLOADED if worker.get(UNLOADED_SINCE) else READY
 
 
 def render(client: QueueClient, accept: str) -> tuple[bytes, str]:

@@ -17,6 +17,7 @@ def test_the_queue_is_measured_where_it_is_served(redis_url, tmp_path):
     registry = WorkerRegistry(redis_url)
     registry.publish("w@tests/1/a", READY, {})
     registry.publish("w@tests/2/b", READY, {"fault": "it takes no messages"})
+    registry.publish("w@tests/3/c", READY, {"unloaded_since": "1e9"})
     with serving(settings) as client:
         figures = Scraped(client.get("/metrics").text)
         found, known = figures.declared(QUEUE)
@@ -25,6 +26,7 @@ def test_the_queue_is_measured_where_it_is_served(redis_url, tmp_path):
             figures["posters_redis_up",]
             == figures["posters_workers", READY]
             == figures["posters_workers", "faulty"]
+            == figures["posters_workers", "unloaded"]
             == 1
         )
         assert figures["posters_workers", "failed"] == figures["posters_open_batches",] == 0
