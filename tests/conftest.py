@@ -38,6 +38,7 @@ LONGEST = (
     "test_reindexing.py",
     "test_types.py",
     "test_wheel.py",
+    "test_worker_health.py",
     "test_samples.py",
     "test_memory_budget.py",
 )

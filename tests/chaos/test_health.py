@@ -1,5 +1,7 @@
 """`ready` tells the truth within half a minute while a worker's processes live, with the limits that people get."""
 
+import os
+import signal
 import time
 
 import pytest
@@ -47,6 +49,21 @@ def test_a_hung_forward_pass(new_installation, measured):
     installation.wait_for_new_child(worker, old)
     wait_until_green(installation, worker)
     installation.check(running.finish()["job"], names)
+    measured(None, None, f"red after {seconds:.0f} s")
+
+
+@pytest.mark.chaos
+@scenario("the process that holds the model is stopped (SIGSTOP): `ready`", "red within 30 s; green when it wakes")
+def test_a_stopped_process(new_installation, measured):
+    """It renews nothing: neither its registry entry nor a lease."""
+    installation = new_installation()
+    worker = installation.worker("w").wait_until_ready()
+    wait_until_green(installation, worker)
+    child = worker.child()
+    os.kill(child, signal.SIGSTOP)
+    seconds = red_after(installation, worker, "no worker w@tests is alive", time.monotonic())
+    os.kill(child, signal.SIGCONT)
+    wait_until_green(installation, worker)
     measured(None, None, f"red after {seconds:.0f} s")
 
 

@@ -152,7 +152,7 @@ class BatchRunner:
             raise
         except (PosterError, OSError) as error:
             pause = self._backoff.pause_s()
-            self._heartbeat.health.failed(str(error))
+            self._heartbeat.health.failed(error)
             text = "batch %s will be retried in %.0f s: %s"
             logger.warning(text, batch.batch, pause, error, extra=_fields(batch))
             self._claims.release(batch, holder, pause)

@@ -159,13 +159,13 @@ class Health:
             self._untaken_since = None
             self._away = {what: (now, reason) for what, (_, reason) in self._away.items()}
 
-    def failed(self, reason: str) -> None:
+    def failed(self, error: Exception) -> None:
         """A batch failed for a reason that may pass."""
         now = self._clock()
         with self._lock:
             is_first = self._failing is None or now - self._failing[1] > RETRIED_S
             since = now if is_first or self._failing is None else self._failing[0]
-            self._failing = since, now, reason
+            self._failing = since, now, _in_words(error)
 
     def done(self) -> None:
         """A batch is done."""
@@ -183,7 +183,7 @@ class Health:
         except (PosterError, OSError, RuntimeError) as error:  # torch's are RuntimeError
             with self._lock:
                 since = self._away.get(what, (self._clock(), ""))[0]
-                self._away[what] = since, str(error) or type(error).__name__
+                self._away[what] = since, _in_words(error)
         else:
             with self._lock:
                 self._away.pop(what, None)
@@ -221,6 +221,12 @@ class Health:
                 failing_s=now - first if last > first else 0.0,
                 failure=failure,
             )
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error) or type(error).__name__
 
 
 class Prober(threading.Thread):

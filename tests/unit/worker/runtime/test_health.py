@@ -1,5 +1,7 @@
 """Health: which facts make a worker not ready, when they end it, and how they are collected."""
 
+import errno
+import os
 import threading
 
 import pytest
@@ -24,6 +26,7 @@ from worker.runtime.health import (
     fault_of,
 )
 
+FULL = OSError(errno.ENOSPC, "the disk is full")
 NOTICED_S = 30  # what the documentation promises
 REPORTED_S = 2.5  # the look at the lanes, and the heartbeat that publishes
 
@@ -192,6 +195,14 @@ def test_a_store_that_is_away_and_back(health, clock):
     assert health.fault() == Fault()
 
 
+def test_a_folder_that_is_gone_is_named_without_a_number(health, clock, tmp_path):
+    """An operator reads it, not a program."""
+    health.probe(ROOT, lambda: os.scandir(tmp_path / "gone"))
+    clock.now += AWAY_S + 1
+    gone = tmp_path / "gone"
+    assert health.fault().reason == f"the posters root is out of reach: No such file or directory: {gone}"
+
+
 def test_what_gives_no_answer_is_away_since_it_was_asked(health, clock):
     """A network drive that hangs, or a card."""
     asked, answer = threading.Event(), threading.Event()
@@ -212,16 +223,16 @@ def test_what_gives_no_answer_is_away_since_it_was_asked(health, clock):
 
 def test_batches_that_keep_failing_are_a_fault_until_one_is_done(health, clock):
     """An empty posters root, a full disk: messages are taken and released, again and again."""
-    health.failed("the disk is full")
+    health.failed(FULL)
     clock.now += AWAY_S + 1
     assert health.fault() == Fault(), "it may be tried again any moment"
-    health.failed("the disk is full")
+    health.failed(FULL)
     assert health.fault().reason == "batches fail, and are tried again: the disk is full"
     clock.now += RETRIED_S + 1
     assert health.fault() == Fault(), "its job was cancelled"
-    health.failed("the disk is full")
+    health.failed(FULL)
     clock.now += AWAY_S + 1
-    health.failed("the disk is full")
+    health.failed(FULL)
     health.done()
     assert health.fault() == Fault()
 

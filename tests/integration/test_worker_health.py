@@ -74,6 +74,26 @@ def test_posters_that_are_moved_away(installation, worker):
     wait_for(lambda: not reason(worker), "a worker that is ready again", RED_S)
 
 
+def test_batches_that_fail_again_and_again(installation, worker):
+    """A mount that drops leaves an empty folder: messages are taken, and nothing gets done."""
+    names = installation.draw(8, "mount/")
+    installation.arm("hold")
+    first = installation.producer.enqueue([installation.root / names[0]])
+    wait_for(lambda: installation.armed("held"), "a forward pass")
+    job = installation.producer.enqueue([installation.root / name for name in names[1:]])  # which sees them
+    disk = installation.root.rename(installation.folder / "disk")
+    installation.root.mkdir()
+    try:
+        installation.disarm("hold")
+        wait_for_red(worker, "batches fail, and are tried again: the posters root")
+    finally:
+        installation.root.rmdir()
+        disk.rename(installation.root)
+    for each in (first, job):
+        assert (each.wait(60).at_rest, each.progress().failed) == (True, 0)
+    wait_for(lambda: not reason(worker), "a worker that is ready again", RED_S)
+
+
 def test_a_consumer_that_stops_taking_messages(installation, worker):
     """Its process lives, and so do its connections; the lane's length and the last claim give it away."""
     names = installation.draw(3, "deaf/")
