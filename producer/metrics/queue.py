@@ -56,8 +56,7 @@ class QueueMetrics:
 
     def _workers(self) -> Iterator[Family]:
         workers, count = self._client.workers(), Counter(dict.fromkeys((*STATES, FAULTY, UNLOADED), 0))
-        for worker in workers:
-            count[_state(worker)] += 1
+        count.update(map(_state, workers))
         yield from family("posters_workers", count)
         yield from family("posters_bulk_resting", bool(why_bulk_rests(self._client.claims.paused_since(), workers)))
 

@@ -3,7 +3,7 @@
 from producer.metrics.families import QUEUE
 from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
-from producer.queue.workers import READY, WorkerRegistry
+from producer.queue.workers import READY, UNLOADED_SINCE, WorkerRegistry
 from tests.support.ledger_jobs import batch, begin
 from tests.support.prometheus import NEEDS_PROMTOOL, Scraped, free_port, promtool
 from tests.support.served import serving, write_collection
@@ -17,7 +17,7 @@ def test_the_queue_is_measured_where_it_is_served(redis_url, tmp_path):
     registry = WorkerRegistry(redis_url)
     registry.publish("w@tests/1/a", READY, {})
     registry.publish("w@tests/2/b", READY, {"fault": "it takes no messages"})
-    registry.publish("w@tests/3/c", READY, {"unloaded_since": "1e9"})
+    registry.publish("w@tests/3/c", READY, {UNLOADED_SINCE: 1.0})
     with serving(settings) as client:
         figures = Scraped(client.get("/metrics").text)
         found, known = figures.declared(QUEUE)

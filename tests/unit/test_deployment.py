@@ -73,7 +73,7 @@ def filled_in(text, **variables):
     return text.replace("$$", "$")
 
 
-@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
+@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer", "serve"])
 def test_every_variable_is_a_setting(name):
     """A variable that the program does not know would end it at its start."""
     known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
@@ -82,17 +82,56 @@ def test_every_variable_is_a_setting(name):
     assert used <= known
 
 
-@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer"])
+@pytest.mark.parametrize("name", ["worker", "worker-cpu", "producer", "serve"])
 def test_the_variables_make_settings(name, monkeypatch):
     """As compose fills them in where nobody has set anything; what is empty is as good as absent."""
     passwords = {"REDIS_WORKER_PASSWORD": "w0rk", "REDIS_BACKEND_PASSWORD": "b4ck"}
     for variable, text in SERVICES[name]["environment"].items():
         monkeypatch.setenv(variable, filled_in(text, **passwords))
     settings = load_settings()
-    user = "posters-backend:b4ck" if name == "producer" else "posters-worker:w0rk"
+    user = "posters-worker:w0rk" if name.startswith("worker") else "posters-backend:b4ck"
     assert (settings.redis_url, settings.store) == (f"redis://{user}@redis:6379/0", f"redis://{user}@redis:6379/1")
     assert settings.precision == "auto"
     assert settings.device == ("cpu" if name == "worker-cpu" else "auto")
+
+
+def test_ports_are_for_this_machine_alone():
+    """Whoever wants others in puts a proxy with TLS before them."""
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_profile_observe_runs_prometheus_and_grafana():
+    """Of pinned versions, with the files of deploy/, and with what those files name."""
+    assert {name for name, service in SERVICES.items() if "observe" in service.get("profiles", [])} == {
+        "serve",
+        "prometheus",
+        "grafana",
+    }
+    for name in ("prometheus", "grafana"):
+        assert re.search(r":v?\d+\.\d+\.\d+$", SERVICES[name]["image"])
+        for volume in SERVICES[name]["volumes"]:
+            if volume.startswith("./"):
+                assert (PROJECT / volume.split(":")[0]).exists(), volume
+                assert volume.endswith(":ro")
+    text = (PROJECT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    queue, worker = yaml.safe_load(text)["scrape_configs"]
+    (served,), (scraped,) = (job["dns_sd_configs"] for job in (queue, worker))
+    assert set(served["names"] + scraped["names"]) < set(SERVICES)
+    assert str(scraped["port"]) == SERVICES["worker"]["environment"]["POSTERS_METRICS_PORT"]
+    assert SERVICES["serve"]["ports"] == [f"127.0.0.1:8000:{served['port']}"]
+    assert f"> {queue['authorization']['credentials_file']}\n" in SERVICES["prometheus"]["command"][0]
+    source = PROJECT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (source,) = yaml.safe_load(source.read_text(encoding="utf-8"))["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+
+
+@pytest.mark.parametrize("name", ["redis", "prometheus", "grafana"])
+def test_commands_of_containers_are_shell_that_parses(name):
+    """As Compose hands them to `sh`."""
+    (script,) = SERVICES[name]["command"]
+    subprocess.run(["sh", "-n"], input=script.replace("$$", "$"), text=True, check=True)
 
 
 def test_every_volume_and_network_is_declared():

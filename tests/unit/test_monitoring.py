@@ -1,6 +1,8 @@
-"""deploy/prometheus: rules that Prometheus takes, that fire when they must, and that name only what is exported."""
+"""deploy/: rules that Prometheus takes, that fire when they must; a board; and both name only what is exported."""
 
+import json
 import re
+from itertools import combinations
 
 import pytest
 import yaml
@@ -18,6 +20,10 @@ RULES = [
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 TESTS = yaml.safe_load((FOLDER / "rules_test.yml").read_text(encoding="utf-8"))["tests"]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+BOARD = json.loads((PROJECT / "deploy" / "grafana" / "posters.json").read_text(encoding="utf-8"))
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+VARIABLES = {"$__rate_interval": "5m", "$instance": "all"}  # of Grafana, and of the board
+COLUMNS = 24  # of Grafana's grid
 OF_A_TARGET = {"job", "instance"}  # labels that Prometheus adds
 OTHERS = {"up", "ALERTS"}  # metrics of Prometheus itself
 
@@ -92,3 +98,67 @@ def test_each_alert_says_what_to_do(alert):
     assert len(annotations["description"].split()) >= 6
     for command in re.findall(r"python -m producer ([a-z]+)", annotations["description"]):
         assert command in main.commands
+
+
+def expressions(panel):
+    """The expressions of a panel, as Grafana sends them."""
+    for target in panel["targets"]:
+        text = target["expr"]
+        for name, value in VARIABLES.items():
+            text = text.replace(name, value)
+        yield text
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=lambda panel: f"{panel['id']}-{panel['title']}")
+def test_panels_show_what_is_exported(panel):
+    """Each says what it shows, in a unit, and asks the source that the reader has chosen."""
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert {source["uid"] for source in (panel["datasource"], *(t["datasource"] for t in panel["targets"]))} == {
+        "${datasource}"
+    }
+    for text in expressions(panel):
+        assert "$" not in text
+        check_expression(text)
+
+
+def test_legends_name_labels_that_are_there():
+    """A misspelled one would be an empty legend."""
+    known = {label for metric in BY_NAME.values() for label in metric.labels} | OF_A_TARGET
+    legends = [target["legendFormat"] for panel in PANELS for target in panel["targets"]]
+    assert {label for legend in legends for label in re.findall(r"\{\{(\w+)\}\}", legend)} <= known
+
+
+@NEEDS_PROMTOOL
+def test_prometheus_takes_the_boards_expressions(tmp_path):
+    """All of them, as rules."""
+    rules = [
+        {"record": f"board:panel{panel['id']}:part{number}", "expr": text}
+        for panel in PANELS
+        for number, text in enumerate(expressions(panel))
+    ]
+    (tmp_path / "board.yml").write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}))
+    promtool("check", "rules", str(tmp_path / "board.yml"))
+
+
+def test_panels_lie_side_by_side():
+    """No two overlap, and each has an id of its own."""
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+    places = [panel["gridPos"] for panel in BOARD["panels"]]
+    assert all(place["x"] >= 0 and place["x"] + place["w"] <= COLUMNS for place in places)
+    for one, other in combinations(places, 2):
+        apart = (
+            one["x"] + one["w"] <= other["x"]
+            or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"]
+            or other["y"] + other["h"] <= one["y"]
+        )
+        assert apart, (one, other)
+
+
+def test_every_metric_is_on_the_board_or_in_a_rule():
+    """What nobody looks at need not be exported."""
+    shown = " ".join([*(text for panel in PANELS for text in expressions(panel)), *(rule["expr"] for rule in RULES)])
+    unseen = {name for name in BY_NAME if not re.search(rf"\b{name}(_bucket)?\b", shown)}
+    assert not unseen
