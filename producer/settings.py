@@ -194,6 +194,7 @@ class Settings(BaseSettings):
     remote_control: bool = _field(
         "queue", False, "whether the worker answers `celery inspect`: ping, active, reserved, scheduled, stats"
     )
+    events: bool = _field("queue", False, "whether the worker publishes Celery's events, by which Flower shows tasks")
     metrics_port: int | None = _field(
         "queue", None, "port at which the worker serves metrics for Prometheus; empty: none", ge=1, le=65535
     )

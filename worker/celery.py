@@ -45,6 +45,7 @@ def create_app(settings: Settings) -> Application:
     TRANSPORT_ALIASES[TRANSPORT_NAME] = "worker.broker.transport:Transport"
     concurrency.ALIASES["solo"] = SOLO  # so that `--pool solo` selects it
     app.steps["consumer"].add(Gate)
+    app.events.dispatcher_cls = "worker.broker.events:Dispatcher"
     app.conf.update(
         **message_settings(),
         task_acks_late=True,
@@ -60,7 +61,7 @@ def create_app(settings: Settings) -> Application:
         control_exchange="posters",  # other programs on this Redis have "celery"
         event_exchange="posters.events",
         event_queue_prefix="posters.events",
-        worker_send_task_events=False,
+        worker_send_task_events=settings.events,
         broker_use_ssl=ssl,
         broker_transport_options=transport_options(settings, CONSUMER_TIMEOUT_S),
         broker_connection_retry_on_startup=True,

@@ -1,7 +1,10 @@
-"""Celery's remote control: a worker that has it on answers inspections, and nothing controls or ends it."""
+"""Celery's remote control and events: a worker that has them on answers inspections, tells Flower of its tasks, and
+nothing controls or ends it.
+"""
 
 import base64
 import json
+import re
 import time
 import uuid
 from contextlib import suppress
@@ -11,7 +14,10 @@ import pytest
 from celery import Celery
 
 from producer.queue.messages import EmbedBatch, Poster
+from producer.settings import load_settings
 from tests.support.installation import Installation
+from tests.support.project import PROJECT
+from tests.support.redis_server import ACL
 from worker.broker.consumer import INSPECTIONS
 from worker.celery import create_app
 
@@ -31,6 +37,7 @@ def started(redis_server, tmp_path_factory):
         redis_server,
         redis_url=f"redis://127.0.0.1:{redis_server.port}/0",
         remote_control="true",
+        events="true",
     )
     installation.forks_workers = False  # tests count its processes
     worker = installation.worker("").wait_until_ready()
@@ -185,6 +192,54 @@ def test_what_is_answered_changes_nothing():
 
     assert set(Panel.data) >= INSPECTIONS
     assert {Panel.meta[name].type for name in INSPECTIONS} == {"inspect"}
+
+
+def test_flower_is_told_of_each_batch(started, unharmed):
+    """Received, started, succeeded, by the id of the batch; and that the worker is alive."""
+    installation, worker = started
+    with create_app(installation.settings) as app, app.connection_for_read() as connection:
+        seen = []
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+        captured = receiver.itercapture(limit=None, timeout=30, wakeup=False)
+        next(captured)  # it is subscribed
+        job = installation.producer.enqueue(installation.draw(1, "flower-"))
+
+        def of_batch():
+            return [event["type"] for event in seen if str(event.get("uuid")).startswith(f"{job.id}.")]
+
+        while of_batch()[-1:] != ["task-succeeded"] or "worker-heartbeat" not in {event["type"] for event in seen}:
+            next(captured)
+        captured.close()
+    assert of_batch() == ["task-received", "task-started", "task-succeeded"]
+    assert {event["hostname"] for event in seen} == {worker.name}
+
+
+RIGHTS = re.search(r"for its events,\s+`([^`]+)`", (PROJECT / "docs" / "delivery.md").read_text(encoding="utf-8"))[1]
+
+
+@pytest.mark.parametrize("rights", ["", RIGHTS], ids=["without the rights", "with the rights of docs/delivery.md"])
+def test_events_need_a_right_and_are_dropped_without_it(started, rights, caplog):
+    """Said once, and not kept: Celery would try all of them again with each new one."""
+    installation, _ = started
+    line = next(
+        line for line in ACL.read_text(encoding="utf-8").splitlines() if line.startswith("user posters-worker ")
+    )
+    rules = re.findall(r"\([^)]*\)|\S+", line)[2:]
+    with installation.redis.client as client:
+        client.execute_command("ACL", "SETUSER", "events", "reset", *rules, *rights.split(), "nopass")
+        settings = load_settings(redis_url=f"redis://events:x@127.0.0.1:{installation.redis.port}/0", events=True)
+        pubsub = client.pubsub()
+        pubsub.psubscribe("/0.posters.events/*")
+        pubsub.get_message(timeout=5)
+        with create_app(settings) as app, app.connection_for_write() as connection:
+            dispatcher = app.events.Dispatcher(connection, hostname="w@tests")
+            for _ in range(3):
+                dispatcher.send("task-started", uuid="J.1")
+            assert not dispatcher._outbound_buffer
+        message = pubsub.get_message(timeout=5 if rights else 0.2)
+        pubsub.close()
+    assert (message is not None) == bool(rights)
+    assert caplog.text.count("events cannot be published") == (0 if rights else 1)
 
 
 def test_a_person_names_the_node():

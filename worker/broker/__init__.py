@@ -26,6 +26,7 @@ class Part(NamedTuple):
 
 
 READ_IN: Final = {"celery": "5.7", "kombu": "5.7", "billiard": "4.3", "redis": "8.1"}
+_EVENTS: Final = "worker.broker.events"
 _CONSUMER, _TRANSPORT, _SUPERVISOR = "worker.broker.consumer", "worker.broker.transport", "worker.runtime.supervisor"
 _CHILD = "worker.broker.child"
 PARTS: Final = tuple(
@@ -38,6 +39,9 @@ PARTS: Final = tuple(
         ("celery.worker.consumer.heart", "without_heartbeat", _CONSUMER, "off"),
         ("celery.worker.consumer.consumer:Consumer", "on_connection_error_before_connected", _CONSUMER, "a pause"),
         ("celery.worker.consumer.consumer:Consumer", "on_connection_error_after_connected", _CONSUMER, "no warning"),
+        ("celery.events.dispatcher:EventDispatcher", "_publish", _EVENTS, "says once that publishing failed"),
+        ("celery.events.dispatcher:EventDispatcher", "_outbound_buffer", _EVENTS, "emptied: it has no limit"),
+        ("celery.app.events:Events", "dispatcher_cls", "worker.celery", "our dispatcher in place of Celery's"),
         ("celery.worker.consumer.control", "self.box", _CONSUMER, "our mailbox in place of Celery's"),
         ("celery.worker.pidbox:Pidbox", "on_message", _CONSUMER, "only inspections are answered"),
         ("celery.concurrency.base:BasePool", "_pool", _CONSUMER, "behind it is the prefork pool"),

@@ -25,7 +25,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
     """Celery's consumer without gossip and mingle, and with a pause after each failed connection.
 
     Both read what any client of this Redis publishes: mingle takes over revoked task ids, and one malformed event
-    ends a worker that gossips. Nothing reads the heartbeat events that go with them; workers.py is our registry.
+    ends a worker that gossips. Heartbeat events are published with the others alone; workers.py is our registry.
     """
 
     class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
@@ -35,7 +35,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """`worker_options`: those of the command line."""
-        off = dict.fromkeys(("without_gossip", "without_mingle", "without_heartbeat"), True)
+        off = {"without_gossip": True, "without_mingle": True, "without_heartbeat": not kwargs.get("task_events")}
         super().__init__(*args, worker_options={**(worker_options or {}), **off}, **kwargs)
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
