@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from producer.queue.locks import Lease
 from producer.queue.workers import FAILED, LOADING, READY, STORE, WorkerRegistry
 from tests.support.installation import Installation
 from tests.support.redis_server import RedisServer
+from tests.support.worker_template import ForkedProcess, can_fork
 from worker.runtime import startup
 
 NAME, GPU = "w@tests", "GPU-6a1e0000-0000-0000-0000-000000000000"
@@ -147,6 +149,15 @@ def test_a_cpu_in_place_of_a_lost_card_is_said_loudly(registry, caplog):
     assert not caplog.text
     assert startup._lost_device(settings, "cpu AVX2", CARD) == CARD
     assert f"THE CPU IS USED in place of {CARD}" in caplog.text
+
+
+def test_workers_are_forked_unless_they_need_an_interpreter_of_their_own(installation):
+    """Otherwise the tests would take much longer, or test another worker than they say."""
+    if sys.platform != "linux":
+        pytest.skip("workers are forked on Linux only")
+    assert can_fork(installation.environment | {"POSTERS_TEXT": "false", "FAULT_SLEEP_S": "1"})
+    assert not can_fork(installation.environment | {"PYTHONWARNINGS": "error"})
+    assert installation.worker("w").wait_until_ready().process.__class__ is ForkedProcess
 
 
 def test_a_worker_with_truncated_weights_exits(installation):

@@ -33,7 +33,8 @@ from celery.__main__ import main as celery_main
 
 from tests.support.project import PROJECT
 
-SETTINGS: Final = ("POSTERS_", "FAULT", "FAKE_")  # variables that no interpreter and no library reads while it starts
+# Variables that no interpreter and no library reads while it starts.
+SETTINGS: Final = ("POSTERS_", "FAULT", "FAKE_", "PYTEST_")
 ALIKE: Final = ("OMP_NUM_THREADS", "PYTHONPATH")  # those that every Installation sets to the same
 INHERITED: Final = dict(os.environ)
 START_S: Final = 90.0
