@@ -12,6 +12,7 @@ Linux only. What starts for real all the same: see Installation.forks_workers.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import gc
@@ -117,13 +118,15 @@ _started: list[subprocess.Popen[bytes]] = []
 
 def _start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
     plain = {name: value for name, value in environment.items() if not name.startswith(SETTINGS)}
-    return subprocess.Popen(
+    template = subprocess.Popen(
         [sys.executable, "-m", "tests.support.worker_template", _address().removeprefix("\0")],
         cwd=PROJECT,
         env=plain,
-        stdin=subprocess.PIPE,  # closed when this process ends, and never written to
+        stdin=subprocess.PIPE,  # never written to; the template ends when it is closed, however this process ends
         stdout=subprocess.DEVNULL,
     )
+    atexit.register(template.communicate)
+    return template
 
 
 # ─── in the template, and in what it forks ───
