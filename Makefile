@@ -1,5 +1,5 @@
 # make demo   watch a folder of posters become vectors
-# make unit   test without any server, in two minutes
+# make unit   test without any server, in a minute
 # make test   lint, type-check, test
 # make setup  only what these need: .venv, Python packages, a Redis server
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ demo: setup  ## Watch posters/ become vectors through a real Redis and a real wo
 demo-pages: setup  ## The same, then its pages at http://127.0.0.1:8000/ until Ctrl-C
 	@$(BIN)/python -m producer demo --serve
 
-unit: $(STAMP)  ## Run the tests that need no server, in two minutes
+unit: $(STAMP)  ## Run the tests that need no server, in a minute
 	$(BIN)/python -m pytest -m 'not slow and not chaos' -n 2 --durations=10 tests/unit tests/test_architecture.py
 
 test: setup style  ## Lint, type-check, and run the tests

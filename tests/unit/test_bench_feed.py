@@ -10,6 +10,7 @@ from PIL import Image
 from bench.feed import DRAWINGS, KINDS, WARM_UP, Calls, NoModel, measure, write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small", "png"])
 def test_it_measures_every_poster(tmp_path, name):
     """All rates are positive, and no time is under the lock that the pipeline did not take."""

@@ -48,6 +48,7 @@ def test_prometheus_takes_its_configuration():
     promtool("check", "rules", str(FOLDER / "rules.yml"))
 
 
+@pytest.mark.slow
 @NEEDS_PROMTOOL
 def test_each_alert_fires_when_it_must_and_only_then():
     """As written in rules_test.yml."""

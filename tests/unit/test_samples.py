@@ -65,6 +65,7 @@ def test_the_script_draws_the_committed_posters(tmp_path):
         assert max(abs(a - b) for a, b in zip(*small, strict=True)) < 24, path
 
 
+@pytest.mark.slow
 def test_a_larger_collection_has_no_two_posters_alike(tmp_path):
     """The same for the same seed, another for another."""
     draw = [sys.executable, PROJECT / "examples" / "draw_posters.py", "--more", "2"]

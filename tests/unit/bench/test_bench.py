@@ -81,6 +81,7 @@ def test_the_weights_are_the_same_in_both_formats(tmp_path):
     assert torch.equal(converted["visual_projection.weight"], ours["proj"].T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
 def test_no_two_posters_are_alike(tmp_path, kind):
     """Equal contents would be embedded once and counted twice."""

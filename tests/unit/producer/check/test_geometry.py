@@ -97,6 +97,7 @@ def hostile():
     yield random.integers(0, 256, (side, 1, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_hostile_images_cost_no_more_than_others():
     """Noise, a pattern that repeats, one color, a line: features are capped, and a candidate takes at most 150 ms.
 

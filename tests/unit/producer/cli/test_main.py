@@ -68,6 +68,7 @@ def test_an_interrupt_while_it_starts_ends_without_a_trace(module):
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names are always UTF-8 on this system")
 def test_ids_do_not_depend_on_the_locale(tmp_path):
     """Under one that is not UTF-8, Python would read another name for the same file."""

@@ -77,6 +77,7 @@ def asked(drawn, image, *vectors, **question):
         return identify(producer, store, find_space(store), Catalogue(None), sources, Question(**question))[0]
 
 
+@pytest.mark.slow
 def test_the_same_picture_comes_first_whatever_its_score(drawn):
     """And is certain; which part, mirrored or not, and how many points are in the JSON object."""
     part = draw_one_of_many(2).crop((60, 60, 360, 520))
@@ -91,6 +92,7 @@ def test_the_same_picture_comes_first_whatever_its_score(drawn):
     assert as_line(found).startswith("certain: the same picture: ")
 
 
+@pytest.mark.slow
 def test_no_candidate_of_another_picture_is_certain(drawn):
     """Although the score alone would be."""
     drawn[1].calibrate(SPACE.id, replace(CALIBRATION, collection=3))

@@ -244,6 +244,7 @@ def test_read_sees_one_moment(store, path):
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no peak of memory in this way")
 def test_reading_takes_the_memory_of_a_chunk(path):
     """A program that walks over 40 MB of vectors grows by a few."""

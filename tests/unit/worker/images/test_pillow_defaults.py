@@ -47,6 +47,7 @@ def test_a_truncated_image_of_the_host_program_fails_as_well(host):
         fit(image, CLIP)
 
 
+@pytest.mark.slow
 def test_only_our_limit_of_pixels_decides(host):
     """Neither a lower one of the host program, nor, for a higher one of ours, the one that Pillow comes with."""
     assert decode(encoded(picture(90, 130), "PNG"), CLIP, name="a").shape == (3, 64, 64)

@@ -30,6 +30,7 @@ def run(work: str, after: str = "pass") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="libc has no `sleep`")
 @pytest.mark.parametrize("work", [HOLD_LOCK.format(30), "time.sleep(2.5); " + HOLD_LOCK.format(30)])
 def test_a_process_in_which_no_thread_can_run_ends(work):
@@ -42,6 +43,7 @@ def test_a_process_in_which_no_thread_can_run_ends(work):
     assert "Timeout" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="libc has no `sleep`")
 def test_work_that_only_takes_long_goes_on():
     """Other threads run meanwhile; and after the work, holding the lock (as loading does) ends nothing."""
