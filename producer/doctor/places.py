@@ -35,6 +35,8 @@ def root(folder: Path, ready: Sequence[Announcement]) -> Finding:
     inode = str(here.stat().st_ino)  # the same folder has the same one in a container and on a network drive
     for worker in ready:
         theirs, host = worker.get("root"), worker.get("host")
+        if theirs == str(here) and host == socket.gethostname():
+            continue
         if other := _other_root(folder, worker):
             way_out = f"mount the same folder on {host or 'its machine'}, or set POSTERS_ROOT there, and start it again"
             return misconfigured(
@@ -51,13 +53,13 @@ def root(folder: Path, ready: Sequence[Announcement]) -> Finding:
 
 
 def _other_root(folder: Path, worker: Announcement) -> str:
-    """Why a worker sees another folder, by the first names that it has found in its own; empty: it may be the same."""
+    """Why a worker sees another folder, by the first names that it finds in its own; empty: it may be the same."""
     with suppress(ValueError):
         names = [str(name) for name in json.loads(worker.get("root_names"))]
         if not names and os.listdir(folder):
-            return "which was empty when it started: is its disk mounted?"
+            return "which is empty there: is its disk mounted?"
         if names and not any(os.path.lexists(folder / name) for name in names):
-            return f"where it found {', '.join(names)}, which is not here"
+            return f"which holds {', '.join(names)}, and not what is here"
     return ""
 
 

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -142,7 +142,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     root = settings.root.resolve()
     if not root.is_dir():
         raise ConfigurationError(f"the posters root {root} is not a folder: set POSTERS_ROOT")
-    heartbeat.note(root_inode=root.stat().st_ino, root_names=_first_names(root))
+    heartbeat.note(root_inode=root.stat().st_ino)
     store = _wait_for_store(settings, heartbeat)
     heartbeat.note(device_setting=settings.device, **device_facts())
     gpu = _gpu_uuid(settings)
@@ -171,7 +171,7 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
         made[RELOADED_S] = f"{time.monotonic() - float(waiting_since):.1f}"
         logger.info("the model is loaded again, %s s after work had come", made[RELOADED_S])
     heartbeat.publish(READY, **made, batch_size=embedder.chunk, stage="", reason="")
-    _start_probes(settings, embedder, store, heartbeat.health)
+    _start_probes(root, embedder, store, heartbeat)
     answering = {kind: _answering(kind, settings, owner, pipeline, embedder, heartbeat) for kind in kinds}
     for runner in answering.values():
         runner.start()
@@ -184,8 +184,9 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     return Runners(batches, answering, close_metrics)
 
 
-def _start_probes(settings: Settings, embedder: CLIPEmbedder, store: VectorStore, state: health.Health) -> None:
+def _start_probes(root: Path, embedder: CLIPEmbedder, store: VectorStore, heartbeat: Heartbeat) -> None:
     """Ask device, store and posters root again and again whether they answer, the device while nothing is in hand."""
+    state = heartbeat.health
 
     def probe_device() -> None:
         if state.is_idle:  # a forward pass that hangs shows otherwise
@@ -199,7 +200,7 @@ def _start_probes(settings: Settings, embedder: CLIPEmbedder, store: VectorStore
     probes = {
         health.DEVICE: probe_device,
         health.STORE: store.current,
-        health.ROOT: lambda: os.scandir(settings.root).close(),
+        health.ROOT: lambda: heartbeat.note(root_names=_first_names(root)),
     }
     health.Prober(state, probes, end).start()
 
@@ -253,9 +254,8 @@ def _answering(
 
 def _first_names(root: Path) -> str:
     """A few names in the posters root, as JSON: a program that does not find one of them has another folder."""
-    with suppress(OSError), os.scandir(root) as entries:
+    with os.scandir(root) as entries:
         return json.dumps([entry.name for entry in islice(entries, FIRST_NAMES)])
-    return ""
 
 
 def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:

@@ -30,7 +30,7 @@ def test_a_folder_that_the_worker_sees_empty_is_found(folder):
         found = seen(folder, [], root=root)
         assert found.status is Status.MISCONFIGURED
         assert "w@gpu1 on gpu1 reads" in found.text
-        assert "was empty when it started" in found.text
+        assert "is empty there" in found.text
         assert "mount the same folder on gpu1" in found.way_out
 
 
@@ -38,7 +38,7 @@ def test_a_worker_with_other_posters_is_found(folder):
     """None of the names that it has found is here."""
     found = seen(folder, ["x.jpg", "y.jpg"], root=str(folder.resolve()))
     assert found.status is Status.MISCONFIGURED
-    assert "it found x.jpg, y.jpg, which is not here" in found.text
+    assert "which holds x.jpg, y.jpg, and not what is here" in found.text
 
 
 def test_a_worker_with_the_same_posters_is_right(folder):
