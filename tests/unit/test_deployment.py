@@ -1,9 +1,10 @@
-"""docker-compose.yml, Dockerfile and Makefile, as far as they can be checked without a container engine."""
+"""docker-compose.yml, Dockerfile, Makefile and the Windows service, as far as they can be checked here."""
 
 import re
 import shlex
 import subprocess
 import tomllib
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -243,3 +244,16 @@ def test_torch_of_another_index_is_installed_without_what_pypi_has_of_it(tmp_pat
     assert not re.search(r"^(torch|torchvision|triton|nvidia-.*|cuda-.*)==", kept, re.MULTILINE)
     assert re.search(r"^celery==\S+ \\\n +--hash", kept, re.MULTILINE)
     assert kept.count("==") > 40
+
+
+def test_the_windows_service_names_what_is_ours():
+    """Its command, settings that the program knows, and time to stop; it is started again, and not for ever."""
+    service = ElementTree.parse(PROJECT / "deploy" / "windows" / "posters-worker.xml").getroot()
+    assert service.findtext("arguments").startswith("-A worker worker --hostname ")
+    names = {variable.get("name") for variable in service.findall("env")}
+    assert {name for name in names if name.startswith(PREFIX)} <= {
+        f"{PREFIX}{name.upper()}" for name in Settings.model_fields
+    }
+    assert int(service.findtext("stoptimeout").split()[0]) > Settings().stop_s + FORCE_S + 5
+    actions = [failure.get("action") for failure in service.findall("onfailure")]
+    assert (actions[0], actions[-1]) == ("restart", "none")
