@@ -15,7 +15,7 @@ from typing import Final
 from producer.client import Producer
 from producer.doctor.finding import Finding, misconfigured, warning
 from producer.host import program
-from producer.queue.workers import Announcement
+from producer.queue.workers import UNLOADED_SINCE, Announcement
 from producer.settings import without_password
 from producer.vectors import store_exists
 
@@ -54,6 +54,8 @@ def root(folder: Path, ready: Sequence[Announcement]) -> Finding:
 
 def _other_root(folder: Path, worker: Announcement) -> str:
     """Why a worker sees another folder, by the first names that it finds in its own; empty: it may be the same."""
+    if worker.get(UNLOADED_SINCE):  # it looks again once it has work
+        return ""
     with suppress(ValueError):
         names = [str(name) for name in json.loads(worker.get("root_names"))]
         if not names and os.listdir(folder):

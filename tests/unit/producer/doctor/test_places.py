@@ -45,6 +45,7 @@ def test_a_worker_with_the_same_posters_is_right(folder):
     """One name in common says so: others may have been deleted since then. An older worker says nothing."""
     assert seen(folder, ["gone.jpg", "a.jpg"]).ok
     assert seen(folder, "").ok
+    assert seen(folder, ["gone.jpg"], unloaded_since="1.0").ok, "it looks again once it has work"
     (folder / "a.jpg").unlink()
     assert seen(folder, []).ok, "both are empty"
 
