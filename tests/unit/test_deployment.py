@@ -65,6 +65,25 @@ def test_every_service_has_no_more_rights_than_it_needs(name):
     assert "privileged" not in service
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_limits(name):
+    """Of memory, processors and threads; its log has one by its driver."""
+    service = SERVICES[name]
+    memory = re.fullmatch(r"(\d+)g", filled_in(service["mem_limit"]))
+    assert 0 < int(memory[1]) <= 8
+    assert filled_in(service["cpus"]) == "0", "all, as long as nobody says how many"
+    assert 0 < service["pids_limit"] <= 1024
+    assert service["logging"] == {"driver": "local"}
+
+
+def test_redis_is_full_before_the_kernel_ends_it():
+    """At its maxmemory it refuses writes, and work waits; at the container's limit it dies."""
+    (script,) = SERVICES["redis"]["command"]
+    command = shlex.split(filled_in(script))
+    most = int(command[command.index("--maxmemory") + 1].removesuffix("gb"))
+    assert 2 * most <= int(filled_in(SERVICES["redis"]["mem_limit"]).removesuffix("g"))
+
+
 def filled_in(text, **variables):
     """A value of the compose file with its variables replaced, `${NAME:-default}` and `${NAME:?message}` alike."""
     while match := re.search(r"\$\{(\w+):([-?])([^${}]*)\}", text):
