@@ -31,7 +31,7 @@ FLOORS = [
     ("producer.aio", "producer.metrics"),
     ("producer.indexing", "producer.maintenance", "producer.check"),
     ("producer.search", "producer.export", "producer.watch"),
-    ("producer.calibration",),
+    ("producer.calibration", "producer.map"),
     ("producer.report",),
     ("producer.web", "producer.doctor"),
     ("producer.cli",),

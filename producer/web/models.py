@@ -278,3 +278,42 @@ class LaneList(BaseModel):
     """The queues in Redis."""
 
     lanes: list[Lane]
+
+
+class MapWork(BaseModel):
+    """How far the computation of a map is."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class MapState(BaseModel):
+    """The map of the space in use: its posters in two dimensions."""
+
+    space: str
+    untrained: bool = Field(description="The vectors come from untrained weights: what lies together means little.")
+    map: str | None = Field(description="Names the map that there is; null: it is being computed for the first time.")
+    posters: int = Field(default=0, description="On the map.")
+    method: str = Field(default="", description="PaCMAP; of few posters, principal components.")
+    made: float | None = Field(default=None, description="Seconds since 1970.")
+    laid_out: float | None = Field(default=None, description="When the layout was computed.")
+    later: int = Field(default=0, description="How many posters were placed in it since.")
+    current: bool = Field(description="Whether it shows what the store holds now.")
+    work: MapWork | None = Field(default=None, description="The next map, while it is computed.")
+    problem: str | None = Field(default=None, description="Why the last try failed.")
+
+
+class MapPoster(BaseModel):
+    """A poster on the map."""
+
+    point: int = Field(description="Which of the map's points it is, from 0.")
+    id: str
+    title: str
+    picture: str
+
+
+class MapPosters(BaseModel):
+    """Posters on the map, in the order in which they were asked for."""
+
+    posters: list[MapPoster]

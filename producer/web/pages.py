@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from producer.errors import FAILURE_WORDS, PosterError, RedisUnreachable
+from producer.errors import FAILURE_WORDS, ConfigurationError, PosterError, RedisUnreachable
 from producer.host import worker_command
 from producer.report.thumbnails import SHOWN, image_kind
 from producer.web import identify, jobs, posters, spaces
@@ -35,10 +36,11 @@ PAGES: Final = (
     ("/failures", "Failures"),
     ("/duplicates", "Duplicates"),
     ("/collection", "Collection"),
+    ("/map", "Map"),
     ("/spaces", "Spaces"),
 )
 STATES: Final = (("embedded", "all that are embedded"), ("failed", "failed"), ("missing", "files without a vector"))
-STATIC: Final = {"style.css": "text/css", "app.js": "text/javascript"}
+STATIC: Final = {"style.css": "text/css", "app.js": "text/javascript", "map.js": "text/javascript"}
 JOBS: Final = 8
 MATCHES: Final = 8
 PICTURES: Final = 48  # on a page
@@ -193,6 +195,16 @@ def page_poster(request: Request, poster: str) -> Response:
     if one.state == "embedded":
         matches = identify.as_result(request, service, identify.find_similar(service, poster, MATCHES)).matches
     return _page(request, "poster.html", one.title or one.id, poster=one, matches=matches)
+
+
+@page_router.get("/map")
+def page_map(request: Request) -> Response:
+    """The posters in two dimensions."""
+    service, state = service_of(request), None
+    with suppress(ConfigurationError):  # no vectors yet, which is no problem here
+        state = spaces.map_state(service)
+    api = f"{base_of(request)}/api/v1"
+    return _page(request, "map.html", "Map", state=state, api=api, now=time.time())
 
 
 @page_router.get("/spaces")

@@ -20,9 +20,12 @@ from fastapi import Request
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue
 from producer.collection.resolve import PosterResolver
+from producer.embedding import Space
 from producer.files import file_stamp
 from producer.job import Job
-from producer.maintenance.spaces import store_for_reading
+from producer.maintenance.spaces import find_space, store_for_reading
+from producer.map.maker import MapMaker
+from producer.map.poster_map import PosterMap
 from producer.output import notify
 from producer.report.pages import poster_file
 from producer.report.thumbnails import File, small_picture
@@ -83,6 +86,7 @@ class Service:
         self.comparisons = Bounded("comparisons of all posters", at_once=1, waiting=3, retry_s=30)
         self.streams = Bounded("streams", at_once=1, waiting=63, retry_s=10)
         self.senders = Senders()
+        self.maps = MapMaker(self.settings)
         self._index: Index | None = None
         self._opening = threading.Lock()
         self._cache: OrderedDict[str, tuple[bytes, str]] = OrderedDict()
@@ -146,10 +150,17 @@ class Service:
             self._duplicates = key, find()
         return self._duplicates[1]
 
+    def map(self) -> tuple[Space, PosterMap | None, bool]:
+        """The space in use, its newest map, and whether that is current; ConfigurationError where there is no store."""
+        with self.store() as store:
+            space = find_space(store).space
+            return space, *self.maps.latest(store, space.id)
+
     def close(self) -> None:
         """Close connections, and release the vectors. A job that is being sent ends with what was sent."""
         if self._index is not None:
             self._index.close()
+        self.maps.close()
         self.producer.close()
         self.senders.join()
         self.producer.close()  # the connections by which they said so

@@ -11,7 +11,16 @@ from tests.support.tiny_model import TEXT, write_tiny_model
 from tests.support.wait import wait_for
 
 POSTERS = 600
-PAGES = ("/", "/find", "/failures", "/duplicates?same_content=true", "/collection", "/posters/p0000.jpg", "/spaces")
+PAGES = (
+    "/",
+    "/find",
+    "/failures",
+    "/duplicates?same_content=true",
+    "/collection",
+    "/map",
+    "/posters/p0000.jpg",
+    "/spaces",
+)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 pytestmark = pytest.mark.chaos
@@ -136,6 +145,20 @@ def test_a_person_follows_a_job_whose_worker_is_killed(own_installation, address
     wait_for(lambda: forced.progress().at_rest, "the end of what rested")
     assert (forced.progress().embedded, forced.progress().failed) == (POSTERS, 1)
 
+    page.goto(f"{address}/map")
+    page.get_by_text(f"{POSTERS} posters: those that look alike lie together").wait_for(timeout=60_000)
+    page.locator("canvas[aria-label]").focus()
+    page.keyboard.press("ArrowRight")
+    shown = page.locator(".shown a")
+    shown.wait_for()
+    first = shown.inner_text()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("first => document.querySelector('.shown a')?.innerText !== first", arg=first)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/posters/*")
+    page.get_by_text("Posters like this one").wait_for()
+
+    page.goto(address)
     page.get_by_role("button", name="Prune deleted posters").click()
     page.get_by_text("posters were pruned").wait_for()
     with page.expect_response(lambda answer: answer.request.method == "GET") as refreshed:

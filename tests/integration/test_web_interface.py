@@ -524,6 +524,8 @@ def test_an_empty_installation_is_answered(redis_url, tmp_path):
         assert client.get(f"{API}/failures").json() == {"job": None, "failures": [], "next": None}
         assert client.get(f"{API}/spaces").json() == {"spaces": []}
         problem(client.get(f"{API}/duplicates"), 409, "conflict")
+        problem(client.get(f"{API}/map"), 409, "conflict")
+        assert "holds no vectors yet" in client.get("/map").text
         assert client.post(f"{API}/jobs", json={"kind": "prune"}).json()["held"] == 0
     assert not (tmp_path / "v.db").exists()
 
