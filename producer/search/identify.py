@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from producer.check.geometry import Comparison
 from producer.check.pictures import PictureCheck
 from producer.client import Producer
 from producer.collection.catalogue import Catalogue
-from producer.embedding import SpacedVectors, with_space
+from producer.embedding import SpacedVectors, Vectors, with_space
 from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.host import engine_required
@@ -29,6 +30,7 @@ from producer.vectors.base import SpaceInfo, VectorStore
 
 # The better of two views of an image is the one with the better verdict, then the one with the higher score.
 _BETTER: Final = (NOT_FOUND, PERHAPS, CERTAIN)
+Search = Callable[[Vectors, int], Sequence[Sequence[Match]]]  # as `nearest`: the k best matches of each vector
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,11 @@ def identify(
     catalogue: Catalogue,
     sources: Sequence[Source],
     question: Question,
+    search: Search | None = None,
 ) -> list[Identified]:
     """Embed the images, by a worker or in this process, search the space, and judge.
+
+    `search` has the space in memory; None: the store is read.
 
     A worker gets the bytes of an image through Redis, never its path: it reads nothing outside its posters root. Of an
     image with bars, the picture between them is tried as well, and the better result counts.
@@ -99,7 +104,8 @@ def identify(
     made = embed_all(producer, info, [path for _, path in views], question)
     found = [vector for vector in made if not isinstance(vector, UnreadablePoster)]
     most = max(question.k, question.check, LEAD_MATCHES)
-    matches = iter(nearest(store, info.space.id, np.stack(list(found)), most) if found else ())
+    search = search or partial(nearest, store, info.space.id)
+    matches = iter(search(np.stack(list(found)), most) if found else ())
     results: list[list[Identified]] = [[] for _ in sources]
     for (number, path), vector in zip(views, made, strict=True):
         name = sources[number].name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Final
 
@@ -156,7 +157,10 @@ def _find_image(service: Service, name: str, data: bytes, parts: Parts) -> Found
             question = search.Question(parts.k, timeout_s=WAIT_S, check=CANDIDATES if parts.check else 0)
             with service.store() as store:
                 info = find_space(store)
-                (result,) = search.identify(service.producer, store, info, service.catalogue(), [source], question)
+                lookup = partial(index.search, space=info.space.id)
+                (result,) = search.identify(
+                    service.producer, store, info, service.catalogue(), [source], question, lookup
+                )
     if result.failure:
         raise type(result.failure)(name, result.failure.word, result.failure.reason)
     return Found(info.space.id, result.matches, result.verdict, result.without_bars, result.comparisons)

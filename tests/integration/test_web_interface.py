@@ -8,7 +8,9 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import ImageOps
 
+from bench.image_samples import encoded, picture
 from producer.embedding import with_space
 from producer.errors import EmbedTimeout
 from producer.queue.claims import Claims
@@ -16,6 +18,7 @@ from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure, Outcome
 from producer.queue.workers import READY, WorkerRegistry
 from producer.vectors import open_store
+from producer.vectors.sqlite import SQLiteStore
 from producer.web import service as service_module
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 from tests.support.ledger_jobs import batch, begin
@@ -82,17 +85,27 @@ def test_an_image_is_identified_by_its_bytes(client, monkeypatch):
 
 
 def test_one_image_gets_a_verdict(client, monkeypatch):
-    """With its reason; thresholds once the space is calibrated. Pictures are compared on request."""
-    producer = client.app.state.posters.producer
-    monkeypatch.setattr(producer, "embed_image", lambda *_: with_space(unit(3)[1], SPACE.id))
+    """With its reason; thresholds once the space is calibrated. Pictures are compared on request.
+
+    An image with bars is tried without them as well. All of it searches the vectors in memory.
+    """
+    producer, asked = client.app.state.posters.producer, []
+    monkeypatch.setattr(
+        producer, "embed_image", lambda data, *_: asked.append(data) or with_space(unit(3)[1], SPACE.id)
+    )
     monkeypatch.setattr(producer, "space", lambda: SPACE)
-    post = lambda **form: client.post(f"{API}/identify", files={"image": ("x.jpg", jpeg(1, 400))}, data=form)  # noqa: E731
-    verdict = post().json()["verdict"]
+    post = lambda data, **form: client.post(f"{API}/identify", files={"image": ("x.jpg", data)}, data=form).json()  # noqa: E731
+    verdict = post(jpeg(1, 400))["verdict"]
     assert (verdict["verdict"], verdict["threshold"]) == ("not calibrated", None)
     assert verdict["score"] == pytest.approx(1)
     assert "calibrate" in verdict["reason"]
+    monkeypatch.setattr(SQLiteStore, "read", lambda *_: pytest.fail("the whole store was read"))
+    asked.clear()
+    with_bars = post(encoded(ImageOps.expand(picture(400, 600), (0, 90)), "PNG"))
+    assert len(asked) == 2
+    assert with_bars["matches"][0]["id"] == HOSTILE
     pytest.importorskip("cv2")
-    compared = post(check=True).json()
+    compared = post(jpeg(1, 400), check=True)
     assert all(match["check"] for match in compared["matches"])
     assert compared["verdict"]["reason"]
 
