@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 PICTURE_CACHE_BYTES: Final = 64_000_000  # about 3,000 pictures
 WIDTHS: Final = (160, 320, 640, 1280)  # a picture is made in one of them, so that the cache is not filled with others
-SENDERS_MOST: Final = 4  # jobs that are sent from here at once; each has a thread
+# Jobs that are sent from here, or wait for workers, at once. Each has a thread, which sleeps nearly all of the time. As
+# many as a person begins while bulk work is paused.
+SENDERS_MOST: Final = 32
 END_S: Final = 3.0  # for their last words to Redis, when the server ends
 BEGIN_S: Final = 60.0  # for a job to begin: opening the catalogue, and reaching Redis
 # Names of routes whose addresses are looked up: no endpoint of the surrounding application is called so.
@@ -183,7 +185,8 @@ class Senders:
         """
         with self._lock:
             if len(self._threads) >= SENDERS_MOST:
-                raise busy(f"{len(self._threads)} jobs are being sent from here already", 30)
+                count = len(self._threads)
+                raise busy(f"{count} jobs are sent from here or wait: cancel some, or resume bulk work if it rests", 30)
             begun: Future[str | None] = Future()
             thread = threading.Thread(target=self._run, args=(send, begun), name="sender", daemon=True)
             self._threads.add(thread)

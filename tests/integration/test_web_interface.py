@@ -364,6 +364,19 @@ def test_events_tell_each_change_once(client, ledger):
     assert "event: end" in again
 
 
+def test_jobs_begin_while_bulk_work_is_paused(client, monkeypatch):
+    """What is sent and waits for a worker holds nobody up; only very many are refused, with the way out."""
+    client.post(f"{API}/lanes/bulk/pause")
+    statuses = [client.post(f"{API}/jobs", json={"kind": "force"}).status_code for _ in range(6)]
+    assert statuses == [202] * 6
+    monkeypatch.setattr(service_module, "SENDERS_MOST", 6)
+    answer = client.post(f"{API}/jobs", json={"kind": "index"})
+    assert "rests" in problem(answer, 429, "busy")["detail"]
+    assert answer.headers["retry-after"] == "30"
+    client.delete(f"{API}/jobs/last")
+    wait_for(lambda: client.post(f"{API}/jobs", json={"kind": "index"}).status_code == 202, "a sender that has ended")
+
+
 def test_work_outside_the_posters_root_is_refused(client):
     """As are unknown kinds and fields; nothing is begun."""
     problem(client.post(f"{API}/jobs", json={"kind": "index", "paths": ["/etc"]}), 422, "invalid")
