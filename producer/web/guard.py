@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Message, Receive
+from starlette.routing import Match
+from starlette.types import Message, Receive, Scope
 
 from producer.requests.codec import MAX_IMAGE_BYTES
 from producer.settings import Settings
@@ -34,6 +35,7 @@ BODY_BYTES: Final = {  # by name of the endpoint
     "add_posters": MAX_UPLOAD_BYTES + MULTIPART_BYTES,
     "upload": MAX_UPLOAD_BYTES + MULTIPART_BYTES,
 }
+ID_ENDINGS: Final = ("picture", "similar")  # of routes that follow an id, which may hold slashes
 OTHER_BODY_BYTES: Final = 1_000_000
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
@@ -48,6 +50,13 @@ class GuardedRoute(APIRoute):
     """A route that checks its requests, and answers every error with problem details."""
 
     is_open = False  # without the token: the page that takes it
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Starlette's, but a slash that is written out (%2F) belongs to an id: so ids may end as routes do."""
+        last = scope.get("raw_path", b"").partition(b"?")[0].decode("ascii", "replace").lower().rpartition("%2f")[2]
+        if last in ID_ENDINGS and self.path.endswith(f"/{last}"):
+            return Match.NONE, {}
+        return super().matches(scope)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, guarded."""

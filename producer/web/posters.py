@@ -28,7 +28,13 @@ router = APIRouter(
     route_class=GuardedRoute, responses=dict(RESPONSES), tags=["posters"], form_limits={"max_files": MAX_FILES}
 )
 State = Literal["embedded", "failed", "missing"]
-PosterId = Annotated[str, Path(min_length=1, description="The poster's id; it may hold slashes.")]
+PosterId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        description="The poster's id; it may hold slashes. One before a last `picture` or `similar` is sent as %2F.",
+    ),
+]
 
 
 @router.get("/posters", summary="The collection, in pages")

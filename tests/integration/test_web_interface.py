@@ -377,6 +377,29 @@ def test_jobs_begin_while_bulk_work_is_paused(client, monkeypatch):
     wait_for(lambda: client.post(f"{API}/jobs", json={"kind": "index"}).status_code == 202, "a sender that has ended")
 
 
+def test_an_id_may_end_as_an_address_does(redis_url, tmp_path):
+    """Its last slash is written out where it would otherwise name the picture of another poster."""
+    settings = write_collection(tmp_path, redis_url)
+    store = open_store(settings.store)
+    fill(store, ["a/picture", "a/similar", "a/picture/similar"], unit(3, seed=2))
+    store.close()
+    with serving(settings) as client:
+        listed = client.get(f"{API}/posters", params={"id": ["a/picture", "a/similar"]}).json()["posters"]
+        assert [poster["picture"] for poster in listed] == [
+            f"{API}/posters/a/picture/picture",
+            f"{API}/posters/a/similar/picture",
+        ]
+        read = lambda path: client.get(f"{API}/posters/{path}").json().get("id")  # noqa: E731
+        assert [read(path) for path in ("a%2Fpicture", "a%2fsimilar", "a/picture%2Fsimilar", "a")] == [
+            "a/picture", "a/similar", "a/picture/similar", "a",
+        ]  # fmt: skip
+        assert client.get(f"{API}/posters/a/picture").headers["content-type"] == "image/webp"
+        assert client.get(f"{API}/posters/a/picture/similar").json()["matches"]
+        assert client.delete(f"{API}/posters/a/picture").status_code == 204
+        problem(client.get(f"{API}/posters/a%2Fpicture"), 404, "not-found")
+        assert read("a%2Fsimilar")
+
+
 def test_work_outside_the_posters_root_is_refused(client):
     """As are unknown kinds and fields; nothing is begun."""
     problem(client.post(f"{API}/jobs", json={"kind": "index", "paths": ["/etc"]}), 422, "invalid")
