@@ -13,10 +13,13 @@ from typing import Final
 from producer.errors import ConfigurationError
 from producer.settings import EXCLUDED
 
-# Files that a search takes for posters. How a file is read depends on its content, not on this; HEIC is included
-# so that its posters fail with a reason instead of being skipped silently.
+# Files that a search takes for posters. How a file is read depends on its content, not on this. HEIC and JPEG XL are
+# always included: where their plugins are not installed, such posters fail with a reason instead of being skipped.
 EXTENSIONS: Final = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+        *(".heic", ".heif", ".hif", ".jxl"),
+    )
 )
 
 

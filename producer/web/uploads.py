@@ -30,6 +30,8 @@ SUFFIXES: Final = {
     "image/webp": (".webp",),
     "image/gif": (".gif",),
     "image/avif": (".avif",),
+    "image/heic": (".heic", ".heif", ".hif"),
+    "image/jxl": (".jxl",),
     "image/bmp": (".bmp",),
     "image/tiff": (".tif", ".tiff"),
 }
@@ -54,7 +56,7 @@ def image_of(settings: Settings, upload: UploadFile) -> bytes:
 def check_image(settings: Settings, data: bytes, name: str) -> None:
     """Raise UnreadablePoster for what is no image that workers read, or has too many pixels."""
     if image_kind(data) is None:
-        raise UnreadablePoster(name, "unsupported", "it is no JPEG, PNG, WebP, GIF, AVIF, BMP or TIFF")
+        raise UnreadablePoster(name, "unsupported", "it is no JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, HEIC or JPEG XL")
     check_pixels(settings, data, name)
 
 

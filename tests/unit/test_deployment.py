@@ -175,16 +175,19 @@ def test_the_image_holds_what_runs_and_not_as_root():
 
 
 def test_the_package_and_the_requirements_agree():
-    """What pyproject.toml lists for backends and workers is, together, requirements.txt."""
+    """What pyproject.toml lists for backends and workers is, together, requirements.txt; what is off, of the tests."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    listed = [
-        *project["dependencies"],
-        *(name for extra in project["optional-dependencies"].values() for name in extra),
-    ]
+    extras = project["optional-dependencies"]
+    off = extras.pop("formats")
+    listed = [*project["dependencies"], *(name for extra in extras.values() for name in extra)]
     listed = [name for name in listed if not name.startswith(f"{project['name']}[")]  # an extra that is part of another
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    required = [line.partition("#")[0].strip() for line in lines]
-    assert sorted(listed) == sorted(filter(None, required))
+
+    def required(name):
+        lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
+        return sorted(filter(None, (line.partition("#")[0].strip() for line in lines)))
+
+    assert sorted(listed) == required("requirements.txt")
+    assert set(off) <= set(required("requirements-dev.txt"))
 
 
 def test_the_engine_has_the_version_of_the_project():

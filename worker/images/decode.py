@@ -32,6 +32,7 @@ from worker.images.memory_budget import (
     stored_bytes,
 )
 from worker.images.pillow_defaults import own_pillow_defaults
+from worker.images.plugins import load_with_plugin, open_with_plugin, plugin_format
 from worker.images.png import SIGNATURE, TRANSPARENT_16, describe, mask_of_16_bits, read_png
 from worker.images.profiles import avif_profile, profile_of_gamma
 from worker.images.resize import Geometry, as_tensor, is_long, resize, scale_to, shrink, working_bytes
@@ -45,7 +46,7 @@ from worker.images.tiff import (
 )
 from worker.images.webp import shrink_webp, webp_size
 
-# The only formats accepted; Pillow tries them in this order.
+# The only formats accepted, beside those that take a plugin; Pillow tries them in this order.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # JPEG includes MPO
 # Draft decoding (a JPEG at 1/2, 1/4 or 1/8) keeps at least this multiple of the required size: at 2 the cosine
 # to the full decode stays above 0.9995, at 1 it does not (measured, docs/images.md).
@@ -63,11 +64,6 @@ TRANSPOSE: Final = {
 LOWER_BITS: Final = "RGB;16L"  # Pillow's unpacker of which gives the lower half of PNG's 16 bits
 # Signatures of formats that are not decoded, so that the error can name them: offset, bytes, reason.
 SIGNATURES: Final = (
-    (4, b"ftyphei", "HEIC is not supported: convert it, for example with pillow-heif"),
-    (4, b"ftyphev", "HEIC is not supported: convert it, for example with pillow-heif"),
-    (4, b"ftypmif1", "HEIF is not supported: convert it, for example with pillow-heif"),
-    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL is not supported: convert it"),
-    (0, b"\xff\x0a", "JPEG XL is not supported: convert it"),
     (0, b"8BPS", "Photoshop (PSD) is not supported: convert it"),
     (0, b"%!PS", "PostScript is not supported: convert it"),
     (0, b"%PDF", "PDF is not supported: convert it"),
@@ -230,7 +226,8 @@ def open_image(data: bytes, limits: Limits) -> Iterator[ImageFile.ImageFile]:
             directory = Directory(data)
             check_tags(directory)
             data, info[INVERTED] = with_black_as_zero(data, directory)
-        with Image.open(_TimedFile(data, limits.max_seconds), formats=FORMATS) as image:
+        file, plugin = _TimedFile(data, limits.max_seconds), plugin_format(data)
+        with open_with_plugin(plugin, data, file) if plugin else Image.open(file, formats=FORMATS) as image:
             _check_pixels(*image.size, limits, decoded_pixels(image))
             image.info |= info
             if png is not None:
@@ -253,7 +250,6 @@ def _load(image: ImageFile.ImageFile, data: bytes, geometry: Geometry, budget: M
         raise UnreadablePoster("", "unsupported", problem)
     if image.format == "AVIF" and not image.info.get("icc_profile"):
         image.info["icc_profile"] = avif_profile(data)
-    to_srgb = srgb_transform(image.info.get("icc_profile"), image.mode, translucent=has_alpha(image))
     needed_bytes = BASE_BYTES + decoder_bytes(image, data, geometry)
     if image.format in ("JPEG", "MPO"):
         if has_too_many_scans(data):
@@ -264,6 +260,9 @@ def _load(image: ImageFile.ImageFile, data: bytes, geometry: Geometry, budget: M
     needed_bytes += stored_bytes(image) + working_bytes(image, geometry)
     orientation = exif_orientation(image.info.get("exif"))
     with budget.reserve(needed_bytes) if budget else nullcontext():
+        if plugin_format(data):
+            load_with_plugin(image)
+        to_srgb = srgb_transform(image.info.get("icc_profile"), image.mode, translucent=has_alpha(image))
         if image.format == "WEBP" and not (to_srgb and to_srgb.early):
             small = shrink_webp(image, data, geometry, rotated=orientation >= 5)
             if small is not None:

@@ -26,7 +26,8 @@ TILE_BYTES: Final = 500  # Python objects per strip or tile of a TIFF
 WEBP_CANVAS_BYTES: Final = 12  # per pixel beside the picture: two canvases of libwebp's animation decoder, and a copy
 WEBP_LOSSLESS_BYTES: Final = 5
 WEBP_RGB_BYTES: Final = 3  # per pixel: torchvision's, in place of the picture
-AVIF_BYTES: Final = 8  # per pixel beside the picture: the planes of the AV1 decoder, and their conversion
+# Beside the picture: the planes of the decoder, their conversion, and the copies that a plugin makes.
+BYTES_PER_PIXEL: Final = {"AVIF": 8, "HEIF": 5, "JXL": 4}
 JPEG_ROW_BYTES: Final = 200  # per pixel of width: buffers of a few rows of blocks
 
 
@@ -52,8 +53,8 @@ def decoder_bytes(image: Image.Image, data: bytes, geometry: Geometry) -> int:
         if is_plain(image) and target_if_large(image, geometry, rotated=False):
             return pixels * (WEBP_RGB_BYTES + lossless) + len(data) - stored_bytes(image)
         return pixels * (WEBP_CANVAS_BYTES + lossless)
-    if image.format == "AVIF":
-        return pixels * AVIF_BYTES
+    if image.format in BYTES_PER_PIXEL:
+        return pixels * BYTES_PER_PIXEL[image.format]
     if image.format == "TIFF":
         return _tiff_bytes(image)
     if image.format == "PNG" and TRANSPARENT_16 in image.info:

@@ -43,15 +43,29 @@ def profile_of_code_points(primaries: int, transfer: int, *, gray: bool = False)
     Raises:
         UnreadablePoster: high dynamic range, which has no defined appearance here, or code points without a meaning.
     """
-    if transfer in HIGH_DYNAMIC_RANGE:
-        reason = f"its colors have high dynamic range ({HIGH_DYNAMIC_RANGE[transfer]}): convert it to sRGB"
-        raise UnreadablePoster("", "unsupported", reason)
+    _refuse_high_dynamic_range(transfer)
     curve = SRGB_CURVE if transfer in CURVES_OF_TELEVISION else CURVES.get(transfer)
     if primaries not in PRIMARIES or curve is None:
         reason = f"its colors have code points without a rule here ({primaries}, {transfer}): convert it to sRGB"
         raise UnreadablePoster("", "unsupported", reason)
     same = (gray or PRIMARIES[primaries] == SRGB_PRIMARIES) and curve == SRGB_CURVE
     return None if same else make_profile(None if gray else PRIMARIES[primaries], curve)
+
+
+def _refuse_high_dynamic_range(transfer: int) -> None:
+    if transfer in HIGH_DYNAMIC_RANGE:
+        reason = f"its colors have high dynamic range ({HIGH_DYNAMIC_RANGE[transfer]}): convert it to sRGB"
+        raise UnreadablePoster("", "unsupported", reason)
+
+
+def check_code_points_in(profile: bytes) -> None:
+    """Raise UnreadablePoster for a profile whose code points say high dynamic range (`cicp`, ICC.1:2022, 9.2.17)."""
+    count = int.from_bytes(profile[128:132], "big")
+    for at in range(132, min(132 + 12 * count, len(profile)), 12):
+        if profile[at : at + 4] == b"cicp":
+            start = int.from_bytes(profile[at + 4 : at + 8], "big")
+            if profile[start : start + 4] == b"cicp" and len(profile) > start + 9:
+                _refuse_high_dynamic_range(profile[start + 9])
 
 
 def avif_profile(data: bytes) -> bytes | None:

@@ -191,8 +191,6 @@ def test_files_that_are_no_images_are_unreadable(data):
 @pytest.mark.parametrize(
     ("head", "reason"),
     [
-        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "pillow-heif"),
-        (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"8BPS\x00\x01" + bytes(20), "Photoshop"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "PostScript"),
         (b"%PDF-1.7\n", "PDF"),

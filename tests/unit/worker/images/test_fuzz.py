@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import pillow_heif
 import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
@@ -20,9 +21,11 @@ from PIL import Image
 
 from bench.image_samples import encoded, picture, swapped_profile, translucent
 from producer.errors import UnreadablePoster
+from tests.support.plugin_images import heic, jxl, jxl_of_jpeg
 from worker.images import decode as decoding
 from worker.images.decode import FORMATS, Geometry, Limits, decode, fit, open_image
 from worker.images.memory_budget import partial_frame
+from worker.images.plugins import load_with_plugin, plugin_format
 from worker.images.png import SIGNATURE, read_png
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
@@ -85,6 +88,11 @@ SEEDS = [
     encoded(picture(*SIZE), "TIFF", compression="jpeg"),
     encoded(picture(*SIZE), "TIFF", compression="tiff_deflate"),
     encoded(picture(*SIZE), "AVIF", quality=60),
+    *(heic(image) for image in (picture(*SIZE), translucent().resize(SIZE))),
+    heic(picture(*SIZE), icc_profile=swapped_profile(), tile_size=32),
+    jxl(picture(*SIZE), quality=70),
+    jxl(translucent().resize(SIZE), lossless=True, use_container=True),
+    jxl_of_jpeg(encoded(picture(*SIZE), "JPEG", quality=80), *SIZE),
 ]
 
 
@@ -145,6 +153,15 @@ def test_a_damaged_file_is_a_named_failure_or_exactly_what_pillow_sees(data):
         assert ours.path == "x.jpg"
         assert ours.reason
         return
+    if plugin_format(data) == "HEIF":
+        with open_image(data, LIMITS) as described:
+            load_with_plugin(described)
+        image = pillow_heif.read_heif(data).to_pillow()
+        image.info = {"icc_profile": described.info.get("icc_profile")}
+        assert torch.equal(ours, fit(image, SMALL))
+        return
+    if plugin_format(data) == "JXL":
+        return  # decoded by one call; test_plugins.py compares what it gives
     png = read_png(data).data if data.startswith(SIGNATURE) else data
     with Image.open(io.BytesIO(png), formats=FORMATS) as image:
         if image.format in ("JPEG", "MPO") and (image.size != SIZE or not data.endswith(b"\xff\xd9")):

@@ -10,11 +10,14 @@ from PIL import Image
 
 from bench.image_samples import encoded, picture
 from producer.errors import UnreadablePoster
+from tests.support.plugin_images import box, heic, jxl
 from worker.images.decode import Geometry, Limits, decode
 
 SMALL = Geometry(32, 32)
 JPEG, PNG = encoded(picture(60, 90), "JPEG"), encoded(picture(60, 90), "PNG")
 PROGRESSIVE = encoded(picture(60, 90), "JPEG", progressive=True)
+HEIC = heic(picture(60, 90))
+JXL = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ") + box(b"jxlc", jxl(picture(60, 90)))
 IN_SCAN = PROGRESSIVE.index(b"\xff\xda") + 200
 
 
@@ -51,6 +54,10 @@ HOSTILE = {
     ),
     "tiff, resolutions": lambda n: tiff(282, 5, n // 8, bytes(range(1, 251)) * (n // 250)),
     "tiff, strips": lambda n: tiff(273, 4, n // 4, bytes(range(1, 251)) * (n // 250)),
+    "heic, boxes": lambda n: HEIC[:28] + b"\0\0\0\x08free" * (n // 8) + HEIC[28:],
+    "heic, locations": lambda n: HEIC[:28] + box(b"meta", bytes(4) + box(b"iloc", b"\0\0\0\0\0\0\xff\xff" + bytes(n))),
+    "jpeg xl, boxes": lambda n: JXL[:32] + b"\0\0\0\x08free" * (n // 8) + JXL[32:],
+    "jpeg xl, parts": lambda n: JXL[:32] + box(b"jxlp", bytes(4)) * (n // 12) + JXL[32:],
     "avif, boxes": lambda n: encoded(picture(60, 90), "AVIF")[:32] + b"\0\0\0\x08free" * (n // 8),
 }
 

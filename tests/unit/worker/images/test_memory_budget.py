@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bench.image_samples import encoded, picture
+from tests.support.plugin_images import heic, jxl
 from tests.support.project import PROJECT
 from worker.images.decode import Geometry, decode
 from worker.images.memory_budget import MemoryBudget
@@ -106,7 +107,8 @@ for name, data in files.items():
     if os.fork():  # a process for each, so that none uses memory that another left
         os.wait()
         continue
-    decode(first, Geometry(224, 224), name="x")  # what is loaded once is not an image's
+    for loaded in first:
+        decode(loaded, Geometry(224, 224), name="x")  # what is loaded once is not an image's
     Path("/proc/self/clear_refs").write_text("5")
     before, budget = in_use("VmRSS"), Recording(1 << 40)
     decode(data, Geometry(224, 224), name="x", budget=budget)
@@ -134,6 +136,10 @@ SHAPES = {
     "webp, transparent, lossless": lambda: encoded(tiled("RGBA", 3000, 3000), "WEBP", lossless=True, method=0),
     "webp": lambda: encoded(tiled("RGB", 3000, 3000), "WEBP", method=0),
     "avif": lambda: encoded(tiled("RGB", 3000, 3000), "AVIF", speed=10),
+    "heic": lambda: heic(tiled("RGB", 3000, 3000)),
+    "heic, transparent": lambda: heic(tiled("RGBA", 3000, 3000)),
+    "jpeg xl": lambda: jxl(tiled("RGB", 3000, 3000), effort=3),
+    "jpeg xl, transparent, lossless": lambda: jxl(tiled("RGBA", 3000, 3000), lossless=True, effort=3),
     "tiff in one strip": lambda: encoded(
         tiled("RGB", 4000, 4000), "TIFF", compression="tiff_lzw", tiffinfo={278: 4000}
     ),
@@ -146,7 +152,8 @@ SHAPES = {
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_what_is_reserved_is_what_decoding_takes():
     """At least the growth of a process, and at most about one and a half times as much."""
-    files = pickle.dumps({"first": encoded(picture(), "PNG")} | {name: make() for name, make in SHAPES.items()})
+    first = [encoded(picture(), "PNG"), heic(picture()), jxl(picture())]
+    files = pickle.dumps({"first": first} | {name: make() for name, make in SHAPES.items()})
     done = subprocess.run([sys.executable, "-c", MEASURE], input=files, capture_output=True, check=True, cwd=PROJECT)
     measured = [line.split(maxsplit=2) for line in done.stdout.decode().splitlines()]
     assert [name for *_, name in measured] == list(SHAPES)
