@@ -23,14 +23,17 @@ RATIO: Final = 0.8  # of the distances to the best and to the second-best featur
 MAX_ERROR_PIXELS: Final = 3.0  # beyond which MAGSAC counts a match as wrong
 MAX_ITERATIONS: Final = 1000
 CONFIDENCE: Final = 0.999
-MIN_POINTS: Final = 14  # four fit by chance
+MIN_POINTS: Final = 12  # four fit by chance
 CLEAR_POINTS: Final = 60  # with so many, the mirror image need not be tried
 MIN_AGREEING: Final = 0.5  # share of the matches that agree with one view: of ornaments that recur, a fourth do
 GRID: Final = 6  # cells across and down the part that both images show
 FEATURES_PER_CELL: Final = 2  # of both images, for a cell to count
-MIN_CELLS: Final = 0.5  # share of those cells in which points match: lettering alone fills a few
+MIN_CELLS: Final = 0.5  # share of those cells in which points match, in both images: lettering alone fills a few
 MIN_MATCHED_CELLS: Final = 5
 MIN_SHOWN: Final = 0.3  # share of the poster, or of the query, that both show
+MAX_DEPTH_RATIO: Final = (
+    2.0  # of the farthest corner to the nearest, from the camera: a view from very near, very steep
+)
 MIN_PART: Final = 0.05  # share of the poster that a query shows at least
 
 
@@ -128,28 +131,20 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
     )
     if view is None:
         return DIFFERENT
-    matched = there[agree.ravel().astype(bool)]
-    outline = cv2.perspectiveTransform(_outline(query), view)
-    frame = _outline(poster)
-    if len(matched) < MIN_POINTS or not np.isfinite(outline).all() or not cv2.isContourConvex(outline):
-        return Comparison(False, len(matched), mirrored)  # no camera sees a flat sheet so
-    area, common = cv2.intersectConvexConvex(outline, frame)
-    if area <= 0 or cv2.contourArea(outline) <= 0:
-        return Comparison(False, len(matched), mirrored)
-    low, high = common.reshape(-1, 2).min(axis=0), common.reshape(-1, 2).max(axis=0)
-    shown = max(area / cv2.contourArea(frame), area / cv2.contourArea(outline))
-    mapped = cv2.perspectiveTransform(query.points.reshape(-1, 1, 2), view).reshape(-1, 2)
-    cells, spread = _spread(matched, poster.points, mapped, low, high)
-    size = poster.width, poster.height, poster.width, poster.height
-    part = tuple(float(edge / length) for edge, length in zip((*low, *high), size, strict=True))
+    inside = agree.ravel().astype(bool)
+    found = Comparison(False, int(inside.sum()), mirrored)
+    in_poster = _common(poster, there[inside], query, view)
+    in_query = _common(query, seen[inside], poster, cv2.invert(view)[1])
+    if in_poster is None or in_query is None or _depth_ratio(query, view) > MAX_DEPTH_RATIO:
+        return found  # no camera sees a flat sheet so
     same = (
-        len(matched) >= MIN_AGREEING * len(good)
-        and shown >= MIN_SHOWN
-        and area >= MIN_PART * cv2.contourArea(frame)
-        and cells >= MIN_MATCHED_CELLS
-        and spread >= MIN_CELLS
+        found.points >= max(MIN_POINTS, MIN_AGREEING * len(good))
+        and max(in_poster.area, in_query.area) >= MIN_SHOWN
+        and in_poster.area >= MIN_PART
+        and min(in_poster.cells, in_query.cells) >= MIN_MATCHED_CELLS
+        and min(in_poster.spread, in_query.spread) >= MIN_CELLS
     )
-    return Comparison(same, len(matched), mirrored, (part[0], part[1], part[2], part[3]))
+    return Comparison(same, found.points, mirrored, in_poster.box)
 
 
 def _matches(query: Features, poster: Features) -> list[cv2.DMatch]:
@@ -171,16 +166,50 @@ def _outline(image: Features) -> Points:
     return np.array(corners, np.float32).reshape(-1, 1, 2)
 
 
-def _spread(matched: Points, poster: Points, query: Points, low: Corner, high: Corner) -> tuple[int, float]:
-    """Cells of the common part in which points match, and their share of those in which both images have features.
+class _Common(NamedTuple):
+    """What an image shows of another one.
+
+    Attributes:
+        area: of the image's own, the share.
+        box: its left, top, right, bottom, as shares of the image's width and height.
+        cells: of a grid over it, in which points match.
+        spread: these as a share of the cells in which both images have features.
+    """
+
+    area: float
+    box: tuple[float, float, float, float]
+    cells: int
+    spread: float
+
+
+def _common(image: Features, matched: Points, other: Features, view: Corner) -> _Common | None:
+    """The part of an image that shows the other one, which `view` maps into it; None where no camera could see it so.
 
     The same picture matches wherever it has something to see. Two pictures with the same lettering, or the same
     character, match there and nowhere else.
     """
-    counts = [_counts(points, low, high) for points in (poster, query, matched)]
+    import cv2
+
+    outline, frame = cv2.perspectiveTransform(_outline(other), view), _outline(image)
+    if not np.isfinite(outline).all() or not cv2.isContourConvex(outline):
+        return None
+    area, common = cv2.intersectConvexConvex(outline, frame)
+    if area <= 0:
+        return None
+    low, high = common.reshape(-1, 2).min(axis=0), common.reshape(-1, 2).max(axis=0)
+    mapped = cv2.perspectiveTransform(other.points.reshape(-1, 1, 2), view).reshape(-1, 2)
+    counts = [_counts(points, low, high) for points in (image.points, mapped, matched)]
     busy = (counts[0] >= FEATURES_PER_CELL) & (counts[1] >= FEATURES_PER_CELL)
-    hits = int(np.count_nonzero(counts[2][busy]))
-    return hits, hits / max(1, int(np.count_nonzero(busy)))
+    cells = int(np.count_nonzero(counts[2][busy]))
+    left, top, right, bottom = (float(edge) for edge in (*low, *high))
+    box = left / image.width, top / image.height, right / image.width, bottom / image.height
+    return _Common(float(area / cv2.contourArea(frame)), box, cells, cells / max(1, int(np.count_nonzero(busy))))
+
+
+def _depth_ratio(image: Features, view: Corner) -> float:
+    """How much farther from the camera the farthest corner of an image is than its nearest, by a view of it."""
+    depths = np.abs(np.column_stack([_outline(image).reshape(-1, 2), np.ones(4)]) @ view[2])
+    return float(depths.max() / max(depths.min(), 1e-9))
 
 
 def _counts(points: Points, low: Corner, high: Corner) -> npt.NDArray[np.int64]:

@@ -84,6 +84,14 @@ def test_the_same_lettering_on_another_picture_is_not_the_same(posters, high):
     assert found.points >= geometry.MIN_POINTS, "the letters did not match: this shows nothing"
 
 
+@pytest.mark.parametrize(("seed", "number", "other"), [(10, 46, 280), (11, 73, 222)])
+def test_lettering_seen_in_an_impossible_perspective_is_not_the_same(seed, number, other):
+    """Two titles share a word, at the top and at the bottom: a view that folds all the rest into a strip fits them."""
+    found = compared(draw_one_of_many(number, seed), draw_one_of_many(other))
+    assert not found.same
+    assert found.points >= geometry.MIN_POINTS, "the letters did not match: this shows nothing"
+
+
 def hostile():
     random = np.random.default_rng(0)
     side = geometry.SIDE
