@@ -166,6 +166,7 @@ class Supervisor(threading.Thread):
             time.sleep(POLL_S / 10)
         with suppress(OSError):
             self._child.signal(signal.SIGKILL)
+        self.leave()
         exit_now(EX_TEMPFAIL)
 
     def _is_solo_busy(self) -> bool:
