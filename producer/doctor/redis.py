@@ -139,7 +139,7 @@ def _since(info: Mapping[str, Any]) -> str:
     saved, changes = int(info.get("rdb_last_save_time", 0)), info.get("rdb_changes_since_last_save", "?")
     if not saved:
         return ""
-    return time.strftime(f", all {changes} change(s) since %Y-%m-%d %H:%M UTC", time.gmtime(saved))
+    return time.strftime(f": {changes} change(s) since %Y-%m-%d %H:%M UTC", time.gmtime(saved))
 
 
 def _room(info: Mapping[str, Any], whose: str = "") -> Finding:

@@ -17,7 +17,7 @@ from producer.settings import Settings
 LEAST_DRIVER: Final = {"11": 450, "12": 525, "13": 580}
 OTHER_TORCH: Final = "install torch from the index for the card's driver: docs/install.md, `With an NVIDIA card`"
 GIB: Final = 1 << 30
-NEEDED: Final = 2  # times what the worker holds once its model is loaded: then a chunk has room beside it
+NEEDED: Final = 3  # times what the model takes: it is loaded in fp32, which is twice as large, and a chunk is beside it
 
 
 def alive(workers: Sequence[Announcement]) -> Finding:

@@ -64,7 +64,7 @@ def test_a_redis_that_loses_batches_says_what_a_restart_would_lose(producer, red
     producer.create_job()
     persistence = found(producer)["persistence"]
     assert persistence.status is Status.WARNING
-    assert "what is queued (1 unfinished job(s)), all" in persistence.text
+    assert "what is queued (1 unfinished job(s)): " in persistence.text
     assert "appendonly yes" in persistence.way_out
     with_vectors = producer.settings.model_copy(update={"store": producer.settings.redis_url.removesuffix("0") + "1"})
     with closing(Producer(with_vectors)) as other:

@@ -52,5 +52,5 @@ def free_memory(requested: str) -> dict[str, int]:
 
 
 def taken_memory(device: torch.device) -> dict[str, int]:
-    """The most memory of a card that this process has held, in bytes; empty on a CPU."""
-    return {"gpu_used_bytes": torch.cuda.max_memory_reserved(device)} if device.type == "cuda" else {}
+    """What the loaded model takes of a card's memory, in bytes, without that of chunks; empty on a CPU."""
+    return {"gpu_used_bytes": torch.cuda.memory_allocated(device)} if device.type == "cuda" else {}

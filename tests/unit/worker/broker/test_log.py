@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -48,6 +49,16 @@ def test_libraries_are_silent_unless_something_is_wrong():
             logger.warning("of %s", name)
         logging.getLogger("celery.worker").info("Celery's own")
     assert lines == [*(f"of {name}" for name in names), "Celery's own"]
+
+
+def test_what_only_authors_of_libraries_can_mend_is_left_out():
+    """torch and open_clip warn of their next version. What a user may have to act on is shown."""
+    with celery_loggers() as root, warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        log.set_up(load_settings(), root, logging.WARNING)
+        warnings.warn("will change", FutureWarning, stacklevel=1)
+        warnings.warn("QuickGELU mismatch", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["QuickGELU mismatch"]
 
 
 def test_at_debug_celery_speaks_of_tasks():
