@@ -8,8 +8,7 @@ import pytest
 
 from tests.support.scenario_table import scenario
 
-SOLO = {"CELERY_CUSTOM_WORKER_POOL": "worker.celery:SoloPool"}  # the pool that Windows uses, on Linux
-POOLS = {"prefork": ((), {}), "solo": (("--pool", "custom"), SOLO)}
+POOLS = ("prefork", "solo")  # the second is the one that Windows uses
 SIGNALS = {
     "SIGTERM": [signal.SIGTERM],
     "SIGINT twice": [signal.SIGINT] * 2,
@@ -32,8 +31,7 @@ def test_a_worker_that_is_stopped_by_signals(new_installation, measured, pool, w
     """Ctrl-C and SIGKILL go to the whole process group, as from a terminal or a container runtime."""
     installation = new_installation(pause_s=0.3)
     names = installation.draw(100)
-    arguments, environment = POOLS[pool]
-    worker = installation.worker("w", *arguments, **environment).wait_until_ready()
+    worker = installation.worker("w", "--pool", pool).wait_until_ready()
     running = installation.index_in_background(batch=25)
     installation.wait_for_some(running.job, 8)
     signaled = time.monotonic()
@@ -46,7 +44,7 @@ def test_a_worker_that_is_stopped_by_signals(new_installation, measured, pool, w
     left = time.monotonic() - signaled
     assert not running.job.progress().at_rest, "everything was done before the worker exited"
     worker.kill()
-    installation.worker("w", *arguments, **environment).wait_until_ready()
+    installation.worker("w", "--pool", pool).wait_until_ready()
     ready = time.monotonic()
     recovered = installation.wait_for_pass(after=ready)
     installation.check(running.finish()["job"], names)
