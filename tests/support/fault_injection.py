@@ -4,8 +4,9 @@ A poster whose bytes end in KILL, ABORT, HANG or FREEZE kills, aborts or stops t
 broken decoder would; FREEZE stops all of its threads. The worker sleeps FAULT_SLEEP_S before each forward pass, and
 its watchdog waits FAULT_STALL_S, and its health FAULT_PATIENCE_S, if those are set.
 
-If FAULTS names a folder, each forward pass appends a line to its file ``passes`` (monotonic seconds,
-process id, images), and a file in it arms a fault that strikes once, when its place in the code is reached:
+If FAULTS names a folder, each forward pass appends a line to its file ``passes`` (monotonic seconds, process id,
+images without the known one that checks the device), and a file in it arms a fault that strikes once, when its place in
+the code is reached:
 
     lose-device      the CUDA context is lost (prefork: the process exits)
     lose-idle-device the same, noticed by the probe of an idle worker
@@ -105,15 +106,22 @@ def _patch() -> None:
     from producer.vectors.sqlite import SQLiteStore
     from worker.model.executors import CpuExecutor
     from worker.pipeline import pipeline, poster_reader
+    from worker.pipeline.device_check import DeviceCheck
     from worker.runtime import health, heartbeat
 
     heartbeat.STALL_S = float(os.environ.get("FAULT_STALL_S", heartbeat.STALL_S))
     for name in ("STEP_S", "UNTAKEN_S", "AWAY_S", "PROBE_S"):
         setattr(health, name, float(os.environ.get("FAULT_PATIENCE_S", getattr(health, name))))
     decode, launch, run_batch = poster_reader.decode, CpuExecutor.launch, pipeline.Pipeline.run
-    make_known = SQLiteStore._make_known
+    make_known, due = SQLiteStore._make_known, DeviceCheck.due
     pause_s = float(os.environ.get("FAULT_SLEEP_S", "0"))
-    warm = False
+    warm, known = False, 0
+
+    def due_and_noted(self: DeviceCheck, images: int) -> object:
+        nonlocal known
+        canary = due(self, images)
+        known = int(canary is not None)
+        return canary
 
     def decode_or_die(data: bytes, *arguments: object, **options: object) -> object:
         if data.endswith(KILL):
@@ -127,6 +135,7 @@ def _patch() -> None:
         return decode(data, *arguments, **options)
 
     def launch_or_fail(self: CpuExecutor, pixels: torch.Tensor, **options: object) -> object:
+        nonlocal known
         if not warm:
             return launch(self, pixels, **options)
         time.sleep(pause_s)
@@ -141,7 +150,8 @@ def _patch() -> None:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to embed {len(pixels)} images")
         if FOLDER is not None:
             with (FOLDER / "passes").open("a") as journal:
-                journal.write(f"{time.monotonic()} {os.getpid()} {len(pixels)}\n")
+                journal.write(f"{time.monotonic()} {os.getpid()} {len(pixels) - known}\n")
+                known = 0
         return launch(self, pixels, **options)
 
     def probe_or_fail(self: CpuExecutor) -> None:
@@ -161,3 +171,4 @@ def _patch() -> None:
     poster_reader.decode = decode_or_die
     CpuExecutor.launch, pipeline.Pipeline.run = launch_or_fail, run_batch_after_warm_up
     SQLiteStore._make_known, CpuExecutor.probe = make_known_or_die, probe_or_fail
+    DeviceCheck.due = due_and_noted
