@@ -162,6 +162,8 @@ def why_no_answer(workers: Sequence[Announcement]) -> str:
         return f"{ready[0].name} is of an older version, which knows no requests: update the workers first"
     if ready and all(map(why_not_ready, ready)):
         return f"{ready[0].name} {why_not_ready(ready[0])}"
+    if ready and all(worker.get(UNLOADED_SINCE) for worker in ready):
+        return f"{ready[0].name} had unloaded its model, and is loading it again: allow more time"
     if any(worker.get("text") for worker in ready):
         return f"{ready[0].name} is loading its text tower: try again"
     if ready:

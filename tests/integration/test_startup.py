@@ -76,8 +76,26 @@ def test_unreadable_settings_end_the_worker(registry, monkeypatch):
 
     monkeypatch.setattr(startup, "load_settings", refuse)
     monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    for _ in range(2):
+        assert startup.start_runners(f"{NAME}/1/a", solo=False) is None
+        assert signals.pop() == (os.getppid(), signal.SIGTERM)
+        monkeypatch.setenv(startup.WAKING_VARIABLE, "1.0")  # nor can it be read when an unloaded model is loaded again
+    assert not signals
+
+
+@pytest.mark.parametrize("is_reloading", [False, True])
+def test_a_failure_that_redis_cannot_hold_ends_a_start_and_not_a_reload(
+    registry, heartbeats, monkeypatch, is_reloading
+):
+    """The heartbeat goes on publishing it, and the parent that unloaded the model waits for that."""
+    signals = []
+    monkeypatch.setattr(startup.Heartbeat, "publish", lambda heartbeat, state, **fields: False)
+    monkeypatch.setattr(startup, "_load", lambda *_: 1 / 0)
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append((pid, number)))
+    if is_reloading:
+        monkeypatch.setenv(startup.WAKING_VARIABLE, "1.0")
     assert startup.start_runners(f"{NAME}/1/a", solo=False) is None
-    assert signals == [(os.getppid(), signal.SIGTERM)]
+    assert signals == ([] if is_reloading else [(os.getppid(), signal.SIGTERM)])
 
 
 def test_a_store_that_cannot_be_written_for_now_is_waited_for(registry, heartbeats, monkeypatch, redis_url, caplog):

@@ -18,6 +18,7 @@ from producer.queue.messages import BULK, INTERACTIVE, QUEUES
 from producer.queue.workers import FAILED, LOADING, READY, WAITING, WorkerRegistry
 from producer.settings import load_settings
 from tests.support.installation import Installation, quiet_now
+from tests.support.redis_server import RedisServer
 from tests.support.wait import wait_for
 from worker.runtime import unloading
 from worker.runtime.startup import WAKING_VARIABLE
@@ -303,7 +304,12 @@ def has_ended(pid):
 
 def unloaded(worker):
     """Wait until a real worker says so."""
-    return wait_for(lambda: "unloaded" in worker.announcement().unloading.split(), "an idle worker to unload its model")
+
+    def says_so():
+        entry = worker.announcement()
+        return entry is not None and entry.get("unloaded_since")
+
+    wait_for(says_so, "an idle worker to unload its model")
 
 
 def image(number):
@@ -374,13 +380,31 @@ def test_a_model_that_is_away_is_tried_again_until_it_is_back(installation):
 
 
 @pytest.mark.chaos
+def test_an_outage_of_redis_while_it_is_unloaded_is_survived(tmp_path):
+    """Celery makes its connection anew without a child, and the entry is back before work comes."""
+    with RedisServer(["--appendonly", "yes", "--appendfsync", "always"]) as server:
+        installation = Installation(tmp_path, server, idle_unload_s="1")
+        names = installation.draw(3)
+        worker = installation.worker("w").wait_until_ready()
+        unloaded(worker)
+        server.stop()
+        time.sleep(20)  # longer than the entry lives
+        server.start()
+        unloaded(worker)
+        assert installation.producer.enqueue(names).wait(60).embedded == 3
+        unloaded(worker)
+        assert worker.stop() == 0
+        installation.close()
+
+
+@pytest.mark.chaos
 def test_nothing_is_lost_whenever_it_comes(installation):
     """Requests and batches at random moments around those at which it unloads."""
     chance, names = random.Random(7), installation.draw(24)
     worker = installation.worker("w").wait_until_ready()
     children = {worker.child()}
     for number in range(8):
-        time.sleep(chance.uniform(5, 13))  # it unloads 6 to 12 s after its last work
+        time.sleep(chance.uniform(8, 13))  # it unloads 6 to 12 s after its last work
         if number % 2:
             assert installation.producer.embed_image(image(number), timeout=60).shape == (512,)
         else:

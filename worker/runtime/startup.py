@@ -119,9 +119,10 @@ def _register(settings: Settings, heartbeat: Heartbeat) -> None:
 
 
 def _publish_failure(heartbeat: Heartbeat | None, reason: str, error: Exception, *, solo: bool) -> None:
-    """Publish FAILED, which makes the parent process exit, and release the GPU."""
+    """Publish FAILED, which makes the parent process exit, or try again what it unloaded; and release the GPU."""
     published = heartbeat is not None and heartbeat.publish(FAILED, reason=reason, error=type(error).__name__)
-    if not published and not solo and sys.platform != "win32":
+    is_reloading = heartbeat is not None and WAKING_VARIABLE in os.environ  # its parent waits until it can read that
+    if not published and not solo and not is_reloading and sys.platform != "win32":
         os.kill(os.getppid(), signal.SIGTERM)  # the parent cannot read the state from Redis
     if heartbeat is not None:
         heartbeat.release_gpu()

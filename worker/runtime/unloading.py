@@ -129,7 +129,7 @@ class IdleUnload:
     def _reload(self) -> None:
         os.environ[WAKING_VARIABLE] = repr(time.monotonic())
         if self._child.start():
-            logger.info("work has come: the model is loaded again")
+            logger.info("work has come: loading the model again")
             self._enter(Stage.RELOADING)
 
     def _wait_for_model(self, entry: Announcement | None) -> None:

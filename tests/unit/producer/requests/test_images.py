@@ -84,6 +84,7 @@ def test_anything_else_is_a_type_error(image, text):
     [
         (READY, {"requests": "image"}, "w is busy"),
         (READY, {"requests": "image", "fault": "its card hangs"}, "w is ready, but its card hangs"),
+        (READY, {"requests": "image", "unloaded_since": "1e9"}, "w had unloaded its model, and is loading it again"),
         (READY, {}, "w is of an older version, which knows no requests: update the workers first"),
         (LOADING, {"stage": WEIGHTS}, "w is starting, and its weights are being located or downloaded"),
         (LOADING, {"stage": "model"}, "w is starting, and is loading its model"),
