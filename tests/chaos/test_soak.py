@@ -6,8 +6,10 @@ Each round indexes new posters, and old ones again, while one to three faults st
 is checked, and with it every vector in the store.
 """
 
+import gc
 import os
 import random
+import re
 import signal
 import statistics
 import time
@@ -122,6 +124,7 @@ class Soak:
 
     def sample(self):
         """Record memory and open descriptors of all processes while they are idle."""
+        gc.collect()  # commands that ran in this process leave their connections open until then
         pids = {"redis": self.installation.redis.pid, "parent": self.worker.process.pid, "child": self._child()}
         for role, pid in pids.items():
             resources = pid and _resources(pid)
@@ -243,10 +246,11 @@ def _growth(role, samples):
 
 
 def _resources(pid):
-    """Resident kB and open descriptors of a process; None when it is gone."""
+    """Resident kB and open descriptors of a process; None when it is gone, or dead and not waited for yet."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return None
-    return int(status.split("VmRSS:")[1].split()[0]), descriptors
+    memory = re.search(r"^VmRSS:\s*(\d+)", status, re.MULTILINE)
+    return (int(memory[1]), descriptors) if memory else None
