@@ -59,8 +59,9 @@ def doctor(clear_dead_letters: bool, as_json: bool) -> None:
 def ready(name: str | None, live: bool) -> None:
     """Exit with status 0 if a worker is ready, else with 1 and the reason: for health checks.
 
-    Ready: its model is loaded, it renews its registry entry and its lease, takes messages, makes progress while it has
-    work, and reaches its device, the store and the posters root. A worker that does not for long ends by itself.
+    Ready: its model is loaded, or unloaded until work comes; it renews registry entry and lease, takes messages,
+    makes progress while it has work, and reaches its device, the store and the posters root. A worker that does not for
+    long ends by itself.
 
     With --live, Redis out of reach is no reason for status 1: restarting a worker does not bring it back.
     """
