@@ -4,6 +4,7 @@
 const NEAR_PX = 14; // how far from a dot a pointer still means it
 const TAP_PX = 6; // a pointer that has moved less has clicked
 const PICTURES = 48; // when so few are in sight, they are shown as pictures
+const PICTURE_PX = 45; // how far from the middle of one a pointer still means it
 const KEPT = 2000; // posters whose names and pictures are kept
 const SIDE = 65535;
 const ZOOM_MOST = 4000;
@@ -62,7 +63,7 @@ class Atlas {
   }
 
   // Pixels per side of the square that holds all points.
-  get scale() { return 0.94 * Math.min(this.width, this.height) * this.view.zoom; }
+  get scale() { return (Math.min(this.width, this.height) - (this.points.length / 2 <= PICTURES ? 100 : 30)) * this.view.zoom; }
   left(point) { return (this.points[2 * point] / SIDE - this.view.x) * this.scale + this.width / 2; }
   top(point) { return (this.points[2 * point + 1] / SIDE - this.view.y) * this.scale + this.height / 2; }
 
@@ -84,12 +85,15 @@ class Atlas {
     context.setTransform(1, 0, 0, 1, 0, 0);
     const inSight = this.drawDots(parseInt(color.slice(1), 16));
     context.scale(canvas.width / this.width, canvas.height / this.height);
-    if (inSight.length <= PICTURES && this.view.zoom > 1) this.drawPictures(inSight);
+    this.reach = inSight.length <= PICTURES ? PICTURE_PX : NEAR_PX;
+    if (inSight.length <= PICTURES) this.drawPictures(inSight);
     if (this.chosen < 0) return;
     context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
-    context.lineWidth = 2;
+    context.lineWidth = 3;
     context.beginPath();
-    context.arc(this.left(this.chosen), this.top(this.chosen), 8, 0, 2 * Math.PI);
+    const frame = inSight.length <= PICTURES && this.drawPicture(this.chosen);
+    if (frame) context.rect(...frame);
+    else context.arc(this.left(this.chosen), this.top(this.chosen), 8, 0, 2 * Math.PI);
     context.stroke();
   }
 
@@ -97,8 +101,8 @@ class Atlas {
   drawDots(color) {
     const { width, height } = this.canvas;
     const ratio = width / this.width, count = this.points.length / 2, scale = this.scale * ratio;
-    const size = Math.round(ratio * Math.min(8, (count <= 3000 ? 4 : count <= 30000 ? 2.5 : 1.5) * Math.sqrt(Math.sqrt(this.view.zoom))));
-    const strength = Math.min(200, (count <= 3000 ? 170 : count <= 30000 ? 110 : 60) * Math.sqrt(this.view.zoom));
+    const size = Math.round(ratio * Math.min(8, (count <= 3000 ? 5 : count <= 30000 ? 2.5 : 1.5) * Math.sqrt(Math.sqrt(this.view.zoom))));
+    const strength = Math.min(230, (count <= 3000 ? 200 : count <= 30000 ? 110 : 60) * Math.sqrt(this.view.zoom));
     const image = this.context.createImageData(width, height), pixels = image.data, inSight = [];
     const right = width / 2 - this.view.x * scale, down = height / 2 - this.view.y * scale, half = size >> 1;
     for (let point = 0; point < count; point++) {
@@ -121,13 +125,18 @@ class Atlas {
 
   drawPictures(points) {
     this.learn(points);
+    for (const point of points) this.drawPicture(point);
+  }
+
+  // Returns where it is, unless it is not there yet.
+  drawPicture(point) {
+    const image = this.posters.get(point)?.image;
+    if (!image?.naturalWidth) return undefined;
     const high = Math.min(120, Math.max(56, this.height / 6));
-    for (const point of points) {
-      const image = this.posters.get(point)?.image;
-      if (!image?.naturalWidth) continue;
-      const wide = high * Math.min(2, image.naturalWidth / image.naturalHeight);
-      this.context.drawImage(image, this.left(point) - wide / 2, this.top(point) - high / 2, wide, high);
-    }
+    const wide = high * Math.min(2, image.naturalWidth / image.naturalHeight);
+    const frame = [this.left(point) - wide / 2, this.top(point) - high / 2, wide, high];
+    this.context.drawImage(image, ...frame);
+    return frame;
   }
 
   // Ask for what is not known of some points.
@@ -236,7 +245,7 @@ class Atlas {
 
   move(event) {
     const before = this.pointers.get(event.pointerId), x = event.offsetX, y = event.offsetY;
-    if (!before) { this.choose(this.nearest(x, y, NEAR_PX)); return; }
+    if (!before) { this.choose(this.nearest(x, y, this.reach)); return; }
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
     this.way += Math.hypot(x - before.x, y - before.y);
     if (other) {
@@ -251,7 +260,7 @@ class Atlas {
   release(event) {
     const isTap = this.pointers.delete(event.pointerId) && !this.pointers.size && this.way <= TAP_PX;
     if (!isTap || event.type !== "pointerup" || event.button !== 0) return;
-    const point = this.nearest(event.offsetX, event.offsetY, event.pointerType === "mouse" ? NEAR_PX : 2 * NEAR_PX);
+    const point = this.nearest(event.offsetX, event.offsetY, event.pointerType === "mouse" ? this.reach : Math.max(this.reach, 2 * NEAR_PX));
     // A finger does not hover: it shows the poster first, and opens it the second time.
     if (point >= 0 && (event.pointerType === "mouse" || point === this.chosen)) this.open(point);
     else this.choose(point);
