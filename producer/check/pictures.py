@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from producer.check.geometry import CLEAR_POINTS, DIFFERENT, SIDE, Comparison, Features, Pixels, Query, features
 from producer.collection.catalogue import Catalogue
 from producer.collection.resolve import existing_file
-from producer.errors import UnreadablePoster
+from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
 from producer.host import engine_required
 from producer.settings import Settings
 
 if TYPE_CHECKING:
     from worker.images.memory_budget import MemoryBudget
+
+
+def can_compare() -> bool:
+    """Whether the engine and OpenCV are installed here; imports neither."""
+    try:
+        with engine_required():
+            return find_spec("cv2") is not None
+    except ConfigurationError:
+        return False
 
 
 class PictureCheck:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from producer.check.pictures import can_compare
 from producer.errors import FAILURE_WORDS, ConfigurationError, PosterError, RedisUnreachable
 from producer.host import worker_command
 from producer.report.thumbnails import SHOWN, image_kind
@@ -115,7 +116,8 @@ def switch_bulk_lane(request: Request, action: Annotated[Literal["pause", "resum
 @page_router.get("/find")
 def page_find(request: Request) -> Response:
     """Choose an image."""
-    return _page(request, "find.html", "Find", result=None)
+    can_check = can_compare()
+    return _page(request, "find.html", "Find", result=None, can_check=can_check, check=can_check)
 
 
 @page_router.post("/find")
@@ -317,7 +319,8 @@ def _found(request: Request, service: Service, image: UploadFile | None, url: st
             shown = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     result = identify.as_result(request, service, found)
     name = printable_json((uploads[0].filename if uploads else "") or url or text)
-    return _page(request, "find.html", "Find", result=result, name=name, shown=shown, is_image=not text, check=check)
+    values = {"shown": shown, "is_image": not text, "can_check": can_compare(), "check": check or not uploads}
+    return _page(request, "find.html", "Find", result=result, name=name, **values)
 
 
 def _page(request: Request, template: str, title: str, **values: Any) -> HTMLResponse:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -97,7 +98,9 @@ def test_its_forms_pause_resume_begin_cancel_and_prune(client, settings):
 
 def test_find_shows_the_image_beside_its_matches(client, monkeypatch):
     """With rank, title, file, score, and what the catalogue says."""
-    assert "Drop an image here" in text(client.get("/find"))
+    page = client.get("/find")
+    assert "Drop an image here" in text(page)
+    assert ('name="check" value="true" checked' in page.text) == (find_spec("cv2") is not None)
     query = with_space(unit(3)[0], SPACE.id)
     monkeypatch.setattr(client.app.state.posters.producer, "embed_image", lambda *_: query)
     page = client.post("/find", files={"image": ("mine.jpg", jpeg())})
@@ -149,7 +152,8 @@ def test_the_collection_its_duplicates_and_one_poster(client):
     shown = text(client.get("/posters/a"))
     for expected in ("Alpha", "1988", "Posters like this one"):
         assert expected in shown
-    assert client.get("/posters/nothing").status_code == 404
+    unknown = client.get("/posters/nothing")
+    assert (unknown.status_code, "/api/v1/" in unknown.text, 'href="/collection"' in unknown.text) == (404, False, True)
     assert client.get("/collection", params={"state": "burned"}).status_code == 422
 
 
