@@ -437,6 +437,11 @@ def test_pruning_refuses_what_looks_like_an_accident(client, settings):
 def test_nothing_is_pruned_where_the_disk_or_the_catalogue_looks_wrong(client, settings):
     """No poster at all is refused whatever is sent; below a folder that was never filled, only `yes` prunes."""
     prune = lambda **fields: client.post(f"{API}/jobs", json={"kind": "prune", **fields})  # noqa: E731
+    right = settings.catalogue.read_text(encoding="utf-8")
+    wrong = [{"file": f"elsewhere/{one}.jpg", "id": one} for one in ("a", "c")]
+    settings.catalogue.write_text(json.dumps(wrong), encoding="utf-8")
+    assert "the catalogue the right one" in problem(prune(), 409, "prune-refused")["detail"]
+    settings.catalogue.write_text(right, encoding="utf-8")
     away, mount_point = settings.root.with_name("away"), settings.root / "folder"
     mount_point.rename(away)
     mount_point.mkdir()
