@@ -101,24 +101,32 @@ class MapMaker:
         self._thread.start()
 
     def _follow(self, process: subprocess.Popen[str], path: Path) -> None:
-        began, problem = time.monotonic(), "the process that computes the map has ended; the server's log may say why"
-        settings = self._settings
-        with process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            asked = {"store": settings.store, "store_mode": settings.store_mode, "path": str(path)}
-            with suppress(OSError):
-                process.stdin.write(json.dumps(asked) + "\n")
-                process.stdin.close()
-            for line in process.stdout:
-                said = json.loads(line)
-                if "error" in said:
-                    problem = said["error"]
-                else:
-                    self.progress = MapProgress(**said)
-        made = load_map(path) if process.returncode == 0 else None
-        with self._lock:
-            self.newest = made or self.newest
-            self.problem = None if made else problem
-            self._process = self._thread = self.progress = None
-            self._rests_until = time.monotonic() + max(REST_LEAST_S, REST_SHARE * (time.monotonic() - began))
+        began, made = time.monotonic(), None
+        problem = "the process that computes the map has ended; the server's log may say why"
+        try:
+            with process:
+                problem = self._read(process, path) or problem
+            made = load_map(path) if process.returncode == 0 else None
+        finally:
+            with self._lock:
+                self.newest = made or self.newest
+                self.problem = None if made else problem
+                self._process = self._thread = self.progress = None
+                self._rests_until = time.monotonic() + max(REST_LEAST_S, REST_SHARE * (time.monotonic() - began))
+
+    def _read(self, process: subprocess.Popen[str], path: Path) -> str | None:
+        """Tell the process what to do, and note what it says until it ends; why it failed, if it says so."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked = {"store": self._settings.store, "store_mode": self._settings.store_mode, "path": str(path)}
+        with suppress(OSError):
+            process.stdin.write(json.dumps(asked) + "\n")
+            process.stdin.close()
+        problem = None
+        for line in process.stdout:
+            said = json.loads(line)
+            if "error" in said:
+                problem = said["error"]
+            else:
+                self.progress = MapProgress(**said)
+        return problem
