@@ -16,9 +16,9 @@ def test_it_measures_every_poster(tmp_path, name):
     """All rates are positive, and no time is under the lock that the pipeline did not take."""
     kind = replace(KINDS[name], width=64, height=96, count=24)
     found = measure(kind, tmp_path / "posters", NoModel(), 1, 16)
-    assert 0 < found["locked_ms"] < found["cpu_ms"] * 1.5
+    assert 0 < found["locked_ms"] <= found["cpu_ms"]
     assert found["decoder_and_resize_ms"] > 0
-    assert found["cores_8_per_s"] < found["cores_32_per_s"] < 1000 / found["locked_ms"]
+    assert found["cores_8_per_s"] <= found["cores_32_per_s"] <= 1010 / found["locked_ms"]  # which is rounded
     assert found["simulated_16_threads_per_s"] > 0
 
 
