@@ -296,13 +296,13 @@ class Pipeline:
                 self.check.check(submitted.canary, result.vectors[len(submitted.fresh)])
             else:
                 self.check.note([row for _, row in submitted.fresh])
+            self.timings.images += len(submitted.fresh) - len(result.failures)
             for position, (index, row) in enumerate(submitted.fresh):
                 reason = result.failures.get(position)
                 if reason is None:
                     rows.append(row)
                     vectors.append(result.vectors[position])
                     tally.stored(row, _How.EMBEDDED)
-                    self.timings.images += 1
                 else:
                     tally.failed(submitted.chunk.items[index], "internal", reason)
         self._loader.recycle(submitted.chunk)
