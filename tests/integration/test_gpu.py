@@ -14,7 +14,7 @@ import torch
 from tests.support.project import PROJECT
 from tests.support.tiny_model import SIDE, write_tiny_model
 from worker.clip_embedder import CLIPEmbedder
-from worker.model.device import why_no_cuda
+from worker.model.device import memory_bytes, why_no_cuda
 
 REASON = why_no_cuda()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"needs an NVIDIA GPU: {REASON}")]
@@ -69,6 +69,15 @@ def test_chunks_on_the_device_do_not_mix(tiny, pinned):
     for result, vectors in zip(found, expected, strict=True):
         assert np.allclose(result.vectors, vectors, atol=1e-5)
         assert result.seconds > 0
+
+
+def test_the_memory_of_the_card_is_measured(tiny):
+    """What this process holds, held at most, and what is left for others."""
+    embedder = CLIPEmbedder(tiny, "cuda", batch_size=64)
+    embedder.warm_up()
+    memory = memory_bytes(embedder.device)
+    assert 0 < memory["used"] <= memory["peak"]
+    assert 0 < memory["free"] < torch.cuda.get_device_properties(0).total_memory
 
 
 def test_real_exhaustion_halves_and_gives_the_same_vectors(whole_card, caplog):

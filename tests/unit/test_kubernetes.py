@@ -107,6 +107,15 @@ def test_a_worker_has_one_card_and_time_to_stop():
     assert variables_of(pod)["POSTERS_DECODE_THREADS"] == limits["cpu"]
 
 
+def test_a_workers_metrics_can_be_scraped():
+    """At the port that the container declares, from other pods."""
+    pod = PODS["Deployment posters-worker"]
+    (port,) = pod["containers"][0]["ports"]
+    variables = variables_of(pod)
+    assert (port["name"], str(port["containerPort"])) == ("metrics", variables["POSTERS_METRICS_PORT"])
+    assert variables["POSTERS_METRICS_HOST"] == "0.0.0.0"
+
+
 @pytest.mark.parametrize(
     ("probe", "option"), [("startupProbe", "--live"), ("readinessProbe", ""), ("livenessProbe", "--live")]
 )

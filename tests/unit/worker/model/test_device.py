@@ -136,3 +136,8 @@ def test_gpu_memory_is_limited_on_windows_and_on_request(monkeypatch, platform, 
     assert seen == set_to
     device.select_gpu(torch.device("cpu"), 0.5)
     assert seen == set_to
+
+
+def test_a_cpu_has_no_memory_of_its_own():
+    """Metrics of a card are left out there."""
+    assert device.memory_bytes(torch.device("cpu")) == {}
