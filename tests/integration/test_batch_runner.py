@@ -204,6 +204,7 @@ def test_a_single_poster_that_crashes_its_worker_fails(installation, redis_serve
     (failure,) = installation.job_store.failures("J")
     assert (failure.path, failure.word) == ("0.png", "crashed-worker")
     assert "died 2 times" in failure.reason
+    assert (installation.runner.outcomes["failed"], installation.runner.failures) == (1, {"crashed-worker": 1})
 
 
 def test_a_kill_from_outside_fails_no_poster(installation, redis_server):
@@ -397,6 +398,8 @@ def test_a_device_with_wrong_vectors_costs_the_batch_no_attempt(installation):
         with pytest.raises(WrongVectors):
             installation.runner.run(batch)
     assert installation.claims.claim(batch, "another#1")[:2] == (Claim.WORK, 1)
+    published = WorkerRegistry(installation.job_store.url).get("w@tests")
+    assert published.get("wrong_vectors") == "1", "of this process, whose device it is"
 
 
 def test_a_signal_that_ends_a_hanging_batch_counts_the_attempt(installation, monkeypatch):
@@ -554,6 +557,7 @@ def test_a_batch_that_no_worker_can_read_fails_by_name(installation, redis_serve
     assert installation.pipeline.runs == 0
     progress = installation.job_store.progress("J")
     assert (progress.submitted, progress.failed, progress.open_batches) == (2, 2, 0)
+    assert installation.runner.outcomes["failed"] == installation.runner.failures["internal"] == 2
     failures = list(installation.job_store.failures("J"))
     assert {failure.word for failure in failures} == {"internal"}
     assert all(reason in failure.reason for failure in failures)

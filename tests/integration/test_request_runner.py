@@ -204,6 +204,7 @@ def test_a_device_that_computes_wrong_vectors_costs_the_batch_beside_no_attempt(
     with start.heartbeat.watch("a batch", ("batch", "holder")):
         start().join(5)
     assert (released, ended[0]) == ([("batch", "holder", False)], 79)
+    assert start.heartbeat.fields["wrong_vectors"] == 1
 
 
 def test_what_a_late_stop_interrupts_is_given_back(start, client, embedder, ended, redis_url):

@@ -194,8 +194,10 @@ class BatchRunner:
         """See Claims.finish; what is counted in the ledger is counted for this process as well."""
         counted = self._claims.finish(batch, outcome)
         if counted:
-            self.outcomes.update(embedded=outcome.embedded, reused=outcome.reused, unchanged=outcome.unchanged)
-            self.outcomes["failed"] += len(outcome.failures)
+            failed = len(outcome.failures)
+            self.outcomes.update(
+                embedded=outcome.embedded, reused=outcome.reused, unchanged=outcome.unchanged, failed=failed
+            )
             self.failures.update(failure.word for failure in outcome.failures)
         return counted
 
@@ -206,6 +208,8 @@ class BatchRunner:
             self._dead_letters.reject(text, str(reason), once=message.batch)
         else:
             count = self._claims.fail_unreadable(message, text, f"no worker can read its batch: {reason}")
+            self.outcomes["failed"] += count
+            self.failures["internal"] += count
             text = "no worker can read batch %s, its %d posters fail: %s"
             logger.error(text, message.batch, count, reason, extra=_fields(message))
 
