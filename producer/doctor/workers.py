@@ -117,7 +117,7 @@ def _full_card(worker: Announcement) -> Finding | None:
     if worker.state == FAILED and "out of memory" in worker.get("reason").lower():
         return misconfigured("device", f"{worker.name} has no room on its card for the model ({room})", way_out)
     if used and free < NEEDED * used:
-        text = f"{worker.name}: {room}, its model takes {used / GIB:.1f}; it embeds in smaller chunks"
+        text = f"{worker.name}: {room}, its model takes {used / GIB:.1f}; it may have to embed in smaller chunks"
         return warning("device", text, way_out)
     return None
 
