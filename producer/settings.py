@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     )
 
     log: Literal["text", "json"] = _field(
-        "logging", "text", "form of the log of a worker, `serve` and `index --watch`; json: one object per line"
+        "logging", "text", "form of the log of a worker, `serve` and `index`; json: one object per line"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _field(
         "logging", "INFO", "least level of this project's messages in that log"

@@ -30,7 +30,7 @@ from producer.collection.paths import EXTENSIONS, inside_root, resolved_root
 from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all
-from producer.logs.setup import is_json
+from producer.logs.setup import JSON, is_json
 from producer.maintenance.spaces import unread_space_note
 from producer.output import emit_json, emit_ledger, ledger_entry, notify, notify_failures
 from producer.queue.progress import NOTHING, Progress
@@ -95,6 +95,8 @@ def index_command(
     _refuse_both(ctx, "detach", "prune_too", "watch")
     _refuse_both(ctx, "watch", "force", "verify", "dry_run")
     producer = Producer(load_settings(posters_per_batch=batch))
+    if watch or producer.settings.log == JSON:
+        log_until_end(producer.settings)
     if not prune_too:  # which a deleted folder may be named for
         _require_existing(producer.settings.root, paths)
     if watch:
@@ -163,8 +165,6 @@ def _notify_notes(producer: Producer, progress: Progress, *, waited: bool) -> No
 def run_watch(producer: Producer, paths: Sequence[str], options: WatchOptions, *, as_json: bool) -> NoReturn:
     """Watch, and print a line for each pass: text on stderr, or JSON on stdout."""
     from producer.watch.watcher import Watcher  # imports watchfiles, which no other command needs
-
-    log_until_end(producer.settings)
 
     def on_pass(done: SyncPass) -> None:
         entry: dict[str, Any] = ledger_entry(done.progress or NOTHING)

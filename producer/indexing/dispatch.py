@@ -16,6 +16,7 @@ from producer.client import Producer
 from producer.errors import JobUnknown, PosterError, RedisUnreachable
 from producer.indexing.waiting import WaitStatus
 from producer.job import Job, balanced
+from producer.logs.setup import is_json
 from producer.output import notify
 from producer.queue.progress import Progress
 from producer.queue_client import OnWait
@@ -26,8 +27,8 @@ SAME_COMMAND: Final = "run the same command again"
 
 
 def progress_bar(*, quiet: bool, total: int | None = None) -> tqdm[Any]:
-    """A progress bar of posters on stderr; hidden where that is not a terminal, or with `quiet`."""
-    hidden = True if quiet else None
+    """A progress bar of posters on stderr; hidden where that is a log, or no terminal, or with `quiet`."""
+    hidden = True if quiet or is_json() else None
     return tqdm(desc="posters", unit="poster", total=total, file=sys.stderr, disable=hidden, smoothing=0.1)
 
 

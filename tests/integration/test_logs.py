@@ -38,6 +38,15 @@ def test_an_error_that_ends_a_command_is_a_line_as_well(own_installation):
     assert "cannot be listened on" in entry["message"]
 
 
+def test_index_logs_what_it_says(own_installation):
+    """As under a scheduler; the counts stay on stdout, in the form that was asked for."""
+    own_installation.draw(1)
+    done = own_installation.run("index", "--detach", "--json", **JSON)
+    assert json.loads(done.stdout)["submitted"] == 1
+    messages = [entry["message"] for entry in entries_of(done.stderr)]
+    assert any("follow it with" in message for message in messages)
+
+
 def test_watch_logs_each_message(own_installation):
     """stdout is free for `--json`."""
     own_installation.draw(1)
