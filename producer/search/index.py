@@ -74,7 +74,11 @@ class Index:
             StoreError: the store cannot be read.
         """
         index = cls(settings or load_settings(), space)
-        index.refresh()
+        try:
+            index.refresh()
+        except BaseException:
+            index.close()
+            raise
         if index.space is None:
             where = without_password(index._settings.store)
             logger.warning("no vectors yet in %s: the index stays empty until some are stored", where)

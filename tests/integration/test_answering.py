@@ -23,6 +23,7 @@ BATCH = 24
 def installation(tmp_path_factory):
     """With one worker, which sleeps before each forward pass, so that there is always a batch in work."""
     installation = ChaosInstallation(tmp_path_factory.mktemp("answering"), pause_s=0.05, posters_per_batch=str(BATCH))
+    installation.forks_workers = True
     installation.worker("w").wait_until_ready()
     yield installation
     installation.close()

@@ -23,6 +23,7 @@ def installation(tmp_path_factory, redis_server):
     with redis_server.client as client:
         client.flushall()
     installation = ChaosInstallation(folder, pause_s=0, store=f"sqlite:{folder / 'store' / 'vectors.db'}")
+    installation.forks_workers = True
     yield installation
     installation.close()
 

@@ -159,8 +159,24 @@ def test_the_index_follows_the_current_space(store, opened):
     assert (index.space, len(index)) == (OTHER, 2)
     named.refresh()
     assert named.space == SPACE
+
+
+def test_an_index_that_cannot_be_opened_closes_its_store(store, opened, monkeypatch):
+    """A backend may try again and again."""
+    fill(store, ["a"])
+    events = []
+
+    def open_and_watch(*given):
+        made = open_store(*given)
+        close = made.close
+        monkeypatch.setattr(made, "close", lambda: (close(), events.append("closed")))
+        events.append("opened")
+        return made
+
+    monkeypatch.setattr(index_module, "open_store", open_and_watch)
     with pytest.raises(ConfigurationError, match="no space 'vit-x'"):
         opened(space="vit-x")
+    assert events == ["opened", "closed"]
 
 
 def test_an_empty_store_fills_later(settings, opened, caplog):
