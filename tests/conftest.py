@@ -146,7 +146,9 @@ def shared_installation(_shared_installation):
     installation = _shared_installation
     installation.recover()
     if not installation.workers or installation.workers[-1].process.poll() is not None:
-        installation.worker(f"shared{len(installation.workers)}")
+        installation.worker(f"shared{len(installation.workers)}").wait_until_ready()
+        # its first chunk holds an image more, with which it checks the device: tests count images
+        assert installation.producer.enqueue(installation.draw(1, "first/"), force=True).wait(60).embedded == 1
     worker = installation.workers[-1].wait_until_ready()
     yield installation
     assert worker.process.poll() is None, f"the worker exited; its log:\n{worker.log_text()[-4000:]}"

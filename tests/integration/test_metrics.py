@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import urllib.error
+from contextlib import closing, suppress
 
 import pytest
 
@@ -12,6 +13,7 @@ from producer.errors import UnreadablePoster
 from producer.metrics.families import WORKER
 from tests.support.installation import Installation
 from tests.support.prometheus import NEEDS_PROMTOOL, free_port, promtool, scrape
+from tests.support.redis_server import RedisServer
 from tests.support.wait import wait_for
 
 POSTERS = 20
@@ -89,16 +91,21 @@ def test_promtool_finds_nothing_to_mend(worker):
     promtool("check", "metrics", text=scrape(worker.port).text)
 
 
-def test_a_replaced_child_counts_itself_and_serves_again(worker):
+def test_a_replaced_child_counts_itself_and_serves_again(tmp_path):
     """The other counts begin again, as Prometheus expects of a process that was restarted."""
-    os.kill(worker.child(), signal.SIGKILL)
+    port = free_port()
 
-    def served_again():
-        try:
-            return (figures := scrape(worker.port))["posters_child_restarts_total",] == 1 and figures
-        except (OSError, urllib.error.URLError):
-            return None
+    def scraped(restarts):
+        with suppress(OSError, urllib.error.URLError):
+            return (figures := scrape(port))["posters_child_restarts_total",] == restarts and figures
 
-    figures = wait_for(served_again, "the port of the next child", 60)
-    assert figures["posters_processed_total", "embedded"] == 0
-    assert worker.announcement().get("restarts") == "1"
+    with RedisServer() as server, closing(Installation(tmp_path, server, metrics_port=str(port))) as installation:
+        worker = installation.worker("w").wait_until_ready()
+        installation.draw(1)
+        assert installation.index()["embedded"] == 1
+        done = ("posters_processed_total", "embedded")
+        wait_for(lambda: (figures := scraped(0)) and figures[done] == 1, "the poster to be counted", 60)
+        os.kill(worker.child(), signal.SIGKILL)
+        figures = wait_for(lambda: scraped(1), "the port of the next child", 60)
+        assert figures[done] == 0
+        assert worker.announcement().get("restarts") == "1"
