@@ -37,7 +37,6 @@ from tests.support.project import PROJECT
 # Variables that no interpreter and no library reads while it starts.
 SETTINGS: Final = ("POSTERS_", "FAULT", "FAKE_", "PYTEST_")
 ALIKE: Final = ("OMP_NUM_THREADS", "PYTHONPATH")  # those that every Installation sets to the same
-INHERITED: Final = dict(os.environ)
 START_S: Final = 90.0
 ABOVE: Final = 256  # more descriptors than a worker's parent passes or the template has
 HEAD_BYTES: Final = 10
@@ -52,8 +51,11 @@ IMPORTS: Final = (
 
 
 def can_fork(environment: Mapping[str, str]) -> bool:
-    """Whether a worker with these variables can be forked here: one that an interpreter reads needs a new one."""
-    changed = (name for name, value in environment.items() if INHERITED.get(name) != value)
+    """Whether a worker with these variables can be forked here: one that an interpreter reads needs a new one.
+
+    What this process has as well is no reason: libraries set variables when they are used.
+    """
+    changed = (name for name, value in environment.items() if os.environ.get(name) != value)
     return sys.platform == "linux" and all(name in ALIKE or name.startswith(SETTINGS) for name in changed)
 
 
