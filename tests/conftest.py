@@ -28,19 +28,23 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# Files that take longer than half a minute beside others, the longest first.
+# Files that take long beside others, the longest first.
 LONGEST = (
-    "test_card_lock.py",
     "test_end_to_end.py",
-    "test_search_commands.py",
-    "test_decode.py",
     "test_watch.py",
+    "test_search_commands.py",
+    "test_memory_budget.py",
+    "test_export.py",
+    "test_decode.py",
+    "test_card_lock.py",
+    "test_text.py",
+    "test_bench.py",
+    "test_shutdown.py",
     "test_reindexing.py",
+    "test_samples.py",
+    "test_unloading.py",
     "test_types.py",
     "test_wheel.py",
-    "test_worker_health.py",
-    "test_samples.py",
-    "test_memory_budget.py",
 )
 
 
