@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from producer.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    import cv2
-
 Pixels = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
 Corner = npt.NDArray[Any]
 # Figures of the rules below: docs/identify.md. Size and number bound the time for any image, noise included.
 SIDE: Final = 416  # pixels of the longer side that images are compared at
@@ -122,10 +120,10 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
 
     if min(len(query.points), len(poster.points)) < MIN_POINTS:
         return DIFFERENT
-    good = _matches(query, poster)
-    if len(good) < MIN_POINTS:
+    ours, theirs = _matches(query, poster)
+    if len(ours) < MIN_POINTS:
         return DIFFERENT
-    seen, there = query.points[[match.queryIdx for match in good]], poster.points[[match.trainIdx for match in good]]
+    seen, there = query.points[ours], poster.points[theirs]
     view, agree = cv2.findHomography(
         seen, there, cv2.USAC_MAGSAC, MAX_ERROR_PIXELS, maxIters=MAX_ITERATIONS, confidence=CONFIDENCE
     )
@@ -138,7 +136,7 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
     if in_poster is None or in_query is None or _depth_ratio(query, view) > MAX_DEPTH_RATIO:
         return found  # no camera sees a flat sheet so
     same = (
-        found.points >= max(MIN_POINTS, MIN_AGREEING * len(good))
+        found.points >= max(MIN_POINTS, MIN_AGREEING * len(ours))
         and max(in_poster.area, in_query.area) >= MIN_SHOWN
         and in_poster.area >= MIN_PART
         and min(in_poster.cells, in_query.cells) >= MIN_MATCHED_CELLS
@@ -147,17 +145,15 @@ def _compare(query: Features, poster: Features, mirrored: bool) -> Comparison:
     return Comparison(same, found.points, mirrored, in_poster.box)
 
 
-def _matches(query: Features, poster: Features) -> list[cv2.DMatch]:
-    """Pairs of features that are each other's best, and clearly: else what a crop cut off finds a partner by chance."""
-    import cv2
-
-    matcher = cv2.BFMatcher(cv2.NORM_L2)
-    pairs = matcher.knnMatch(query.descriptors, poster.descriptors, k=2)
-    clear = [best for best, second in pairs if best.distance < RATIO * second.distance]
-    if not clear:
-        return []
-    back = matcher.match(poster.descriptors[[match.trainIdx for match in clear]], query.descriptors)
-    return [match for match, other in zip(clear, back, strict=True) if other.trainIdx == match.queryIdx]
+def _matches(query: Features, poster: Features) -> tuple[Numbers, Numbers]:
+    """Pairs of features that are clearly each other's best: else what a crop cut off finds a partner by chance."""
+    ours, theirs = query.descriptors, poster.descriptors
+    apart = (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * ours @ theirs.T  # squares: exact, as SIFT's
+    rows, best = np.arange(len(ours)), apart.argmin(axis=1)  # descriptors are whole numbers below 256
+    nearest, is_mutual = apart[rows, best], apart.argmin(axis=0)[best] == rows
+    apart[rows, best] = np.inf
+    found = rows[is_mutual & (nearest < RATIO**2 * apart.min(axis=1))]
+    return found, best[found]
 
 
 def _outline(image: Features) -> Points:
