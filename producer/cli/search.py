@@ -26,7 +26,7 @@ from producer.output import emit, emit_json, emit_table, notify
 from producer.report.pages import duplicates_page, identified_page
 from producer.search.described import identify_queries
 from producer.search.duplicates import Member, find_duplicates
-from producer.search.identify import Identified, Question, as_entry, as_line, as_rows
+from producer.search.identify import Identified, Searched, SearchOptions, as_entry, as_line, as_rows
 from producer.search.nearest import metadata_of
 from producer.search.query import image_names, parse
 from producer.search.sources import open_sources
@@ -81,8 +81,8 @@ def identify(
         raise click.UsageError("name an image, or describe a poster with --text")
     settings = load_settings()
     catalogue = open_catalogue(settings)
-    question = Question(check=candidates if check else 0, **more)
-    if question.local:
+    options = SearchOptions(check=candidates if check else 0, **more)
+    if options.local:
         logging.basicConfig(level=logging.ERROR, format="%(message)s")  # open_clip warns about untrained weights
     # what libraries print must not get into --json
     with (
@@ -94,7 +94,7 @@ def identify(
         info = find_space(store)
         try:
             by_name = {source.name: source for source in sources}
-            results = identify_queries(producer, store, info, catalogue, queries, by_name, question)
+            results = identify_queries(Searched(producer, store, info, catalogue), queries, by_name, options)
         except (NoWorker, RedisUnreachable) as error:
             raise type(error)(f"{str(error).rstrip('.')}. Or add --local to load the model in this process") from error
         if html:

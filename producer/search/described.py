@@ -6,25 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from producer.client import Producer
-from producer.collection.catalogue import Catalogue
 from producer.embedding import SpacedVectors
 from producer.errors import UnreadablePoster
-from producer.search.identify import Identified, Question, embed_all, identify
+from producer.search.identify import Identified, Searched, SearchOptions, embed_all, identify
 from producer.search.nearest import nearest, with_metadata
 from producer.search.query import Query, Term, combine
 from producer.search.sources import Source
-from producer.vectors.base import SpaceInfo, VectorStore
 
 
 def identify_queries(
-    producer: Producer,
-    store: VectorStore,
-    info: SpaceInfo,
-    catalogue: Catalogue,
-    queries: Sequence[Query],
-    sources: Mapping[str, Source],
-    question: Question,
+    searched: Searched, queries: Sequence[Query], sources: Mapping[str, Source], options: SearchOptions
 ) -> list[Identified]:
     """Images as `identify` does, with a verdict; everything else is ranked, and nothing is claimed.
 
@@ -37,22 +28,16 @@ def identify_queries(
     """
     images = [sources[query.terms[0].value] for query in queries if query.is_image]
     others = [query for query in queries if not query.is_image]
-    judged = iter(identify(producer, store, info, catalogue, images, question) if images else ())
-    ranked = _ranked(producer, store, info, catalogue, others, sources, question)
+    judged = iter(identify(searched, images, options) if images else ())
+    ranked = _ranked(searched, others, sources, options)
     return [next(judged if query.is_image else ranked) for query in queries]
 
 
 def _ranked(
-    producer: Producer,
-    store: VectorStore,
-    info: SpaceInfo,
-    catalogue: Catalogue,
-    queries: Sequence[Query],
-    sources: Mapping[str, Source],
-    question: Question,
+    searched: Searched, queries: Sequence[Query], sources: Mapping[str, Source], options: SearchOptions
 ) -> Iterator[Identified]:
     """The posters nearest to each query, or why one of its parts has no vector."""
-    made = _vectors(producer, info, {term.content for query in queries for term in query.terms}, sources, question)
+    made = _vectors(searched, {term.content for query in queries for term in query.terms}, sources, options)
     parts = [[made[term.content] for term in query.terms] for query in queries]
     failures = [next((each for each in some if isinstance(each, UnreadablePoster)), None) for some in parts]
     vectors = [
@@ -60,18 +45,15 @@ def _ranked(
         for query, some, failure in zip(queries, parts, failures, strict=True)
         if failure is None
     ]
-    matches = iter(nearest(store, info.space.id, np.stack(list(vectors)), question.k) if vectors else ())
+    space = searched.info.space.id
+    matches = iter(nearest(searched.store, space, np.stack(list(vectors)), options.k) if vectors else ())
     for query, failure in zip(queries, failures, strict=True):
-        found = () if failure else with_metadata(next(matches), catalogue)
+        found = () if failure else with_metadata(next(matches), searched.catalogue)
         yield Identified(query.label, found, failure, query=query)
 
 
 def _vectors(
-    producer: Producer,
-    info: SpaceInfo,
-    contents: set[Term],
-    sources: Mapping[str, Source],
-    question: Question,
+    searched: Searched, contents: set[Term], sources: Mapping[str, Source], options: SearchOptions
 ) -> dict[Term, SpacedVectors | UnreadablePoster]:
     """The vector of each image and text, each embedded once; of one that cannot be embedded, the reason."""
     found: dict[Term, SpacedVectors | UnreadablePoster] = {}
@@ -84,7 +66,7 @@ def _vectors(
         else:
             images.append(term)
     paths = [path for term in images if (path := sources[term.value].path) is not None]
-    made = embed_all(producer, info, paths, question, [term.value for term in texts])
+    made = embed_all(searched, paths, options, [term.value for term in texts])
     for term, vector in zip([*images, *texts], made, strict=True):
         if isinstance(vector, UnreadablePoster) and term.kind == "image":  # as the person named it
             vector = UnreadablePoster(term.value, vector.word, vector.reason)

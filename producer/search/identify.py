@@ -56,7 +56,26 @@ class Identified:
 
 
 @dataclass(frozen=True)
-class Question:
+class Searched:
+    """What is searched, and who embeds the queries.
+
+    Attributes:
+        producer: asks a worker, and has the settings.
+        store: has the vectors.
+        info: the space.
+        catalogue: has the metadata.
+        search: has the space in memory; None: the store is read.
+    """
+
+    producer: Producer
+    store: VectorStore
+    info: SpaceInfo
+    catalogue: Catalogue
+    search: Search | None = None
+
+
+@dataclass(frozen=True)
+class SearchOptions:
     """Options for each image.
 
     Attributes:
@@ -72,18 +91,8 @@ class Question:
     check: int = 0
 
 
-def identify(
-    producer: Producer,
-    store: VectorStore,
-    info: SpaceInfo,
-    catalogue: Catalogue,
-    sources: Sequence[Source],
-    question: Question,
-    search: Search | None = None,
-) -> list[Identified]:
+def identify(searched: Searched, sources: Sequence[Source], options: SearchOptions) -> list[Identified]:
     """Embed the images, by a worker or in this process, search the space, and judge.
-
-    `search` has the space in memory; None: the store is read.
 
     A worker gets the bytes of an image through Redis, never its path: it reads nothing outside its posters root. Of an
     image with bars, the picture between them is tried as well, and the better result counts.
@@ -100,11 +109,12 @@ def identify(
         for path in (source.path, source.without_bars)
         if path is not None
     ]
-    check = PictureCheck(producer.settings, catalogue) if question.check else None
-    made = embed_all(producer, info, [path for _, path in views], question)
+    store, info, catalogue = searched.store, searched.info, searched.catalogue
+    check = PictureCheck(searched.producer.settings, catalogue) if options.check else None
+    made = embed_all(searched, [path for _, path in views], options)
     found = [vector for vector in made if not isinstance(vector, UnreadablePoster)]
-    most = max(question.k, question.check, LEAD_MATCHES)
-    search = search or partial(nearest, store, info.space.id)
+    most = max(options.k, options.check, LEAD_MATCHES)
+    search = searched.search or partial(nearest, store, info.space.id)
     matches = iter(search(np.stack(list(found)), most) if found else ())
     results: list[list[Identified]] = [[] for _ in sources]
     for (number, path), vector in zip(views, made, strict=True):
@@ -114,7 +124,7 @@ def identify(
             continue
         bare = path == sources[number].without_bars
         results[number].append(
-            _judged(Identified(name, next(matches), path=path, without_bars=bare), store, info, check, question)
+            _judged(Identified(name, next(matches), path=path, without_bars=bare), store, info, check, options)
         )
     best = [
         max(tried, key=_rank) if tried else Identified(source.name, (), source.failure)
@@ -131,17 +141,17 @@ def _rank(result: Identified) -> tuple[int, float]:
 
 
 def _judged(
-    found: Identified, store: VectorStore, info: SpaceInfo, check: PictureCheck | None, question: Question
+    found: Identified, store: VectorStore, info: SpaceInfo, check: PictureCheck | None, options: SearchOptions
 ) -> Identified:
     """The result with its verdict and the matches that are shown; those that show the same picture come first."""
     matches, comparisons = list(found.matches), None
     if check is not None and found.path is not None and matches:
-        comparisons = check.candidates(found.path, [match.id for match in matches[: question.check]])
+        comparisons = check.candidates(found.path, [match.id for match in matches[: options.check]])
         same = [match for match in matches if match.id in comparisons and comparisons[match.id].same]
         same.sort(key=lambda match: -comparisons[match.id].points)
         matches = same + [match for match in matches if match not in same]
     verdict = judge(matches, copies_of_first(matches, store, info), info, comparisons)
-    return replace(found, matches=matches[: question.k], verdict=verdict, comparisons=comparisons or {})
+    return replace(found, matches=matches[: options.k], verdict=verdict, comparisons=comparisons or {})
 
 
 def copies_of_first(matches: Sequence[Match], store: VectorStore, info: SpaceInfo) -> set[str]:
@@ -156,17 +166,18 @@ def copies_of_first(matches: Sequence[Match], store: VectorStore, info: SpaceInf
 
 
 def embed_all(
-    producer: Producer, info: SpaceInfo, paths: Sequence[Path], question: Question, texts: Sequence[str] = ()
+    searched: Searched, paths: Sequence[Path], options: SearchOptions, texts: Sequence[str] = ()
 ) -> list[SpacedVectors | UnreadablePoster]:
     """The vectors of images, then of texts, in the space that is searched; or why one has none."""
-    who = "the model that the settings name" if question.local else "the worker"
-    if question.local:
+    producer, info = searched.producer, searched.info
+    who = "the model that the settings name" if options.local else "the worker"
+    if options.local:
         made = embed_locally(producer.settings, paths, texts)
     else:
         if (space := producer.space()) is not None:
             require_same_space(space.id, info.space.id, who)
-        made = [_embed(producer, path, question.timeout_s) for path in paths]
-        made += [_embed_text(producer, text, question.timeout_s) for text in texts]
+        made = [_embed(producer, path, options.timeout_s) for path in paths]
+        made += [_embed_text(producer, text, options.timeout_s) for text in texts]
     for vector in made:
         if not isinstance(vector, UnreadablePoster):
             require_same_space(vector.space or "", info.space.id, who)

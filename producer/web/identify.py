@@ -18,7 +18,7 @@ from producer.search import identify as search
 from producer.search.download import download
 from producer.search.nearest import Match, title_of
 from producer.search.query import MAX_WEIGHT, Term, combine
-from producer.search.query import Query as Sum
+from producer.search.query import Query as WeightedQuery
 from producer.search.sources import open_sources
 from producer.search.verdict import Verdict
 from producer.web import models
@@ -139,7 +139,9 @@ def find_parts(service: Service, parts: Parts) -> Found:
         Term("image" if kind == "image" else "text", name, weight)
         for (kind, name), weight in zip(names, parts.weights, strict=True)
     ]
-    vector = combine(Sum(tuple(terms), "the sum"), vectors) if parts.weights != [1.0] else vectors[0]
+    vector = (
+        combine(WeightedQuery(tuple(terms), "the weighted query"), vectors) if parts.weights != [1.0] else vectors[0]
+    )
     return Found(vector.space or "", service.index().search(vector, parts.k))
 
 
@@ -154,13 +156,12 @@ def _find_image(service: Service, name: str, data: bytes, parts: Parts) -> Found
                 vector = service.producer.embed_image(data, WAIT_S, name)
                 verdict, matches = index.identify(vector, parts.k)
                 return Found(vector.space or "", matches, verdict)
-            question = search.Question(parts.k, timeout_s=WAIT_S, check=CANDIDATES if parts.check else 0)
+            options = search.SearchOptions(parts.k, timeout_s=WAIT_S, check=CANDIDATES if parts.check else 0)
             with service.store() as store:
                 info = find_space(store)
                 lookup = partial(index.search, space=info.space.id)
-                (result,) = search.identify(
-                    service.producer, store, info, service.catalogue(), [source], question, lookup
-                )
+                searched = search.Searched(service.producer, store, info, service.catalogue(), lookup)
+                (result,) = search.identify(searched, [source], options)
     if result.failure:
         raise type(result.failure)(name, result.failure.word, result.failure.reason)
     return Found(info.space.id, result.matches, result.verdict, result.without_bars, result.comparisons)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from producer.embedding import Space, Vectors
 from producer.errors import TextUnavailable, UnreadablePoster, WeightsUnavailable
 from producer.requests.texts import text_bytes, text_name
-from worker.model.device import PRECISIONS, is_exhaustion, own_torch_defaults
+from worker.model.device import PRECISIONS, is_exhaustion, is_lost, own_torch_defaults
 from worker.model.executors import create_executor
 from worker.model.inference import CpuFallback, Engine
 from worker.model.parity import PARITY_COSINE, lowest_cosine
@@ -32,6 +32,7 @@ CHUNK_TEXTS: Final = 64  # per forward pass at most; on a CPU each core takes a 
 MAX_CHARACTERS: Final = 1000  # 77 tokens never reach so far; a word of thousands of letters takes the tokenizer seconds
 CACHED_WORDS: Final = 50_000  # open_clip's tokenizer remembers every word for ever: this many take 10 MB
 RETRY_S: Final = 60.0  # after a failed load: what was missing may be there by then
+CANNOT_LOAD: Final = "the text tower cannot be loaded"
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")
 PARITY_TEXTS: Final = (
     "a girl with a red umbrella in the rain",
@@ -241,7 +242,7 @@ class LazyTextTower:
     """A text tower that is loaded when it is first needed. Threads may load it side by side; one at a time embeds."""
 
     def __init__(self, build: Callable[[], TextTower], *, is_allowed: bool = True) -> None:
-        """`build` may raise TextUnavailable, which is then raised for RETRY_S without trying again."""
+        """What keeps `build` from its tower is raised as TextUnavailable, and for RETRY_S without trying again."""
         self._build, self._is_allowed, self._lock = build, is_allowed, threading.Lock()
         self._tower: TextTower | None = None
         self._failed: tuple[float, str] | None = None  # when, on the monotonic clock, and why
@@ -269,9 +270,12 @@ class LazyTextTower:
                 raise TextUnavailable(self._failed[1])
             try:
                 self._tower = self._build()
-            except TextUnavailable as error:
-                self._failed = time.monotonic(), str(error)
-                raise
+            except (TextUnavailable, RuntimeError) as error:
+                if is_lost(error):
+                    raise
+                reason = str(error) if isinstance(error, TextUnavailable) else f"{CANNOT_LOAD}: {error}"
+                self._failed = time.monotonic(), reason
+                raise TextUnavailable(reason) from error
             return self._tower
 
     @own_torch_defaults()
@@ -294,7 +298,7 @@ def _load(weights: Weights, space: Space) -> torch.nn.Module:
     try:
         model: Any = build(weights)
     except WeightsUnavailable as error:
-        raise TextUnavailable(f"the text tower cannot be loaded: {error}") from error
+        raise TextUnavailable(f"{CANNOT_LOAD}: {error}") from error
     if digest(model.visual) != space.weights.removeprefix(f"{UNTRAINED}-"):
         raise TextUnavailable(f"{weights.label} was changed since this program started: start it again")
     if not callable(getattr(model, "encode_text", None)):

@@ -18,7 +18,7 @@ def test_what_libraries_print_is_kept_out_of_the_result(tmp_path, monkeypatch):
     with closing(open_store(f"sqlite:{tmp_path / 'v.db'}")) as store:
         fill(store, ["a"])
 
-    def noisy(producer, store, info, catalogue, queries, sources, question):
+    def noisy(searched, queries, sources, options):
         print("loading the model")
         return [Identified(name, []) for name in sources]
 

@@ -13,7 +13,7 @@ from producer.embedding import Space, with_space
 from producer.errors import ConfigurationError, UnreadablePoster
 from producer.maintenance.spaces import find_space
 from producer.search.described import identify_queries
-from producer.search.identify import Question
+from producer.search.identify import Searched, SearchOptions
 from producer.search.query import image_names, parse
 from producer.search.sources import open_sources
 from producer.settings import load_settings
@@ -75,7 +75,9 @@ def find(settings):
         with closing(open_store(settings.store)) as store, open_sources(image_names(queries), settings) as sources:
             by_name = {source.name: source for source in sources}
             info = find_space(store)
-            return identify_queries(producer, store, info, Catalogue(None), queries, by_name, Question(k=k))
+            return identify_queries(
+                Searched(producer, store, info, Catalogue(None)), queries, by_name, SearchOptions(k=k)
+            )
 
     find.producer = producer
     return find

@@ -17,7 +17,7 @@ from producer.collection.catalogue import Catalogue
 from producer.embedding import space_of, with_space
 from producer.errors import UnreadablePoster, WeightsUnavailable
 from producer.maintenance.spaces import find_space
-from producer.search.identify import Question, as_entry, as_line, embed_locally, identify
+from producer.search.identify import Searched, SearchOptions, as_entry, as_line, embed_locally, identify
 from producer.search.sources import open_sources
 from producer.settings import load_settings
 from producer.vectors import open_store
@@ -69,12 +69,14 @@ def drawn(tmp_path):
         yield load_settings(root=root, catalogue="none"), store, tmp_path
 
 
-def asked(drawn, image, *vectors, **question):
+def asked(drawn, image, *vectors, **options):
     settings, store, folder = drawn
     image.save(folder / "query.png")
     with open_sources([str(folder / "query.png")], settings) as sources:
         producer = Answers(settings, *vectors)
-        return identify(producer, store, find_space(store), Catalogue(None), sources, Question(**question))[0]
+        return identify(
+            Searched(producer, store, find_space(store), Catalogue(None)), sources, SearchOptions(**options)
+        )[0]
 
 
 @pytest.mark.slow

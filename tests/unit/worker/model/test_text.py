@@ -217,6 +217,31 @@ def test_a_model_without_a_text_tower_names_the_way_out(tiny, monkeypatch):
     embedder.close()
 
 
+def test_a_tower_that_cannot_be_built_is_not_tried_again_at_once():
+    """A model whose parts do not fit each other takes seconds to fail, and a request waits for it."""
+    tried = []
+
+    def build():
+        tried.append(1)
+        raise RuntimeError("size mismatch for token_embedding.weight")
+
+    tower = module.LazyTextTower(build)
+    for _ in range(3):
+        with pytest.raises(TextUnavailable, match="cannot be loaded: size mismatch"):
+            tower.load()
+    assert len(tried) == 1
+
+
+def test_a_lost_device_is_no_reason_of_the_text_tower():
+    """Its process has to end, and another one loads the tower."""
+
+    def build():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        module.LazyTextTower(build).load()
+
+
 def test_texts_and_images_of_different_dimensions_are_of_no_common_space(tmp_path):
     """As where a projection is missing."""
     model = write_tiny_model(tmp_path, custom_text=True, text_cfg=TEXT | {"proj_type": "none"})
