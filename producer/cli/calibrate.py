@@ -24,7 +24,7 @@ from producer.export.atomic import write_atomically
 from producer.maintenance.spaces import find_space, require_same_space, store_for_reading
 from producer.output import emit, emit_json, emit_table, notify
 from producer.report.calibration import calibration_page
-from producer.settings import load_settings
+from producer.settings import Settings, load_settings
 
 IN_FLIGHT: Final = 4  # variants that wait for the worker at once: it is never idle between two
 
@@ -55,16 +55,15 @@ def calibrate_command(
     same sample and variants, and the same thresholds but for the last digits of the device.
     """
     settings = load_settings()
+    if forget:
+        _forget(settings, as_json=as_json)
+        return
     with (
         closing(Producer(settings)) as producer,
         closing(store_for_reading(settings)) as store,
         redirect_stdout(sys.stderr),
     ):
         info = find_space(store)
-        if forget:
-            store.calibrate(info.space.id, None)
-            notify(f"{info.space.id} is not calibrated any more")
-            return
         space = producer.space()
         if space is None:
             raise NoWorker("no worker is alive: calibrating takes one, start it first")
@@ -88,6 +87,16 @@ def calibrate_command(
         emit_json(as_entry(measured, info))
     else:
         _emit(measured)
+
+
+def _forget(settings: Settings, *, as_json: bool) -> None:
+    """Drop the thresholds of the space that is searched."""
+    with closing(store_for_reading(settings)) as store:
+        space = find_space(store).space.id
+        store.calibrate(space, None)
+    notify(f"{space} is not calibrated any more")
+    if as_json:
+        emit_json({"space": space, "calibrated": False})
 
 
 def _by_worker(producer: Producer, space_id: str, timeout_s: float) -> Embed:

@@ -11,8 +11,10 @@ import types
 
 import numpy as np
 import pytest
+from PIL import ImageFilter
 
 from bench.image_samples import encoded, picture
+from examples.draw_posters import draw_one_of_many
 from producer import Index
 from producer.embedding import space_of
 from producer.errors import EmbedTimeout, NoWorker, SpaceMismatch, UnreadablePoster
@@ -190,7 +192,9 @@ def test_a_collection_is_calibrated_through_its_worker(installation, shot, tmp_p
             assert status in (None, done.returncode), entry
             assert entry["threshold"]["score"] == pytest.approx(first["score"], abs=1e-5)
     finally:
-        assert installation.run("calibrate", "--forget").returncode == 0
+        forgotten = installation.run("calibrate", "--forget", "--json")
+        assert forgotten.returncode == 0, forgotten.stderr
+        assert json.loads(forgotten.stdout) == {"space": first["space"], "calibrated": False}
     assert json.loads(installation.run("identify", str(shot), "--json").stdout)[0]["verdict"] == "not calibrated"
 
 
@@ -275,17 +279,21 @@ def test_an_image_request_of_an_older_producer_is_answered(installation, shot):
 
 
 def test_duplicates_of_a_real_collection(own_server, tmp_path):
-    """A copy and a re-encoded copy are grouped, as text, JSON and HTML; no other poster is."""
+    """A copy, a re-encoded and a blurred one are grouped, as text, JSON and HTML; --check tells them apart.
+
+    And it names the poster of a crop, whatever its vector says.
+    """
     installation = Installation(tmp_path, own_server)
     try:
         installation.worker("duplicates").wait_until_ready()
-        originals = [encoded(picture(400, 600, seed=seed), "PNG") for seed in range(4)]
-        for seed, data in enumerate(originals):
-            (installation.root / f"film{seed}.png").write_bytes(data)
-        (installation.root / "copy.png").write_bytes(originals[2])
-        (installation.root / "again.jpg").write_bytes(encoded(picture(400, 600, seed=1), "JPEG", quality=92))
+        drawn = [draw_one_of_many(number) for number in range(4)]
+        for number, image in enumerate(drawn):
+            (installation.root / f"film{number}.png").write_bytes(encoded(image, "PNG"))
+        (installation.root / "copy.png").write_bytes(encoded(drawn[2], "PNG"))
+        (installation.root / "again.jpg").write_bytes(encoded(drawn[1], "JPEG", quality=92))
+        (installation.root / "like.png").write_bytes(encoded(drawn[3].filter(ImageFilter.GaussianBlur(16)), "PNG"))
         ledger = installation.index()
-        assert (ledger["embedded"] + ledger["reused"], ledger["submitted"]) == (6, 6)
+        assert (ledger["embedded"] + ledger["reused"], ledger["submitted"]) == (7, 7)
         found = json.loads(installation.run("duplicates", "--threshold", "0.999", "--json").stdout)
         names = sorted(sorted(member["id"] for member in group) for group in found["groups"])
         assert names == [["again.jpg", "film1.png"], ["copy.png", "film2.png"]]
@@ -296,9 +304,29 @@ def test_duplicates_of_a_real_collection(own_server, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "group 2: 2 posters" in done.stdout
         assert "same content" in done.stdout
-        assert "2 group(s) with 4 of 6 posters" in done.stderr
+        assert "2 group(s) with 4 of 7 posters" in done.stderr
         assert page.read_text(encoding="utf-8").count('src="data:image/webp;base64,') == 4
         assert installation.run("export", str(tmp_path / "out"), "--format", "parquet").returncode == 0
+        checked = installation.run("duplicates", "--threshold", "0.995", "--check")
+        assert checked.returncode == 0, checked.stderr
+        told = {line.split()[0]: line for line in checked.stdout.splitlines() if "." in line}
+        assert [name for name, line in told.items() if "same picture" in line] == ["film1.png"]
+        assert [name for name, line in told.items() if "similar picture" in line] == ["like.png"]
+        assert "same content" in told["film2.png"]
+        crop = tmp_path / "crop.jpg"
+        crop.write_bytes(encoded(drawn[2].crop((60, 90, 340, 510)), "JPEG", quality=80))
+        done = installation.run("identify", str(crop), "--check", "--json")
+        assert done.returncode == 0, done.stderr
+        (entry,) = json.loads(done.stdout)
+        assert entry["verdict"] == "certain"
+        best = entry["matches"][0]
+        assert best["id"] in ("copy.png", "film2.png")
+        assert (best["check"]["same"], best["check"]["mirrored"]) == (True, False)
+        assert best["check"]["shown"] == pytest.approx([0.15, 0.15, 0.85, 0.85], abs=0.1)  # few features at its foot
+        assert {match["id"] for match in entry["matches"] if match.get("check", {}).get("same")} <= {
+            "copy.png",
+            "film2.png",
+        }
     finally:
         installation.close()
 
