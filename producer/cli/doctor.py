@@ -35,10 +35,10 @@ def doctor(clear_dead_letters: bool, as_json: bool) -> None:
     Exit status: 0 nothing stops the work, and a warning may say what could be lost; 2 something is misconfigured;
     3 something is out of reach, or no worker is alive.
     """
-    producer = Producer()
-    if clear_dead_letters:
-        notify(f"{producer.dead_letters.clear()} rejected message(s) removed")
-    findings = list(examine(producer))
+    with closing(Producer()) as producer:
+        if clear_dead_letters:
+            notify(f"{producer.dead_letters.clear()} rejected message(s) removed")
+        findings = list(examine(producer))
     if as_json:
         emit_json([asdict(finding) for finding in findings])
     else:
