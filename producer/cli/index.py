@@ -26,7 +26,8 @@ from producer.cli.main import (
 )
 from producer.cli.prune import preview_prune, prune_and_notify, yes_option
 from producer.client import Producer
-from producer.collection.paths import EXTENSIONS, inside_root, resolved_root
+from producer.collection.image_formats import EXTENSIONS
+from producer.collection.paths import inside_root, resolved_root
 from producer.errors import PosterError
 from producer.host import program
 from producer.indexing.index_job import scan, send_all

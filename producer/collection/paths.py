@@ -8,19 +8,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
+from producer.collection.image_formats import EXTENSIONS
 from producer.errors import ConfigurationError
 from producer.settings import EXCLUDED
-
-# Files that a search takes for posters. How a file is read depends on its content, not on this. HEIC and JPEG XL are
-# always included: where their plugins are not installed, such posters fail with a reason instead of being skipped.
-EXTENSIONS: Final = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
-        *(".heic", ".heif", ".hif", ".jxl"),
-    )
-)
 
 
 def poster_id(relative: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from producer.collection.image_formats import media_type
 from producer.errors import ConfigurationError, UnreadablePoster
 from producer.files import read_file
 from producer.host import engine_required
@@ -15,21 +16,6 @@ from producer.settings import Settings
 
 THUMBNAIL_PIXELS: Final = 480  # twice what a page shows them at, for screens of high density
 MAX_WHOLE_FILE_BYTES: Final = 2_000_000  # a browser still opens a page of a hundred of them
-SIGNATURES: Final = (
-    (0, b"\xff\xd8\xff", "image/jpeg"),
-    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
-    (8, b"WEBP", "image/webp"),
-    (0, b"GIF8", "image/gif"),
-    (4, b"ftypavif", "image/avif"),
-    (4, b"ftyphei", "image/heic"),
-    (4, b"ftyphev", "image/heic"),
-    (4, b"ftypmif1", "image/heic"),
-    (0, b"\x00\x00\x00\x0cJXL ", "image/jxl"),
-    (0, b"\xff\x0a", "image/jxl"),
-    (0, b"BM", "image/bmp"),
-    (0, b"II*\0", "image/tiff"),
-    (0, b"MM\0*", "image/tiff"),
-)
 SHOWN: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/avif")  # by every browser
 logger = logging.getLogger(__name__)
 File = tuple[Path | None, str]  # the posters root and a path relative to it, or None and a path outside
@@ -65,13 +51,8 @@ def _small_file(file: File) -> tuple[bytes, str] | None:
         data = read_file(path, root=root.resolve() if root else None, max_bytes=MAX_WHOLE_FILE_BYTES).data
     except (UnreadablePoster, OSError):
         return None
-    kind = image_kind(data)
+    kind = media_type(data)
     return (data, kind) if kind in SHOWN else None
-
-
-def image_kind(data: bytes) -> str | None:
-    """The media type that the first bytes of a file say; None: of no image that workers read."""
-    return next((kind for at, signature, kind in SIGNATURES if data.startswith(signature, at)), None)
 
 
 def small_picture(settings: Settings, file: File, width: int) -> tuple[bytes, str] | None:

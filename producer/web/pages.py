@@ -18,9 +18,10 @@ from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from producer.check.pictures import can_compare
+from producer.collection.image_formats import media_type
 from producer.errors import FAILURE_WORDS, ConfigurationError, PosterError, RedisUnreachable
 from producer.host import worker_command
-from producer.report.thumbnails import SHOWN, image_kind
+from producer.report.thumbnails import SHOWN
 from producer.web import identify, jobs, posters, spaces
 from producer.web.failures import failure_page, start_retry
 from producer.web.guard import COOKIE, MAX_FILES, TOKEN_NEEDED, GuardedRoute, is_token, session_of
@@ -314,7 +315,7 @@ def _found(request: Request, service: Service, image: UploadFile | None, url: st
     for upload in uploads:
         upload.file.seek(0)
         data = upload.file.read(ECHO_BYTES + 1)
-        kind = image_kind(data)
+        kind = media_type(data)
         if kind in SHOWN and len(data) <= ECHO_BYTES:
             shown = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     result = identify.as_result(request, service, found)

@@ -13,28 +13,18 @@ from typing import Final
 
 from fastapi import UploadFile
 
-from producer.collection.paths import EXTENSIONS, excluded_names, resolved_root
+from producer.collection.image_formats import EXTENSIONS, EXTENSIONS_OF, media_type
+from producer.collection.paths import excluded_names, resolved_root
 from producer.errors import UnreadablePoster
 from producer.files import WINDOWS_DEVICE
 from producer.output import printable
-from producer.report.thumbnails import check_pixels, image_kind
+from producer.report.thumbnails import check_pixels
 from producer.requests.codec import MAX_IMAGE_BYTES
 from producer.settings import Settings
 from producer.web.problems import invalid
 
 FOLDER: Final = "uploads"  # below the posters root
 NAME_BYTES: Final = 180  # every file system takes 255, and the temporary name is longer
-SUFFIXES: Final = {
-    "image/jpeg": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "image/png": (".png",),
-    "image/webp": (".webp",),
-    "image/gif": (".gif",),
-    "image/avif": (".avif",),
-    "image/heic": (".heic", ".heif", ".hif"),
-    "image/jxl": (".jxl",),
-    "image/bmp": (".bmp",),
-    "image/tiff": (".tif", ".tiff"),
-}
 # What no file system of ours takes, or a shell, a page or a list of names would read as something else.
 _UNSAFE: Final = re.compile(r'[\x00-\x1f\x7f-\x9f"*:<>?|/\\\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]')
 
@@ -55,7 +45,7 @@ def image_of(settings: Settings, upload: UploadFile) -> bytes:
 
 def check_image(settings: Settings, data: bytes, name: str) -> None:
     """Raise UnreadablePoster for what is no image that workers read, or has too many pixels."""
-    if image_kind(data) is None:
+    if media_type(data) is None:
         raise UnreadablePoster(name, "unsupported", "it is no JPEG, PNG, WebP, GIF, AVIF, BMP, TIFF, HEIC or JPEG XL")
     check_pixels(settings, data, name)
 
@@ -110,7 +100,7 @@ def safe_name(name: str, data: bytes) -> str:
     last = _UNSAFE.sub("_", last).strip(" .")
     stem, dot, suffix = last.rpartition(".")
     suffix = f".{suffix.lower()}" if dot else ""
-    known = SUFFIXES[image_kind(data) or "image/jpeg"]
+    known = EXTENSIONS_OF[media_type(data) or "image/jpeg"]
     if suffix not in known:
         stem, suffix = (stem if suffix in EXTENSIONS else last), known[0]
     while len(stem.encode()) > NAME_BYTES:

@@ -13,14 +13,12 @@ from typing import Any, BinaryIO, Final, Literal, NoReturn
 import numpy as np
 from PIL import ImageFile
 
+from producer.collection.image_formats import JXL_CODESTREAM, media_type
 from producer.errors import UnreadablePoster
 from worker.images.profiles import check_code_points_in, profile_of_code_points
 
 Kind = Literal["HEIF", "JXL"]
-HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-ANY_CODEC: Final = (b"mif1", b"msf1")  # brands of HEIF and of AVIF, which Pillow reads itself
-JXL_SIGNATURE: Final = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
-JXL_CODESTREAM: Final = b"\xff\x0a"
+KINDS: Final[dict[str, Kind]] = {"image/heic": "HEIF", "image/jxl": "JXL"}  # by media type
 # Bytes that a HEIF file's items may claim, as a multiple of the file: items that share bytes would be read, or decoded,
 # once each, a thousand times the file.
 MOST_CLAIMED: Final = 2
@@ -35,14 +33,7 @@ _RATIOS: Final = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # 
 
 def plugin_format(data: bytes) -> Kind | None:
     """The format of a file that takes a plugin, by its first bytes; None for all others."""
-    if data.startswith((JXL_SIGNATURE, JXL_CODESTREAM)):
-        return "JXL"
-    if data[4:8] != b"ftyp":
-        return None
-    end = min(int.from_bytes(data[:4], "big"), 4096)
-    compatible = {data[at : at + 4] for at in range(16, end, 4)}
-    is_heif = data[8:12] in HEIF_BRANDS or (data[8:12] in ANY_CODEC and not compatible & {b"avif", b"avis"})
-    return "HEIF" if is_heif else None
+    return KINDS.get(media_type(data) or "")
 
 
 def open_with_plugin(kind: Kind, data: bytes, file: BinaryIO) -> ImageFile.ImageFile:
