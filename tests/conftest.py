@@ -11,6 +11,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of OpenMP that wait for a core keep it busy; set before torch loads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+from tests.support.clock import Clock
 from tests.support.fast_imports import sitecustomize  # noqa: F401 (before any test imports open_clip)
 from tests.support.redis_server import RedisServer, find_redis_program
 from tests.support.scenario_table import NOT_RUN, Fact, promised, pytest_addoption, pytest_terminal_summary  # noqa: F401 (hooks)
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items):
         return LONGEST.index(name) if name in LONGEST else len(LONGEST), -slow, "unit" in tests[0].path.parts
 
     items[:] = chain.from_iterable(sorted(files, key=rank))
+
+
+@pytest.fixture
+def clock():
+    """A clock on which time passes when the test says so."""
+    return Clock()
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,10 @@
 
 import time
 
-import pytest
-
-from producer.queue.jobs import JobStore
 from producer.queue.keys import card_key
 from producer.queue.locks import Lease
 
 KEY = card_key("GPU-6a1e")
-
-
-@pytest.fixture
-def ledger(redis_url):
-    ledger = JobStore(redis_url)
-    yield ledger
-    ledger.close()
 
 
 def test_one_holder_at_a_time(ledger):

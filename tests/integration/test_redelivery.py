@@ -13,16 +13,10 @@ from producer.queue.progress import Claim, Outcome
 from producer.queue.redelivery import GRACE_S, SCAN_EVERY_S, Redelivery
 from producer.queue.sender import create_sender, send
 from producer.settings import load_settings
+from tests.support.clock import Clock
 from tests.support.ledger_jobs import batch, begin
 
 MESSAGE = BatchMessage("job", "job.1")
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Installation:

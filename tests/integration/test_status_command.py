@@ -9,17 +9,9 @@ from click.testing import CliRunner
 from producer.__main__ import main
 from producer.host import program
 from producer.queue.claims import Claims
-from producer.queue.jobs import JobStore
 from producer.queue.progress import Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
 from tests.support.ledger_jobs import batch, begin
-
-
-@pytest.fixture
-def ledger(redis_url):
-    ledger = JobStore(redis_url)
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from bench.image_samples import encoded, picture
 from producer.embedding import with_space
 from producer.errors import EmbedTimeout
 from producer.queue.claims import Claims
-from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure, Outcome
 from producer.queue.workers import READY, WorkerRegistry
 from producer.vectors import open_store
@@ -26,24 +25,6 @@ from tests.support.served import HOSTILE, TITLE, jpeg, serving, write_collection
 from tests.support.wait import wait_for
 
 API = "/api/v1"
-
-
-@pytest.fixture
-def settings(redis_url, tmp_path):
-    return write_collection(tmp_path, redis_url)
-
-
-@pytest.fixture
-def client(settings):
-    with serving(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def ledger(redis_url):
-    ledger = JobStore(redis_url)
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

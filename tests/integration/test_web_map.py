@@ -2,27 +2,14 @@
 
 import struct
 
-import pytest
-
 from producer.embedding import Space
 from producer.map.maker import SUFFIX
 from producer.vectors import open_store
 from tests.support.filled_store import SPACE, fill, unit
-from tests.support.served import HOSTILE, TITLE, serving, write_collection
+from tests.support.served import HOSTILE, TITLE, serving
 from tests.support.wait import wait_for
 
 API = "/api/v1"
-
-
-@pytest.fixture
-def settings(redis_url, tmp_path):
-    return write_collection(tmp_path, redis_url)
-
-
-@pytest.fixture
-def client(settings):
-    with serving(settings) as client:
-        yield client
 
 
 def state(client):

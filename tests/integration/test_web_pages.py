@@ -4,35 +4,14 @@ import re
 import time
 from importlib.util import find_spec
 
-import pytest
-
 from producer.embedding import with_space
 from producer.queue.claims import Claims
-from producer.queue.jobs import JobStore
 from producer.queue.progress import Failure, Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
 from producer.vectors import open_store
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 from tests.support.ledger_jobs import batch, begin
-from tests.support.served import jpeg, serving, write_collection
-
-
-@pytest.fixture
-def settings(redis_url, tmp_path):
-    return write_collection(tmp_path, redis_url)
-
-
-@pytest.fixture
-def client(settings):
-    with serving(settings) as client:
-        yield client
-
-
-@pytest.fixture
-def ledger(redis_url):
-    ledger = JobStore(redis_url)
-    yield ledger
-    ledger.close()
+from tests.support.served import jpeg
 
 
 def text(answer):

@@ -8,19 +8,6 @@ from producer.watch import debounce
 from producer.watch.debounce import Debouncer, Settled
 
 
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def debouncer(tmp_path, clock):
     return Debouncer(tmp_path, 2.0, clock)

@@ -7,20 +7,6 @@ import pytest
 from worker.pipeline.device_share import CREDIT_S, DeviceShare
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def share(clock):
     return DeviceShare(clock)
