@@ -76,8 +76,9 @@ def test_the_memory_of_the_card_is_measured(tiny):
     embedder = CLIPEmbedder(tiny, "cuda", batch_size=64)
     embedder.warm_up()
     memory = memory_bytes(embedder.device)
-    assert 0 < memory["used"] <= memory["peak"]
-    assert 0 < memory["free"] < torch.cuda.get_device_properties(0).total_memory
+    assert 0 < memory["allocated"] <= memory["used"] <= memory["peak"]
+    assert 0 < memory["free"] < memory["total"]
+    assert memory["total"] == torch.cuda.get_device_properties(0).total_memory
 
 
 def test_real_exhaustion_halves_and_gives_the_same_vectors(whole_card, caplog):

@@ -4,4 +4,4 @@ import os
 
 from worker.runtime import startup
 
-startup._gpu_uuid = lambda settings: os.environ["FAKE_GPU"]
+startup._gpu_uuid = lambda device: os.environ["FAKE_GPU"]

@@ -15,6 +15,7 @@ import torch
 
 from producer.errors import ConfigurationError, DeviceUnavailable
 from producer.host import let_warnings_warn
+from worker.model.driver import has_driver
 
 logger = logging.getLogger(__name__)
 # When a card is full, the Windows driver moves memory into system memory, a hundred times slower, instead of
@@ -92,15 +93,9 @@ def why_no_cuda() -> str | None:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None:
         return f"CUDA sees no card with CUDA_VISIBLE_DEVICES={hidden!r} (POSTERS_GPU sets it)"
-    if not _has_driver():
+    if not has_driver():
         return "there is no NVIDIA driver on this machine"
     return "the NVIDIA driver reports no card that this torch can use (is the driver too old? see nvidia-smi)"
-
-
-def _has_driver() -> bool:
-    if os.name == "nt":
-        return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
-    return os.path.exists("/proc/driver/nvidia/version") or os.path.exists("/dev/nvidiactl")
 
 
 def select_gpu(device: torch.device, memory_fraction: float | None) -> None:
@@ -188,11 +183,21 @@ class MemoryWatch:
 
 
 def memory_bytes(device: torch.device) -> Mapping[str, int]:
-    """What this process holds of a GPU's memory (`used`), held at most (`peak`), and what is `free`; none on a CPU."""
+    """The memory of a GPU, in bytes, and what this process has of it; empty on a CPU.
+
+    `free` and `total` are the card's, whoever uses it. `allocated` is what tensors take, `used` what torch holds for
+    them and `peak` the most that it held.
+    """
     if device.type != "cuda":
         return {}
-    used, peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
-    return {"used": used, "peak": peak, "free": torch.cuda.mem_get_info(device)[0]}
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "free": free,
+        "total": total,
+        "allocated": torch.cuda.memory_allocated(device),
+        "used": torch.cuda.memory_reserved(device),
+        "peak": torch.cuda.max_memory_reserved(device),
+    }
 
 
 def is_exhaustion(error: Exception) -> bool:

@@ -1,7 +1,8 @@
-"""What a worker says of its card and of NVIDIA's driver, so that `doctor` can tell why a card is not used."""
+"""NVIDIA's driver: whether there is one, its version, and what `doctor` must know to tell why a card is not used."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,10 +12,9 @@ from typing import Final
 
 import torch
 
-from worker.model.device import choose_device
-
 MODULE: Final = Path("/proc/driver/nvidia/version")  # Linux, in containers too; not in WSL
 FIRST_CARD: Final = Path("/dev/nvidia0")
+CONTROL: Final = Path("/dev/nvidiactl")
 VERSION: Final = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
 ANSWER_S: Final = 10  # nvidia-smi takes seconds where the driver is not loaded
 
@@ -24,6 +24,13 @@ def device_facts() -> dict[str, str]:
     version = driver_version()
     seen = "yes" if version or FIRST_CARD.exists() else ""
     return {"torch_cuda": torch.version.cuda or "", "driver": version, "card_seen": seen}
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is installed; in WSL, which has other files, False."""
+    if os.name == "nt":
+        return os.path.exists(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
+    return MODULE.exists() or CONTROL.exists()
 
 
 def driver_version() -> str:
@@ -40,17 +47,3 @@ def driver_version() -> str:
         if found := VERSION.search(done.stdout):
             return found[0]
     return ""
-
-
-def free_memory(requested: str) -> dict[str, int]:
-    """What of the memory of the chosen card is free, and all of it, in bytes; empty on a CPU."""
-    device = choose_device(requested)
-    if device.type != "cuda":
-        return {}
-    free, total = torch.cuda.mem_get_info(device)
-    return {"gpu_free_bytes": free, "gpu_total_bytes": total}
-
-
-def taken_memory(device: torch.device) -> dict[str, int]:
-    """What the loaded model takes of a card's memory, in bytes, without that of chunks; empty on a CPU."""
-    return {"gpu_used_bytes": torch.cuda.memory_allocated(device)} if device.type == "cuda" else {}

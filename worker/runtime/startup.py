@@ -14,7 +14,7 @@ from contextlib import closing
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from producer.errors import ConfigurationError, DeviceLost, PosterError, RedisUnreachable, StoreUnavailable
 from producer.queue.jobs import JobStore
@@ -136,7 +136,8 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     _pin_gpu(settings.gpu)
     from producer.queue.locks import wait_for_card
     from worker.clip_embedder import CLIPEmbedder
-    from worker.model.driver import device_facts, free_memory, taken_memory
+    from worker.model.device import choose_device, memory_bytes
+    from worker.model.driver import device_facts
     from worker.model.weights import find_weights
     from worker.pipeline.pipeline import Pipeline
 
@@ -146,14 +147,17 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     heartbeat.note(root_inode=root.stat().st_ino)
     store = _wait_for_store(settings, heartbeat)
     heartbeat.note(device_setting=settings.device, **device_facts())
-    gpu = _gpu_uuid(settings)
+    chosen = choose_device(settings.device)
+    gpu = _gpu_uuid(chosen)
     if gpu is not None:
         heartbeat.note(card=gpu)
         heartbeat.gpu_lease = wait_for_card(
             job_store, gpu, owner, lambda reason: heartbeat.publish(WAITING, stage="", reason=reason)
         )
     began = time.monotonic()
-    heartbeat.publish(LOADING, stage=WEIGHTS, reason="", **free_memory(settings.device))
+    if room := memory_bytes(chosen):
+        heartbeat.note(gpu_free_bytes=room["free"], gpu_total_bytes=room["total"])
+    heartbeat.publish(LOADING, stage=WEIGHTS, reason="")
     find_weights(settings.model_name, settings.pretrained, quick_gelu=settings.quick_gelu, cache_dir=settings.cache_dir)
     heartbeat.publish(LOADING, stage=MODEL)
     embedder = CLIPEmbedder.from_settings(settings)
@@ -163,7 +167,8 @@ def _load(settings: Settings, owner: str, job_store: JobStore, heartbeat: Heartb
     space, device, precision = embedder.space, embedder.device_name, embedder.precision
     logger.info("ready: %s on %s in %s, space %s, in %.1f s", space.model, device, precision, space.id, seconds)
     logger.info("posters in %s, vectors to %s", root, without_password(settings.store))
-    heartbeat.note(**taken_memory(embedder.device))
+    if room:
+        heartbeat.note(gpu_used_bytes=memory_bytes(embedder.device)["allocated"])  # by the model, without chunks
     made = {"space": space.id, "space_json": space.to_json(), "device": device, "precision": precision}
     kinds = [IMAGE, POSTER, *([TEXT] if settings.text else [])]
     lost = _lost_device(settings, device, str(heartbeat.fields["device_before"]))
@@ -282,11 +287,11 @@ def _wait_for_store(settings: Settings, heartbeat: Heartbeat) -> VectorStore:
         time.sleep(STORE_RETRY_S)
 
 
-def _gpu_uuid(settings: Settings) -> str | None:
-    """UUID of the GPU that this worker will use; None: the CPU, which workers may share."""
-    from worker.model.device import card_of, choose_device
+def _gpu_uuid(device: Any) -> str | None:
+    """UUID of the GPU that this worker will use, a torch.device; None: the CPU, which workers may share."""
+    from worker.model.device import card_of
 
-    return card_of(choose_device(settings.device))
+    return card_of(device)
 
 
 def _pin_gpu(gpu: str | None) -> None:

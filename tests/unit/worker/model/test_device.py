@@ -34,7 +34,7 @@ def test_auto_takes_the_cpu_and_says_why_in_one_line(no_cuda, caplog):
 def test_the_reason_is_the_right_one(no_cuda, monkeypatch, build, hidden, driver, reason):
     """No CUDA build, no driver, no usable card, a hidden card: four different messages."""
     monkeypatch.setattr(torch.version, "cuda", build)
-    monkeypatch.setattr(device, "_has_driver", lambda: driver)
+    monkeypatch.setattr(device, "has_driver", lambda: driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
@@ -139,5 +139,5 @@ def test_gpu_memory_is_limited_on_windows_and_on_request(monkeypatch, platform, 
 
 
 def test_a_cpu_has_no_memory_of_its_own():
-    """Metrics of a card are left out there."""
+    """Metrics of a card are left out there, and so is what the registry entry says of it."""
     assert device.memory_bytes(torch.device("cpu")) == {}

@@ -45,8 +45,3 @@ def test_a_machine_without_a_card_says_so(no_driver):
     assert driver.device_facts()["card_seen"] == ""
     driver.FIRST_CARD.touch()
     assert driver.device_facts()["card_seen"] == "yes"
-
-
-def test_a_cpu_has_no_memory_of_a_card():
-    """Nothing is published then."""
-    assert driver.free_memory("cpu") == driver.taken_memory(torch.device("cpu")) == {}
