@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from producer.errors import BadMessage, DeviceLost, RedisUnreachable, StoreError, UnreadablePoster, WrongVectors
@@ -23,6 +21,7 @@ from producer.requests.codec import DECODED, DECODING, Answer, Refusal, Request,
 from producer.requests.inbox import Inbox, Taken
 from worker.runtime.backoff import Backoff
 from worker.runtime.heartbeat import EX_SOFTWARE, EX_WRONG_VECTORS, Heartbeat, exit_now
+from worker.runtime.request_figures import Durations, Rate
 
 if TYPE_CHECKING:
     from worker.pipeline.protocols import AnsweringEmbedder
@@ -32,22 +31,6 @@ RETRY_S: Final = 1.0  # while Redis is unreachable
 REFUSED_S: Final = 0.05  # between two looks for requests while a full Redis refuses to wait for them
 ORPHANS_S: Final = 5.0  # between two looks for requests that dead workers left
 JOIN_S: Final = 5.0  # for the requests in hand when the worker stops
-RATE_DECAY: Final = 0.8  # weight of the earlier groups: the published rate covers about the last five
-BUCKETS_S: Final = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)  # a caller waits no longer
 logger = logging.getLogger(__name__)
 
 
@@ -224,35 +207,3 @@ class RequestRunner(threading.Thread):
         if self._has_recovered:
             with suppress(RedisUnreachable):  # the next `take` returns them, of this worker or of another
                 self._inbox.give_back()
-
-
-class Durations:
-    """Seconds, counted by the bucket that they fall into. One thread adds, others may read."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one."""
-        self._counts[bisect_left(BUCKETS_S, seconds)] += 1
-        self.sum_s += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Upper bounds, the last of them ``+Inf``, and how many were no longer."""
-        return list(zip([*map(str, BUCKETS_S), "+Inf"], accumulate(self._counts), strict=True))
-
-
-class Rate:
-    """Answers per second while requests wait, of the last few groups."""
-
-    def __init__(self) -> None:
-        self._count = self._seconds = 0.0
-        self._ended = 0.0  # monotonic
-
-    def add(self, count: int, began: float) -> str:
-        """Count a group that was begun then and is answered now; the rate as text, empty while there is none."""
-        now = time.monotonic()
-        self._seconds = RATE_DECAY * self._seconds + now - max(began, self._ended)
-        self._count, self._ended = RATE_DECAY * self._count + count, now
-        return f"{self._count / self._seconds:.1f}" if self._seconds > 0 and self._count else ""

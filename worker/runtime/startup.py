@@ -45,9 +45,8 @@ if TYPE_CHECKING:
     from worker.pipeline.protocols import AnsweringEmbedder
 
 
-WAKING_VARIABLE: Final = (
-    "_POSTERS_WAKING"  # tells the process that loads a model again since when work waits: monotonic
-)
+# Tells the process that loads a model again since when work waits: monotonic.
+WAKING_VARIABLE: Final = "_POSTERS_WAKING"
 REQUEST_LIMIT: Final = 2  # times the limit for decoding an image, in seconds of the wall clock: cores are shared
 STORE_RETRY_S: Final = 1.0  # between two tries of a store that cannot be written for now
 FIRST_NAMES: Final = 5  # of the posters root

@@ -13,7 +13,7 @@ from tests.support.fake_embedder import batch, make, root, write  # noqa: F401 (
 from tests.support.prometheus import Scraped, free_port, scrape
 from worker.runtime import metrics as module
 from worker.runtime.metrics import WorkerMetrics, serve_metrics
-from worker.runtime.request_runner import Durations
+from worker.runtime.request_figures import Durations
 
 GIGABYTE = 2**30
 FIELDS = {"model": "m", "space": "s", "device": "cuda:0", "precision": "fp16", "restarts": 2, "wrong_vectors": 1}
