@@ -153,7 +153,7 @@ def decode(
     if not data:
         raise UnreadablePoster(name, "unreadable", "the file is empty")
     limits = limits or Limits()
-    with _errors_translated(name, data):
+    with errors_translated(name, data):
         pixels = _load_plain_jpeg(data, geometry, limits, budget)
         return _copied(_load_any(data, geometry, limits, budget) if pixels is None else pixels, geometry, out)
 
@@ -297,7 +297,7 @@ def fit(image: Image.Image, geometry: Geometry) -> torch.Tensor:
         UnreadablePoster: its mode cannot be converted to color, or its pixels cannot be loaded.
     """
     name = str(getattr(image, "filename", "") or "the image")
-    with _errors_translated(name, b""), own_pillow_defaults():
+    with errors_translated(name, b""), own_pillow_defaults():
         image.load()
         profile = image.info.get("icc_profile")
         if image.format == "PNG" and not profile and "srgb" not in image.info:
@@ -348,8 +348,8 @@ def orientation_of(image: Image.Image) -> int:
 
 
 @contextmanager
-def _errors_translated(name: str, data: bytes) -> Iterator[None]:
-    """Translate the decoders' exceptions to UnreadablePoster."""
+def errors_translated(name: str, data: bytes) -> Iterator[None]:
+    """Decoders' exceptions in the block as UnreadablePoster, with the name and a reason."""
     try:
         yield
     except UnreadablePoster as error:

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from worker.images.decode import Limits, decode, exif_orientation, open_image
+from producer.errors import UnreadablePoster
+from worker.images.decode import DECODER_ERRORS, Limits, decode, exif_orientation, open_image
 from worker.images.memory_budget import MemoryBudget
 from worker.images.resize import Geometry
 
@@ -37,7 +38,7 @@ def _size(data: bytes, limits: Limits, box: tuple[int, int]) -> Geometry:
             width, height = image.size
             if exif_orientation(image.info.get("exif")) >= 5:
                 width, height = height, width
-    except Exception:  # noqa: BLE001 - whatever is wrong with the file, decode reports it
+    except (UnreadablePoster, *DECODER_ERRORS):  # decode says what is wrong, if it finds it as well
         width, height = box
     scale = min(1.0, box[0] / width, box[1] / height)
     return Geometry(max(1, round(height * scale)), max(1, round(width * scale)), "squash")

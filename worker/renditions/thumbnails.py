@@ -9,7 +9,7 @@ from producer.errors import UnreadablePoster
 from producer.files import read_file
 from producer.host import usable_cores
 from producer.settings import Settings
-from worker.images.decode import Limits, open_image
+from worker.images.decode import Limits, errors_translated, open_image
 from worker.images.memory_budget import shared_budget
 from worker.renditions.bounded import bounded_pixels, encoded
 
@@ -45,10 +45,5 @@ def thumbnails(
 
 def check_header(settings: Settings, data: bytes, name: str) -> None:
     """Raise UnreadablePoster, with the name, for an image whose header says too many pixels, or nothing readable."""
-    try:
-        with open_image(data, Limits.from_settings(settings)):
-            pass
-    except UnreadablePoster as error:
-        raise UnreadablePoster(name, error.word, error.reason) from error
-    except Exception as error:
-        raise UnreadablePoster(name, "unsupported", "its header cannot be read") from error
+    with errors_translated(name, data), open_image(data, Limits.from_settings(settings)):
+        pass
