@@ -96,7 +96,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             return super()._receive_one(subclient)
         except (Empty, *REDIS_ERRORS):
             raise
-        except Exception as error:
+        except Exception as error:  # kombu's parser raises whatever the content provokes
             logger.warning("a malformed remote control message is ignored: %r", error)
             raise Empty from error
 

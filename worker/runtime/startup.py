@@ -91,7 +91,7 @@ def start_runners(owner: str, *, solo: bool) -> Runners | None:
     except PosterError as error:
         logger.critical("this worker cannot start: %s", error)
         _publish_failure(heartbeat, str(error), error, solo=solo)
-    except Exception as error:
+    except Exception as error:  # whatever it is: see above
         reason = f"{type(error).__name__}: {error}"
         logger.exception("this worker cannot start: %s", reason)
         _publish_failure(heartbeat, reason, error, solo=solo)

@@ -142,7 +142,7 @@ class Supervisor(threading.Thread):
                 if not outage_logged:
                     logger.warning("redelivery of lost batches is delayed: %s", error)
                 outage_logged = True
-            except Exception:
+            except Exception:  # a defect: batches in work go on, and a stop must still be noticed
                 logger.exception("redelivery of lost batches failed; it will be retried")
 
     def _is_of_dead_child(self, entry: Announcement) -> bool:
