@@ -21,6 +21,7 @@ from tests.support.installation import Installation, quiet_now
 from tests.support.redis_server import RedisServer
 from tests.support.wait import wait_for
 from worker.runtime import unloading
+from worker.runtime.health import AWAY_S
 from worker.runtime.startup import WAKING_VARIABLE
 from worker.runtime.unloading import IdleUnload
 
@@ -242,6 +243,7 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(idle, monkeypatch):
         WAITING,
         "its model is unloaded, and cannot be loaded: CUDA out of memory",
     )
+    idle.redis.delete("posters:requests")  # its caller has given up, and no other asks a worker that is not ready
     assert idle.step()
     assert idle.child.starts == 1, "after a pause"
     monkeypatch.setattr(unloading, "time", SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() + 60}))
@@ -249,9 +251,26 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(idle, monkeypatch):
     assert idle.child.starts == 2
     idle.child_says()
     assert not idle.step()
-    idle.redis.delete("posters:requests")
     idle.child.running = [4713]
     assert idle.unloaded().state == READY, "the failure is forgotten"
+
+
+def test_posters_that_are_out_of_reach_are_noticed_without_a_model(redis_url, tmp_path, monkeypatch):
+    """After as long as with one; whoever asks must not find out first."""
+    root = tmp_path / "posters"
+    root.mkdir()
+    idle = Idle(redis_url, root=root)
+    assert idle.unloaded().get("fault") == ""
+    root.rename(tmp_path / "away")
+    assert idle.step()
+    assert idle.entry().get("fault") == "", "a hiccup"
+    monkeypatch.setattr(idle.unload._health, "_clock", lambda: time.monotonic() + AWAY_S)
+    assert idle.step()
+    assert idle.entry().get("fault") == f"the posters root is out of reach: No such file or directory: {root}"
+    (tmp_path / "away").rename(root)
+    assert idle.step()
+    assert idle.entry().get("fault") == ""
+    idle.job_store.close()
 
 
 def test_a_card_that_another_worker_took_is_waited_for(idle):

@@ -36,6 +36,7 @@ from producer.requests.inbox import holds_requests
 from producer.settings import Settings
 from worker.broker.child import Child
 from worker.runtime.backoff import Backoff
+from worker.runtime.health import ROOT, Health
 from worker.runtime.startup import WAKING_VARIABLE
 
 END_S: Final = 15.0  # in less a child answers what it has in hand, and closes the store
@@ -69,6 +70,7 @@ class IdleUnload:
         self._entry = Announcement(owner, READY, {})  # the child's last
         self._unloaded_at = 0.0
         self._failure, self._retry_at, self._backoff = "", 0.0, Backoff()
+        self._health = Health()  # of what the child no longer looks at
 
     def step(self, entry: Announcement | None) -> bool:
         """Do what is due; `entry` is the worker's. Returns whether its model is unloaded, or being loaded again."""
@@ -81,7 +83,8 @@ class IdleUnload:
         elif self._stage is Stage.ENDING:
             self._wait_for_end()
         elif self._stage is Stage.UNLOADED:
-            if self._publish() and time.monotonic() >= self._retry_at and self._work_waits():
+            # One that could not be loaded is tried again in any case: nobody asks a worker that is not ready.
+            if self._publish() and time.monotonic() >= self._retry_at and (self._failure or self._work_waits()):
                 self._reload()
         else:
             self._wait_for_model(entry)
@@ -159,6 +162,8 @@ class IdleUnload:
         fields: dict[str, object] = {name: text for name, text in self._entry.fields.items() if name not in dropped}
         fields |= {"pid": os.getpid(), UNLOADED_SINCE: repr(self._unloaded_at), "stage": ""}
         fields["reason"] = f"its model is unloaded, and cannot be loaded: {why}" if why else ""
+        self._health.probe(ROOT, lambda: os.scandir(self._settings.root).close())
+        fields["fault"] = self._health.fault().reason
         if until := self._settings.quiet.until():
             fields[QUIET_UNTIL] = until
         self._registry.publish(self._owner, WAITING if why else READY, fields)
