@@ -77,6 +77,6 @@ def ready(name: str | None, live: bool) -> None:
     for worker in asked:
         notify(f"{worker.name} {why_not_ready(worker)}")
     if not asked:
-        others = ", ".join(worker.name for worker in alive) or "none"
-        notify(f"no worker{f' {name}' if name else ''} is alive (alive: {others}); start it: `{worker_command()}`")
+        others = f" (alive: {', '.join(worker.name for worker in alive)})" if alive else ""
+        notify(f"no worker{f' {name}' if name else ''} is alive{others}; start it: `{worker_command()}`")
     sys.exit(EX_SOME_FAILED)

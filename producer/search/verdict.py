@@ -88,7 +88,8 @@ def judge(
         return Verdict(CERTAIN, f"the same picture: {shown(compared)}", *numbers)
     checked = "" if comparisons is None else f"; none of the {len(comparisons)} pictures compared is the same"
     if calibration is None:
-        reason = f"scores have no thresholds here: run `{program()} calibrate`{checked}"
+        way_out = f"run `{program()} calibrate`{'' if comparisons else ', or compare the pictures (`--check`)'}"
+        reason = f"scores have no thresholds here: {way_out}{checked}"
         return Verdict(NOT_CALIBRATED, reason, *numbers)
     verdict, reason = _by_score(best.score, ahead, calibration)
     if verdict == CERTAIN and comparisons is not None:

@@ -228,7 +228,7 @@ def test_ready_is_for_health_checks(producer, redis_url):
         return done.exit_code, done.stderr
 
     status, said = ready()
-    assert (status, "no worker is alive (alive: none)" in said) == (1, True)
+    assert (status, "no worker is alive; start it: " in said) == (1, True)
     producer.registry.publish("a@h/1/aa", LOADING, {"stage": "weights"})
     assert ready() == (1, "a@h is loading: weights\n")
     producer.registry.publish("b@h/2/bb", READY, {})

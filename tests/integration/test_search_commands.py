@@ -80,7 +80,7 @@ def test_identify_names_the_poster_of_a_picture_from_anywhere(installation, shot
     assert done.returncode == 4, done.stderr
     first, *others = done.stdout.splitlines()
     assert first.startswith("not calibrated: scores have no thresholds here: run `")
-    assert first.endswith("python -m producer calibrate`")
+    assert first.endswith("python -m producer calibrate`, or compare the pictures (`--check`)")
     lines = [line.split() for line in others]
     assert lines[0][0] == "1"
     assert float(lines[0][1]) > 0.99

@@ -4,10 +4,12 @@ import re
 import time
 from importlib.util import find_spec
 
+from producer import Producer
 from producer.embedding import with_space
 from producer.queue.claims import Claims
 from producer.queue.progress import Failure, Outcome
 from producer.queue.workers import LOADING, READY, WorkerRegistry
+from producer.settings import load_settings
 from producer.vectors import open_store
 from tests.support.filled_store import OTHER, SPACE, fill, unit
 from tests.support.ledger_jobs import batch, begin
@@ -18,6 +20,16 @@ def text(answer):
     """What a person reads."""
     assert answer.status_code == 200, answer.text
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.text))
+
+
+def test_now_claims_nothing_that_only_redis_knows(client, monkeypatch):
+    """Without it, there may be jobs and workers all the same."""
+    producer = Producer(load_settings(redis_url="redis://127.0.0.1:1"))
+    monkeypatch.setattr(client.app.state.posters, "producer", producer)
+    shown = text(client.get("/"))
+    assert "127.0.0.1:1" in shown
+    assert "Nothing is known of the jobs. Workers Nothing is known of the workers." in shown
+    producer.close()
 
 
 def test_now_shows_jobs_workers_queues_and_room(client, ledger, redis_url):
