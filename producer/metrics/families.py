@@ -37,7 +37,8 @@ WORKER: Final = (
     Metric(
         "posters_stage_seconds_total",
         "counter",
-        "time of batches in which the `device` worked, or waited: `waiting_for_decode`, `waiting_for_store`",
+        "time of batches in which the `device` worked, or waited: `waiting_for_decode`, `waiting_for_store`; the first "
+        "may overlap with the others",
         ("stage",),
     ),
     Metric("posters_request_device_seconds_total", "counter", "time in which the device worked for requests"),

@@ -50,12 +50,10 @@ def test_a_worker_counts_what_it_did(worker):
     assert count == {"embedded": POSTERS, "reused": 5, "failed": 1}
     assert figures["posters_failures_total", "unreadable"] == 1
     assert figures["posters_images_total",] == POSTERS
-    stages = [
-        figures["posters_stage_seconds_total", "device"],
-        figures["posters_stage_seconds_total", "waiting_for_decode"],
-    ]
-    assert min(stages) > 0
-    assert sum(stages) < figures["posters_batch_seconds_total",] < 60
+    assert figures["posters_stage_seconds_total", "device"] > 0
+    # the device may work on one chunk while the next is waited for, so that their sum may be larger
+    waited = figures["posters_stage_seconds_total", "waiting_for_decode"]
+    assert 0 < waited < figures["posters_batch_seconds_total",] < 60
     assert figures["posters_request_device_seconds_total",] > 0
     assert figures["posters_chunk_size_images",] == figures["posters_chunk_size_limit_images",] == 8
     assert figures["posters_halvings_total",] == 0
