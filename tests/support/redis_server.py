@@ -52,7 +52,11 @@ class RedisServer:
         base += ["--aclfile", str(self.folder / "users.acl")]
         self._command = [program, *base, *options]
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except RuntimeError:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
