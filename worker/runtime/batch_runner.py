@@ -15,7 +15,7 @@ from producer.queue.dead_letters import DeadLetters
 from producer.queue.jobs import JobStore
 from producer.queue.messages import BULK, BatchMessage, EmbedBatch
 from producer.queue.progress import Claim, Failure, Outcome
-from producer.queue.workers import LOADING, READY, WorkerRegistry
+from producer.queue.workers import LOADING, READY, WorkerRegistry, node_of
 from producer.settings import Settings
 from worker.pipeline.timings import Timings
 from worker.runtime.backoff import FIRST_PAUSE_S, Backoff
@@ -181,7 +181,7 @@ class BatchRunner:
             return
         timings, again = self._pipeline.timings, "" if counted else "; it had been counted before"
         about = _fields(batch) | {
-            **{"worker": self._heartbeat.owner.rsplit("/", 2)[0], "posters": len(batch.posters)},
+            **{"worker": node_of(self._heartbeat.owner), "posters": len(batch.posters)},
             **outcome.counts(),
             "seconds": round(seconds, 3),
             "images_per_second": round(outcome.embedded / max(seconds, MIN_BATCH_S), 1),

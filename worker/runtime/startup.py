@@ -29,6 +29,7 @@ from producer.queue.workers import (
     WAITING,
     WEIGHTS,
     WorkerRegistry,
+    node_of,
 )
 from producer.requests.codec import IMAGE, LISTS, POSTER, TEXT
 from producer.requests.inbox import Inbox
@@ -212,17 +213,17 @@ def _start_probes(root: Path, embedder: CLIPEmbedder, store: VectorStore, heartb
 
 def _device_before(settings: Settings, owner: str) -> str:
     """The card that this worker, or the one in whose place it was started, had or has lost; empty: none is known."""
-    name = owner.rsplit("/", 2)[0]
     try:
         with closing(WorkerRegistry(settings.redis_url)) as registry:
-            named = [worker for worker in registry.alive() if worker.name == name]
+            named = [worker for worker in registry.alive() if worker.name == node_of(owner)]
     except RedisUnreachable:
         return ""
     known = [worker for worker in named if worker.get("device") or worker.get("device_before")]
-    for newest in sorted(known, key=lambda worker: float(worker.get("at")), reverse=True)[:1]:
-        device = newest.get("device")
-        return device if device.startswith("cuda") else newest.get("device_before")
-    return ""
+    if not known:
+        return ""
+    newest = max(known, key=lambda worker: float(worker.get("at")))
+    device = newest.get("device")
+    return device if device.startswith("cuda") else newest.get("device_before")
 
 
 def _lost_device(settings: Settings, device: str, before: str) -> str:
